@@ -1,0 +1,48 @@
+"""``ppo-tbptt train | evaluate | enjoy | show``: what a person types, and the exit codes.
+
+0 done, 2 wrong input (one line on standard error), 130 and 143 stopped by SIGINT and SIGTERM with a checkpoint written.
+"""
+
+import sys
+from collections.abc import Callable, Sequence
+from importlib import import_module
+
+from ppo_tbptt.commands.parser import UsageError
+from ppo_tbptt.config import ConfigError
+
+COMMANDS = ("train", "evaluate", "enjoy", "show")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command and return its exit code."""
+    argv = list(sys.argv[1:] if argv is None else argv)
+    if not argv or argv[0] in ("-h", "--help"):
+        print(__doc__)
+        print(f"usage: ppo-tbptt {{{','.join(COMMANDS)}}} ... (each has its own --help)")
+        return 0 if argv else 2
+    if argv[0] not in COMMANDS:
+        print(f"ppo-tbptt: {argv[0]!r} is not a command; use one of {', '.join(COMMANDS)}", file=sys.stderr)
+        return 2
+    try:
+        return _command(argv[0])(argv[1:])
+    except BrokenPipeError:
+        return 0
+    except KeyboardInterrupt:
+        return 130
+    except _wrong_input() as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+
+
+def _command(name: str) -> Callable[[list[str]], int]:
+    """Imported only when it is run, so that ``--help`` and errors don't wait for torch."""
+    return import_module(f"ppo_tbptt.commands.{name}").run
+
+
+def _wrong_input() -> tuple[type[Exception], ...]:
+    from ppo_tbptt.checkpoint import CheckpointError
+    from ppo_tbptt.device import DeviceError
+    from ppo_tbptt.envs import EnvError
+    from ppo_tbptt.run_dir import RunDirError
+
+    return (UsageError, ConfigError, EnvError, CheckpointError, DeviceError, RunDirError)

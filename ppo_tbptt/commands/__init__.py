@@ -1,0 +1,1 @@
+"""The commands of ``ppo-tbptt``, one module each with ``run(argv) -> exit code``."""

@@ -1,0 +1,47 @@
+"""``enjoy``: watch an agent play, in a window or as a video."""
+
+from pathlib import Path
+
+from rich.console import Console
+
+from ppo_tbptt.commands.parser import Parser, UsageError, positive, seed
+from ppo_tbptt.policy import Policy
+from ppo_tbptt.watch import check_suffix, has_screen, record, show_window, write_video
+
+
+def run(argv: list[str]) -> int:
+    parser = Parser("enjoy", "Watch one episode: what the agent sees beside the environment's ground truth.")
+    parser.add_argument("path", type=Path, metavar="RUN_OR_CHECKPOINT", help="a run's folder (its newest checkpoint)")
+    parser.option("--seed", type=seed, default=200_000, help="level seed (default 200000, a held-out one)")
+    parser.option("--video", type=Path, metavar="FILE", help="write a .mp4 or .gif instead of opening a window")
+    parser.option("--greedy", action="store_true", help="take the most probable action instead of sampling")
+    parser.option("--fps", type=positive, default=6, help="frames per second (default 6)")
+    parser.option("--max-steps", type=positive, default=2_000, help="cut longer episodes (default 2000)")
+    parser.option("--device", default="cpu", help="cpu (default), auto, cuda or cuda:N")
+    args = parser.parse_args(argv)
+    video: Path | None = args.video
+    if video is not None:
+        try:
+            check_suffix(video)
+        except ValueError as error:
+            raise UsageError(str(error)) from error
+    policy = Policy.load(args.path, device=args.device)
+    console = Console()
+    recording = record(policy, seed=args.seed, greedy=args.greedy, max_steps=args.max_steps)
+    episode = recording.episode
+    if episode is None:
+        console.print(f"level {args.seed}: cut at {args.max_steps:,} steps")
+    else:
+        measures = "  ".join(f"{name} {value:g}" for name, value in episode.measures.items())
+        console.print(
+            f"level {args.seed}: return {episode.ret:.3f}  length {episode.length}  {measures}", highlight=False
+        )
+    if video is None and has_screen():
+        show_window(recording.frames, args.fps, f"{policy.spec.env_id}, level {args.seed}")
+        return 0
+    if video is None:
+        video = Path(f"{policy.spec.env_id.replace('/', '_').replace(':', '_')}_level_{args.seed}.mp4")
+        console.print("no screen here, so this writes a video")
+    write_video(video, recording.frames, args.fps)
+    console.print(f"video: {video}", highlight=False, soft_wrap=True)
+    return 0

@@ -1,0 +1,60 @@
+"""Command lines: one-line errors, and config fields beside a command's own options."""
+
+import argparse
+from collections.abc import Sequence
+from typing import NoReturn
+
+
+class UsageError(ValueError):
+    """One line: what is wrong with the command line."""
+
+
+class Parser(argparse.ArgumentParser):
+    """Says what is wrong in one line instead of printing the usage."""
+
+    def __init__(self, command: str, description: str, epilog: str = "") -> None:
+        super().__init__(prog=f"ppo-tbptt {command}", description=description, epilog=epilog, allow_abbrev=False)
+        self._arity: dict[str, int] = {"-h": 0, "--help": 0}
+
+    def option(self, name: str, *, help: str, **kwargs: object) -> None:
+        """``add_argument`` for an option with one value, or with none (``action="store_true"``)."""
+        self._arity[name] = 0 if "action" in kwargs else 1
+        self.add_argument(name, help=help, **kwargs)  # type: ignore[arg-type]
+
+    def error(self, message: str) -> NoReturn:
+        raise UsageError(f"{self.prog}: {message} (see --help)")
+
+    def parse_with_overrides(self, argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
+        """The command's own arguments, and the ``--config.field VALUE`` tokens apart from them, in their order.
+
+        ``argparse.parse_known_args`` would take the value of an unknown option for a positional argument.
+        """
+        own: list[str] = []
+        overrides: list[str] = []
+        tokens = list(argv)
+        while tokens:
+            token = tokens.pop(0)
+            name, equals, _ = token.partition("=")
+            is_own = not token.startswith("--") or name in self._arity
+            target = own if is_own else overrides
+            target.append(token)
+            takes_value = self._arity.get(name, 0) if is_own else 1
+            if takes_value and not equals and tokens:
+                target.append(tokens.pop(0))
+        return self.parse_args(own), overrides
+
+
+def positive(text: str) -> int:
+    """An integer of at least 1, for ``type=``."""
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"{value} is too small; must be at least 1")
+    return value
+
+
+def seed(text: str) -> int:
+    """An integer from 0 to 2**31 - 1, for ``type=``."""
+    value = int(text)
+    if not 0 <= value < 2**31:
+        raise argparse.ArgumentTypeError(f"{value} is not a seed; must be from 0 to {2**31 - 1}")
+    return value

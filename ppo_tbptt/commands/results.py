@@ -1,0 +1,84 @@
+"""Evaluations: with a progress line, on the screen and in a file."""
+
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.progress import Progress
+
+from ppo_tbptt.commands.stop import Stop
+from ppo_tbptt.console import measures_table
+from ppo_tbptt.evaluation import Evaluation
+from ppo_tbptt.intervals import Estimate
+
+
+class _Stopped(Exception):
+    """The user asked to stop."""
+
+
+def evaluate_with_progress(
+    play: Callable[..., Evaluation], title: str, stop: Stop, console: Console, total: int | None = None
+) -> Evaluation | None:
+    """Call ``play(progress=...)`` under a progress bar; None where it was stopped by a signal."""
+    with Progress(console=console, transient=True) as bar:
+        task = bar.add_task(title, total=total)
+
+        def progress(finished: int) -> None:
+            bar.update(task, completed=finished)
+            if stop.signal:
+                raise _Stopped
+
+        try:
+            return play(progress=progress)
+        except _Stopped:
+            return None
+
+
+def save_evaluation(
+    path: Path | None, evaluation: Evaluation, checkpoint: Path, env_steps: int, extra: dict[str, Any] | None = None
+) -> dict[str, Any]:
+    """Write the evaluation as JSON (whole or not at all; nowhere for None) and return it as a tree."""
+    tree = {"checkpoint": str(checkpoint), "env_steps": env_steps, **evaluation.to_dict(), **(extra or {})}
+    if path is None:
+        return tree
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary.write_text(json.dumps(tree, indent=1), encoding="utf-8")
+    temporary.replace(path)
+    return tree
+
+
+def print_evaluation(result: dict[str, Any], console: Console) -> None:
+    """A saved evaluation for a person."""
+    seeds = result["seeds"]
+    console.print(
+        f"\n{result['env_id']} after {result['env_steps']:,} steps: {result['episodes']} "
+        f"{'greedy' if result['greedy'] else 'sampled'} episodes on {len(seeds)} held-out level seeds "
+        f"({min(seeds)} to {max(seeds)})",
+        highlight=False,
+        soft_wrap=True,
+    )
+    measures = {
+        name: Estimate(mean=m["mean"], ci95=None if m["ci95"] is None else tuple(m["ci95"]))
+        for name, m in result["measures"].items()
+    }
+    console.print(measures_table(measures))
+    if result["forget_every"] is not None:
+        console.print(f"the recurrent state was wiped every {result['forget_every']} steps", highlight=False)
+    if result["capped"]:
+        console.print(f"{result['capped']} episodes were cut at {result['max_steps']:,} steps")
+
+
+def default_path(checkpoint: Path, evaluation: Evaluation) -> Path | None:
+    """Where an evaluation goes when no file is named: into its run's folder; None for a lone checkpoint."""
+    run = checkpoint.parent.parent
+    if not (run / "config.toml").is_file():
+        return None
+    seeds = evaluation.seeds
+    name = f"{checkpoint.stem}_levels{min(seeds)}-{max(seeds)}x{evaluation.repeats}"
+    name += "_greedy" if evaluation.greedy else f"_sampling{evaluation.sampling_seed}"
+    name += "" if evaluation.forget_every is None else f"_forget{evaluation.forget_every}"
+    return run / "evaluations" / f"{name}.json"

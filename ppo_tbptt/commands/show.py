@@ -1,0 +1,58 @@
+"""``show``: a config with everything filled in, or every field with its type, default and help."""
+
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+from ppo_tbptt.commands.parser import Parser, UsageError
+from ppo_tbptt.config import Config, describe_fields, parse_overrides
+
+
+def run(argv: list[str]) -> int:
+    parser = Parser("show", "Print a config with everything filled in, and the sizes that follow from it.")
+    parser.add_argument("config", nargs="?", type=Path, metavar="CONFIG", help="a TOML file, such as configs/*.toml")
+    parser.option("--defaults", action="store_true", help="every field with its type, default and help")
+    args, rest = parser.parse_with_overrides(argv)
+    console = Console()
+    if args.defaults:
+        _print_defaults(console)
+        return 0
+    if args.config is None:
+        raise UsageError("a CONFIG is needed, such as configs/quickstart.toml (or --defaults)")
+    config = Config.load(args.config, parse_overrides(rest))
+    console.print(config.to_toml(), highlight=False, markup=False, soft_wrap=True)
+    for line in _derived(config):
+        console.print(f"# {line}", highlight=False, markup=False, soft_wrap=True)
+    return 0
+
+
+def _derived(config: Config) -> list[str]:
+    from ppo_tbptt.envs import make_env
+    from ppo_tbptt.models.build import build_agent
+
+    env = make_env(config.env.id, options=config.env.options, max_episode_steps=config.env.max_episode_steps)
+    try:
+        spec = env.spec
+    finally:
+        env.close()
+    agent = build_agent(config, spec)
+    observations = ", ".join(f"{key} {'x'.join(map(str, a.shape))} {a.dtype}" for key, a in spec.obs.items())
+    best = "" if spec.headline_max is None else f" (at most {spec.headline_max:g})"
+    return [
+        f"batch: {config.batch_size:,} steps an iteration, {config.num_iterations:,} iterations",
+        f"updates: up to {config.updates_per_iteration} an iteration, each of about "
+        f"{config.batch_size // config.ppo.num_minibatches:,} steps",
+        f"parameters: {sum(p.numel() for p in agent.parameters()):,}; recurrent state of {agent.core.state_size}",
+        f"observations: {observations}; action branches: {list(spec.action_nvec)}",
+        f"headline measure: {spec.headline}{best}",
+    ]
+
+
+def _print_defaults(console: Console) -> None:
+    table = Table(box=None, padding=(0, 2))
+    for name in ("field", "type", "default", "meaning"):
+        table.add_column(name, overflow="fold")
+    for field in describe_fields():
+        table.add_row(f"[bold]{field.key}[/]", field.type.replace("[", "\\["), str(field.default), field.help)
+    console.print(table, highlight=False)

@@ -1,0 +1,141 @@
+"""``train``: a run from a config, or on from a checkpoint; at its end what was learnt, on held-out level seeds."""
+
+import json
+import sys
+from pathlib import Path
+from time import strftime
+
+import torch
+from rich.console import Console
+
+from ppo_tbptt.commands.parser import Parser, UsageError
+from ppo_tbptt.commands.results import evaluate_with_progress, print_evaluation, save_evaluation
+from ppo_tbptt.commands.stop import Stop
+from ppo_tbptt.config import Config, parse_overrides
+from ppo_tbptt.console import Display
+from ppo_tbptt.run_dir import RunDir
+from ppo_tbptt.trainer import Trainer
+
+
+def run(argv: list[str]) -> int:
+    parser = Parser(
+        "train",
+        "Train an agent, and evaluate it on held-out level seeds at the end.",
+        "Every field of the config can be set: --ppo.learning-rate 1e-4, --core.kind lstm, --env.num-envs 8, "
+        "--seed 3, --total-steps 1e6, --device cpu, ... (ppo-tbptt show --defaults lists them all).",
+    )
+    parser.add_argument("config", nargs="?", type=Path, metavar="CONFIG", help="a TOML file, such as configs/*.toml")
+    parser.option("--run-dir", type=Path, help="folder of the run (default: runs/NAME_DATE-TIME)")
+    parser.option("--resume", type=Path, metavar="RUN", help="go on with this run from its newest checkpoint")
+    parser.option(
+        "--continue",
+        dest="go_on",
+        action="store_true",
+        help="start --run-dir, or go on with it where it is unfinished, or show its result where it is finished",
+    )
+    args, rest = parser.parse_with_overrides(argv)
+    overrides = parse_overrides(rest)
+    console = Console()
+    if args.resume is not None:
+        if args.config is not None or args.run_dir is not None:
+            raise UsageError("--resume takes its config and folder from the run; leave out CONFIG and --run-dir")
+        return _train(lambda: Trainer.resume(args.resume, overrides), console)
+    if args.config is None:
+        raise UsageError("a CONFIG is needed, such as configs/quickstart.toml (or --resume RUN)")
+    config = Config.load(args.config, overrides)
+    run_dir = args.run_dir or Path("runs") / f"{args.config.stem}_{strftime('%Y%m%d-%H%M%S')}"
+    if args.go_on:
+        if (run_dir / "evaluations" / "final.json").is_file():
+            return _show_finished(RunDir.open(run_dir), console)
+        if RunDir(run_dir).periodic():
+            return _train(lambda: Trainer.resume(run_dir, overrides), console)
+        if RunDir(run_dir).config.is_file():
+            _clear_unstarted(RunDir(run_dir))
+    return _train(lambda: Trainer(config, run_dir), console)
+
+
+def _clear_unstarted(run: RunDir) -> None:
+    """A run that was killed before its first checkpoint has nothing to go on from: start it again."""
+    for path in [run.config, run.metrics, *run.path.glob("events.out.tfevents.*")]:
+        path.unlink(missing_ok=True)
+    for folder in (run.checkpoints, run.evaluations):
+        if folder.is_dir():
+            for path in folder.iterdir():
+                path.unlink()
+            folder.rmdir()
+
+
+def _train(make, console: Console) -> int:  # noqa: ANN001
+    with Stop() as stop, make() as trainer:
+        assert trainer.run is not None
+        _print_start(trainer, console)
+        with Display(trainer.config, console) as display:
+            for report in trainer:
+                display.update(report)
+                if stop.signal:
+                    break
+        if stop.signal:
+            path = trainer.save()
+            console.print(f"stopped at {trainer.env_steps:,} steps; checkpoint: {path}", soft_wrap=True)
+            console.print(f"go on with: ppo-tbptt train --resume {trainer.run.path}", soft_wrap=True)
+            return 128 + stop.signal
+        return _finish(trainer, trainer.run, stop, console)
+
+
+def _print_start(trainer: Trainer, console: Console) -> None:
+    config, spec = trainer.config, trainer.envs.spec
+    parameters = sum(p.numel() for p in trainer.agent.parameters())
+    where = "in this process" if not trainer.envs.num_workers else f"in {trainer.envs.num_workers} workers"
+    threads = f", {torch.get_num_threads()} threads" if trainer.device.type == "cpu" else ""
+    console.print(
+        f"{spec.env_id}: {config.env.num_envs} environments {where}; {config.core.kind} agent of {parameters:,} "
+        f"parameters on {trainer.device}{threads}",
+        highlight=False,
+        soft_wrap=True,
+    )
+    console.print(
+        f"{config.num_iterations - trainer.iteration:,} iterations of {config.batch_size:,} steps; "
+        f"run folder: {trainer.run.path if trainer.run else None}",
+        highlight=False,
+        soft_wrap=True,
+    )
+
+
+def _finish(trainer: Trainer, run: RunDir, stop: Stop, console: Console) -> int:
+    """Evaluate the trained agent, with its memory and without, save and print the result."""
+    checkpoint = run.checkpoint(trainer.iteration)
+    evaluation = evaluate_with_progress(trainer.evaluate, "held-out levels", stop, console)
+    forgetful = None
+    if trainer.agent.core.state_size and not stop.signal:
+        forgetful = evaluate_with_progress(
+            lambda **kwargs: trainer.evaluate(forget_every=1, **kwargs), "the same without memory", stop, console
+        )
+    if evaluation is None or (trainer.agent.core.state_size and forgetful is None):
+        console.print(f"stopped before the evaluation was done; go on with: ppo-tbptt train --resume {run.path}")
+        return 128 + stop.signal
+    extra = {"headline_without_memory": None if forgetful is None else forgetful.measures[forgetful.headline].mean}
+    save_evaluation(run.evaluations / "final.json", evaluation, checkpoint, trainer.env_steps, extra)
+    return _show_finished(run, console)
+
+
+def _show_finished(run: RunDir, console: Console) -> int:
+    path = run.evaluations / "final.json"
+    result = json.loads(path.read_text(encoding="utf-8"))
+    print_evaluation(result, console)
+    without = result["headline_without_memory"]
+    if without is not None:
+        console.print(
+            f"with its recurrent state wiped before every step the same agent gets {result['headline']} {without:.3f}",
+            soft_wrap=True,
+        )
+    python = Path(sys.executable)
+    scripts = f"{python if not python.is_relative_to(Path.cwd()) else python.relative_to(Path.cwd())} scripts"
+    interpreter = scripts.removesuffix(" scripts")
+    for title, command in {
+        "curves": f"{interpreter} -m tensorboard.main --logdir {run.path.parent}",
+        "evaluate": f"{scripts}/evaluate.py {run.path}",
+        "watch": f"{scripts}/enjoy.py {run.path} --video episode.mp4",
+        "a MemoryGym task": f"{scripts}/train.py configs/mortar_mayhem_grid.toml",
+    }.items():
+        console.print(f"  {title:<17} {command}", highlight=False, soft_wrap=True)
+    return 0

@@ -1,0 +1,46 @@
+"""Which device to compute on, and the host made ready for it."""
+
+import ctypes
+import sys
+
+import torch
+
+_M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_MAX = -1, -2, -4  # of malloc.h
+
+
+class DeviceError(ValueError):
+    """One line: the device that was asked for is not there."""
+
+
+def prepare_device(name: str) -> torch.device:
+    """The device of that name, ready for use; ``auto`` is CUDA where there is one, else the CPU.
+
+    Raises:
+        DeviceError: CUDA was asked for and is not there, or there are fewer devices.
+    """
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    device = torch.device(name)
+    if device.type == "cuda":
+        count = torch.cuda.device_count()
+        if not torch.cuda.is_available():
+            raise DeviceError(f"device: {name!r}: this machine or this build of torch has no CUDA; use 'cpu' or 'auto'")
+        if device.index is not None and device.index >= count:
+            raise DeviceError(f"device: {name!r}: this machine has {count} CUDA device(s), counted from 0")
+    if device.type == "cpu":
+        _keep_freed_memory()
+    return device
+
+
+def _keep_freed_memory() -> None:
+    """Let glibc's malloc keep what tensors free, for the next ones.
+
+    By default each tensor over 32 MiB is mapped anew and unmapped when freed, and the kernel zeroes its pages every
+    time: on a CPU that costs about as much as the arithmetic of the convolutions. The process keeps its peak instead.
+    """
+    if not sys.platform.startswith("linux"):
+        return
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is not None:
+        for option, value in ((_M_MMAP_MAX, 0), (_M_TRIM_THRESHOLD, 2**31 - 1), (_M_TOP_PAD, 2**26)):
+            mallopt(option, value)

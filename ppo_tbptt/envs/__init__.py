@@ -1,0 +1,23 @@
+"""Environments: one at a time (`make_env`), or N of them over shared memory (`VectorEnv`). Imports no torch."""
+
+from ppo_tbptt.envs.errors import EnvError, WorkerError
+from ppo_tbptt.envs.memory_gym import MEMORY_GYM_IDS
+from ppo_tbptt.envs.seeds import LevelSeeds
+from ppo_tbptt.envs.single import SingleEnv, make_env
+from ppo_tbptt.envs.spec import ArraySpec, EnvSpec, Episode, StepResult
+from ppo_tbptt.envs.vector import VectorEnv, resolve_workers
+
+__all__ = [
+    "MEMORY_GYM_IDS",
+    "ArraySpec",
+    "EnvError",
+    "EnvSpec",
+    "Episode",
+    "LevelSeeds",
+    "SingleEnv",
+    "StepResult",
+    "VectorEnv",
+    "WorkerError",
+    "make_env",
+    "resolve_workers",
+]

@@ -1,0 +1,145 @@
+"""MemoryGym: its ten tasks, what to measure in each, and repairs of what leaks from one episode into the next."""
+
+import importlib
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from types import SimpleNamespace
+from typing import Any
+
+from ppo_tbptt.envs.errors import EnvError
+
+INSTALL = "pip install --no-deps memory-gym==1.0.2"
+
+Measure = Callable[[Any, Mapping[str, Any]], dict[str, float]]
+"""From the bare environment after its last step and that step's info, which lacks "success" where we cut."""
+
+
+def _mortar_mayhem(env: Any, info: Mapping[str, Any]) -> dict[str, float]:
+    # The environment says success, and that all commands were completed, whenever the last command has been judged,
+    # even if the agent stood on the wrong tile. Rewards cannot tell (they are options): the position can.
+    if "success" not in info:
+        return {"success": 0.0, "commands_completed": float(env._current_command / env.num_commands)}
+    success = bool(info["success"]) and tuple(env.normalized_agent_position) == tuple(env._target_pos)
+    completed = (env._current_command - 1 + success) / env.num_commands
+    return {"success": float(success), "commands_completed": float(completed)}
+
+
+def _mystery_path(env: Any, info: Mapping[str, Any]) -> dict[str, float]:
+    return {"success": float(info.get("success", 0)), "num_fails": float(env.num_fails)}
+
+
+def _searing_spotlights(env: Any, info: Mapping[str, Any]) -> dict[str, float]:
+    measures = {"success": float(info.get("success", 0)), "agent_health": _health(env)}
+    if env.num_coins > 0:  # a fraction of no coins is no figure
+        measures["coins_collected"] = float(env.coins_collected / env.num_coins)
+    return measures
+
+
+def _endless_mortar_mayhem(env: Any, info: Mapping[str, Any]) -> dict[str, float]:
+    return {
+        "commands_completed": float(env._total_commands_completed),
+        "max_command_sequence": float(len(env._commands) - 1),
+    }
+
+
+def _endless_mystery_path(env: Any, info: Mapping[str, Any]) -> dict[str, float]:
+    return {
+        "tiles_visited": float(env.tiles_visited),
+        "max_x": float(env.max_x_reached),
+        "num_fails": float(env.num_fails),
+    }
+
+
+def _endless_searing_spotlights(env: Any, info: Mapping[str, Any]) -> dict[str, float]:
+    return {"coins_collected": float(env.coins_collected), "agent_health": _health(env)}
+
+
+def _health(env: Any) -> float:
+    return float(env.current_agent_health / env.agent_health)
+
+
+@dataclass(frozen=True, slots=True)
+class Task:
+    """How a task is judged: the headline measure, its largest value (None: unbounded) and all measures."""
+
+    headline: str
+    headline_max: float | None
+    measure: Measure
+
+
+_MORTAR_MAYHEM = Task("commands_completed", 1.0, _mortar_mayhem)
+_MYSTERY_PATH = Task("success", 1.0, _mystery_path)
+
+TASKS: dict[str, Task] = {
+    "MortarMayhem-v0": _MORTAR_MAYHEM,
+    "MortarMayhem-Grid-v0": _MORTAR_MAYHEM,
+    "MortarMayhemB-v0": _MORTAR_MAYHEM,
+    "MortarMayhemB-Grid-v0": _MORTAR_MAYHEM,
+    "MysteryPath-v0": _MYSTERY_PATH,
+    "MysteryPath-Grid-v0": _MYSTERY_PATH,
+    "SearingSpotlights-v0": Task("success", 1.0, _searing_spotlights),
+    "Endless-MortarMayhem-v0": Task("commands_completed", None, _endless_mortar_mayhem),
+    "Endless-MysteryPath-v0": Task("tiles_visited", None, _endless_mystery_path),
+    "Endless-SearingSpotlights-v0": Task("coins_collected", None, _endless_searing_spotlights),
+}
+
+MEMORY_GYM_IDS: tuple[str, ...] = tuple(TASKS)
+
+
+def import_memory_gym(*, window: bool = False) -> None:
+    """Register MemoryGym's ids, without sound, greeting and, unless `window`, without a screen.
+
+    Raises:
+        EnvError: memory-gym or pygame is not installed.
+    """
+    if not window:
+        os.environ.setdefault("SDL_VIDEODRIVER", "dummy")
+    os.environ.setdefault("SDL_AUDIODRIVER", "dummy")
+    os.environ.setdefault("PYGAME_HIDE_SUPPORT_PROMPT", "1")
+    try:
+        importlib.import_module("memory_gym")
+    except ModuleNotFoundError as error:
+        if error.name == "memory_gym":
+            raise EnvError(f"MemoryGym is not installed; install it with: {INSTALL}") from None
+        raise EnvError(f"MemoryGym needs the module {error.name!r}, which is not installed ({INSTALL})") from None
+
+
+def before_reset(env: Any, options: Mapping[str, Any]) -> None:
+    """Clear what the bare `env` would carry from its last episode into the next, or could not start without.
+
+    * Endless Mortar Mayhem keeps drawing the last episode's sprite until the agent may move again, and every task
+      draws it into the first ground truth frame.
+    * Searing Spotlights draws the last episode's spotlights into the first frame if lights are never dimmed.
+    * Searing Spotlights without an exit draws `env.exit` nonetheless, which then does not exist.
+    """
+    env.rotated_agent_surface, env.rotated_agent_rect = None, None
+    if hasattr(env, "spotlight_surface"):
+        env.spotlight_surface.fill(0)
+    if not options.get("use_exit", True):
+        env.exit = SimpleNamespace(surface=None, rect=None)
+
+
+def shown_command(env: Any, *, first: bool) -> str | None:
+    """The command Mortar Mayhem draws in its first observation (after reset), or in the next one (before a step).
+
+    "" is a pause between two commands, None no command at all.
+    """
+    queue = getattr(env, "_command_visualization_clone" if first else "_command_visualization", None)
+    return queue[0] if queue else None
+
+
+def render(env: Any, shown: str | None) -> Any:
+    """Render the bare `env` with `shown` as Mortar Mayhem's command.
+
+    Left alone the environment takes the command from a second queue: wrong as soon as a step is not rendered, a step
+    early for the later commands of the endless task, and missing in the last frame of a command without a pause.
+    """
+    queue = getattr(env, "_command_visualization", None)
+    if queue is None:
+        return env.render()
+    env._command_visualization = env._command_visualization_clone = [] if shown is None else [shown]
+    try:
+        return env.render()
+    finally:
+        env._command_visualization = queue

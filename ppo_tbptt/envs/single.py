@@ -1,0 +1,176 @@
+"""One environment behind one contract, whatever its observation and action spaces are called."""
+
+import math
+from collections.abc import Mapping
+from typing import Any, SupportsInt
+
+import gymnasium as gym
+import numpy as np
+
+from ppo_tbptt.envs import creation, memory_gym
+from ppo_tbptt.envs.errors import EnvError, WorkerError
+from ppo_tbptt.envs.spec import ArraySpec, EnvSpec, Episode, Observation, action_spec, observation_specs
+
+_NOT_FIGURES = frozenset({"reward", "length", "ground_truth", "episode", "TimeLimit.truncated"})
+
+
+def make_env(
+    env_id: str,
+    *,
+    options: Mapping[str, Any] | None = None,
+    max_episode_steps: int | None = None,
+    render_mode: str | None = None,
+) -> "SingleEnv":
+    """Make one environment.
+
+    Args:
+        env_id: a MemoryGym id, `ppo_tbptt/...`, any id gymnasium knows, or `module:Id` to import `module` first.
+        options: given to every reset; MemoryGym's reset parameters.
+        max_episode_steps: truncate episodes after so many steps, in addition to the environment's own limits.
+        render_mode: None, an own mode of the environment, or `"ground_truth"`: the picture with everything hidden
+            from the agent for MemoryGym (336 x 336), `"rgb_array"` for others that offer it, else nothing.
+
+    Raises:
+        EnvError: no such environment or option, an option's value is refused, or a space is not supported.
+    """
+    if max_episode_steps is not None and max_episode_steps < 1:
+        raise EnvError(f"{env_id}: max_episode_steps must be at least 1, not {max_episode_steps}")
+    return SingleEnv(creation.open_env(env_id, render_mode), env_id, dict(options or {}), max_episode_steps)
+
+
+class SingleEnv:
+    """An environment that is reset with a level seed and acts on i64 arrays. See `make_env`.
+
+    spec: its EnvSpec.
+    """
+
+    spec: EnvSpec
+
+    def __init__(
+        self, env: gym.Env[Any, Any], env_id: str, options: dict[str, Any], max_episode_steps: int | None
+    ) -> None:
+        self._env, self._options, self._limit = env, options, max_episode_steps
+        self._bare: Any = env.unwrapped
+        self._memory_gym = memory_gym.TASKS.get(env_id.rpartition(":")[2])
+        creation.check_options(env_id, env, options)
+        if self._memory_gym:
+            creation.try_options(env_id, self._bare, options)
+        self.spec = self._make_spec(env_id)
+        self._renders = getattr(env, "render_mode", None) is not None
+        self._shown: str | None = None
+        self._seed = self._length = 0
+        self._return = 0.0
+
+    def _make_spec(self, env_id: str) -> EnvSpec:
+        nvec, discrete, self._first_action = action_spec(self._env.action_space, env_id)
+        task = self._memory_gym
+        declared = getattr(self._bare, "headline", ("return", None))
+        headline, maximum = (task.headline, task.headline_max) if task else declared
+        registered = getattr(self._env.spec, "max_episode_steps", None) if self._env.spec else None
+        limits = [limit for limit in (self._limit, registered) if limit is not None]
+        return EnvSpec(
+            env_id=env_id,
+            obs=observation_specs(self._env.observation_space, env_id),
+            action_nvec=nvec,
+            discrete=discrete,
+            headline=headline,
+            headline_max=maximum,
+            max_episode_steps=min(limits, default=None),
+        )
+
+    def reset(self, seed: SupportsInt) -> Observation:
+        """Begin an episode of the level `seed` and return its first observation (arrays of the caller's own)."""
+        self._seed, self._length, self._return = int(seed), 0, 0.0
+        if self._memory_gym:
+            memory_gym.before_reset(self._bare, self._options)
+        obs, _ = self._env.reset(seed=self._seed, options=dict(self._options) if self._options else None)
+        if self._memory_gym:
+            if getattr(self._bare, "num_coins", None) == 0:
+                # Searing Spotlights will divide by the number of coins: a numpy NaN neither raises then, nor warns.
+                self._bare.coins_collected = np.float64("nan")
+            if self._renders:
+                self._shown = memory_gym.shown_command(self._bare, first=True)
+        return self._read(obs)
+
+    def step(self, action: np.ndarray) -> tuple[Observation, float, bool, bool, Episode | None]:
+        """Act: `action` is i64 [A], each branch counting from 0.
+
+        Returns observation (arrays of the caller's own), reward, terminated, truncated, and the episode if it ended.
+
+        Raises:
+            WorkerError: reward or observation are not finite, or the observation is not what its space says.
+            Exception: whatever the environment raises.
+        """
+        if self._renders and self._memory_gym:
+            self._shown = memory_gym.shown_command(self._bare, first=False)
+        choice = action + self._first_action  # a fresh array: Searing Spotlights keeps and later reads it
+        obs, reward, terminated, truncated, info = self._env.step(int(choice[0]) if self.spec.discrete else choice)
+        self._length += 1
+        reward, terminated = float(reward), bool(terminated)
+        if not math.isfinite(reward):
+            raise WorkerError(f"{self.where()}: the reward is {reward}")
+        self._return += reward
+        truncated = not terminated and (bool(truncated) or self._length == self._limit)
+        episode = self._episode(terminated, info) if terminated or truncated else None
+        return self._read(obs), reward, terminated, truncated, episode
+
+    def render(self) -> np.ndarray | None:
+        """The picture u8 [height, width, 3] of the present state, None without a render mode.
+
+        Environments of MemoryGym in one process share one screen: with an own mode other than ground truth, render
+        before any other of them acts.
+        """
+        if not self._renders:
+            return None
+        frame: Any = memory_gym.render(self._bare, self._shown) if self._memory_gym else self._env.render()
+        return np.array(frame) if isinstance(frame, np.ndarray) else None
+
+    def close(self) -> None:
+        """Free the environment. MemoryGym's own close would shut pygame down for all others of the process."""
+        if not self._memory_gym:
+            self._env.close()
+        elif self._bare.debug_window is not None:
+            self._bare.debug_window.destroy()
+            self._bare.debug_window = None
+
+    def where(self) -> str:
+        """Id, level seed and number of steps so far, for messages."""
+        return f"{self.spec.env_id}, level seed {self._seed}, step {self._length}"
+
+    def _read(self, obs: Any) -> Observation:
+        values = obs if isinstance(obs, Mapping) else {"obs": obs}
+        return {key: self._array(key, values[key], array) for key, array in self.spec.obs.items()}
+
+    def _array(self, key: str, value: Any, expected: ArraySpec) -> np.ndarray:
+        value = np.asarray(value)
+        image = expected.dtype == "uint8"
+        if value.shape != expected.shape or (image and value.dtype != np.uint8):
+            found = f"{value.dtype} of shape {value.shape}"
+            raise WorkerError(f"{self.where()}: observation {key!r} is {found}, its space says {expected}")
+        if image:
+            return value.copy()
+        with np.errstate(over="ignore"):
+            vector = value.astype(np.float32)
+        if not np.isfinite(vector).all():
+            raise WorkerError(f"{self.where()}: observation {key!r} is not finite in float32: {vector}")
+        return vector
+
+    def _episode(self, terminated: bool, info: Mapping[str, Any]) -> Episode:
+        figures = {key: _figure(value) for key, value in info.items() if key not in _NOT_FIGURES}
+        env = {key: value for key, value in figures.items() if value is not None}
+        if self._memory_gym:
+            measures = self._memory_gym.measure(self._bare, info if terminated else {})
+        else:
+            success = env.get("success", env.get("is_success"))
+            if success is None and self.spec.headline == "success":
+                success = 0.0
+            measures = {} if success is None else {"success": success}
+        return Episode(-1, self._seed, self._return, self._length, terminated, measures, env)
+
+
+def _figure(value: Any) -> float | None:
+    """`value` as a float if it is one finite number, else None."""
+    if isinstance(value, bool | int | float | np.bool_ | np.number) and not isinstance(value, np.complexfloating):
+        number = float(value)
+        return number if math.isfinite(number) else None
+    return None

@@ -1,0 +1,143 @@
+"""Toy environments whose right answers are known, registered with gymnasium as `ppo_tbptt/<Name>-v0`.
+
+A memory task, probes whose values are known in closed form (here), and environments that make tests of the
+machinery possible (`toy_fixtures`).
+"""
+
+from typing import Any, ClassVar
+
+import gymnasium as gym
+import numpy as np
+
+from ppo_tbptt.envs.toy_base import ToyEnv, vector, vector_box
+
+Step = tuple[Any, float, bool, bool, dict[str, Any]]
+
+
+class PocMemory(ToyEnv):
+    """Remember which end of a line is the right one.
+
+    The agent starts in the middle of [-1, 1]. Goals +1 and -1 lie at the ends, at random: the right one has +1.
+    Observation `[goal on the left, position, goal on the right]`; both goals read 0 once `num_show_steps`
+    observations have shown them, and until then the agent cannot move, so that its position cannot remember for it.
+    Actions: 0 left, 1 right, by `step_size`. Reward: -0.1 per step, but at an end +1 or -1, which terminates.
+    Truncated after `num_show_steps` and four times the steps to an end.
+
+    Without memory the decision in the middle is the same whatever was shown: success 0.5 at best, return
+    -0.1 (length - 1) on average. With memory: success 1.0, return 1 - 0.1 (length - 1), where
+    length = num_show_steps + 1 / step_size (0.4 by default).
+    """
+
+    default_reset_parameters: ClassVar[dict[str, Any]] = {"num_show_steps": 2, "step_size": 0.2}
+    minimum = 0.01
+    headline = ("success", 1.0)
+    observation_space = vector_box(3)
+    action_space = gym.spaces.Discrete(2)
+
+    def begin(self, seed: int | None) -> None:
+        self.right_end = 1 - 2 * int(self.np_random.integers(2))
+        self.cell = 0
+        self.cells = max(1, round(1 / self.options["step_size"]))
+
+    def observe(self) -> np.ndarray:
+        shown = self.right_end if self.t < self.options["num_show_steps"] else 0
+        return vector(-shown, self.cell / self.cells, shown)
+
+    def step(self, action: Any) -> Step:
+        if self.t >= self.options["num_show_steps"]:
+            self.cell += 1 if action == 1 else -1
+        self.t += 1
+        terminated = abs(self.cell) == self.cells
+        success = terminated and self.cell == self.right_end * self.cells
+        reward = (1.0 if success else -1.0) if terminated else -0.1
+        truncated = not terminated and self.t >= self.options["num_show_steps"] + 4 * self.cells
+        info = {"success": float(success)} if terminated or truncated else {}
+        return self.observe(), reward, terminated, truncated, info
+
+
+class ProbeConstant(ToyEnv):
+    """One step, observation 0, reward 1 whatever is done: V(0) = 1."""
+
+    observation_space = vector_box(1)
+    action_space = gym.spaces.Discrete(2)
+
+    def observe(self) -> np.ndarray:
+        return vector(0.0)
+
+    def step(self, action: Any) -> Step:
+        return self.observe(), 1.0, True, False, {}
+
+
+class ProbeObservation(ToyEnv):
+    """One step, observation +1 or -1 at random, reward equal to it: V(obs) = obs."""
+
+    observation_space = vector_box(1)
+    action_space = gym.spaces.Discrete(2)
+
+    def begin(self, seed: int | None) -> None:
+        self.sign = 1 - 2 * int(self.np_random.integers(2))
+
+    def observe(self) -> np.ndarray:
+        return vector(self.sign)
+
+    def step(self, action: Any) -> Step:
+        return self.observe(), float(self.sign), True, False, {}
+
+
+class ProbeDiscount(ToyEnv):
+    """Two steps, observations 0 then 1, rewards 0 then 1: V(0) = gamma, V(1) = 1."""
+
+    observation_space = vector_box(1)
+    action_space = gym.spaces.Discrete(2)
+
+    def observe(self) -> np.ndarray:
+        return vector(self.t)
+
+    def step(self, action: Any) -> Step:
+        self.t += 1
+        return self.observe(), float(self.t == 2), self.t == 2, False, {}
+
+
+class ProbeAction(ToyEnv):
+    """One step, observation 0, reward +1 for action 1 and -1 for action 0: a greedy policy takes 1, then V(0) = 1."""
+
+    headline = ("success", 1.0)
+    observation_space = vector_box(1)
+    action_space = gym.spaces.Discrete(2)
+
+    def observe(self) -> np.ndarray:
+        return vector(0.0)
+
+    def step(self, action: Any) -> Step:
+        return self.observe(), 1.0 if action == 1 else -1.0, True, False, {"success": float(action == 1)}
+
+
+class ProbeActionObservation(ProbeObservation):
+    """One step, observation +1 or -1 at random, reward +1 for action 1 at +1 and 0 at -1, else -1: V(obs) = 1 then."""
+
+    headline = ("success", 1.0)
+
+    def step(self, action: Any) -> Step:
+        right = (action == 1) == (self.sign == 1)
+        return self.observe(), 1.0 if right else -1.0, True, False, {"success": float(right)}
+
+
+_ENTRIES = {
+    "PocMemory": "toy",
+    "ProbeConstant": "toy",
+    "ProbeObservation": "toy",
+    "ProbeDiscount": "toy",
+    "ProbeAction": "toy",
+    "ProbeActionObservation": "toy",
+    "Truncate": "toy_fixtures",
+    "Tracer": "toy_fixtures",
+    "ImageToy": "toy_fixtures",
+    "DictToy": "toy_fixtures",
+    "Faulty": "toy_fixtures",
+}
+
+TOY_IDS: tuple[str, ...] = tuple(f"ppo_tbptt/{name}-v0" for name in _ENTRIES)
+
+for _name, _module in _ENTRIES.items():
+    if f"ppo_tbptt/{_name}-v0" not in gym.registry:
+        gym.register(id=f"ppo_tbptt/{_name}-v0", entry_point=f"ppo_tbptt.envs.{_module}:{_name}")

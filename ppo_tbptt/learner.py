@@ -1,0 +1,128 @@
+"""The update: epochs over minibatches of whole sequences."""
+
+from dataclasses import dataclass, fields
+
+import torch
+from torch import Tensor, nn
+
+from ppo_tbptt.config import PPOConfig, Schedule
+from ppo_tbptt.loss import normalize, ppo_loss
+from ppo_tbptt.models import Agent
+from ppo_tbptt.models.heads import log_prob_and_entropy
+from ppo_tbptt.schedules import schedule_value
+from ppo_tbptt.sequences import cut, gather, padding_fraction, split
+from ppo_tbptt.types import LossStats, Minibatch, Rollout, Targets
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class UpdateStats:
+    """Figures of one update. The loss figures are means over all steps of all minibatches."""
+
+    loss: dict[str, float]
+    """By field of :class:`~ppo_tbptt.types.LossStats`, and ``grad_norm`` (before clipping, mean over updates)."""
+    learning_rate: float
+    entropy_coef: float
+    clip_range: float
+    num_updates: int
+    num_sequences: int
+    mean_length: float
+    padding_fraction: float
+
+
+class Learner:
+    """Owns the optimiser and the order of the minibatches.
+
+    ``generator`` (on the CPU) draws the permutations; ``total_steps`` is where schedules without a span of their own
+    end.
+    """
+
+    def __init__(self, agent: Agent, config: PPOConfig, *, total_steps: int, generator: torch.Generator) -> None:
+        self.agent = agent
+        self.config = config
+        self.total_steps = total_steps
+        self.generator = generator
+        self.optimizer = torch.optim.AdamW(
+            agent.parameters(), lr=config.learning_rate.initial, weight_decay=config.weight_decay
+        )
+
+    def scheduled(self, schedule: Schedule, env_steps: int) -> float:
+        """The schedule's value after ``env_steps``."""
+        final = schedule.initial if schedule.final is None else schedule.final
+        over = self.total_steps if schedule.over_steps is None else schedule.over_steps
+        return schedule_value(schedule.initial, final, schedule.power, over, env_steps)
+
+    def loss(self, batch: Minibatch, *, clip_range: float, entropy_coef: float) -> LossStats:
+        """The loss of one minibatch with the current weights."""
+        config = self.config
+        logits, value = self.agent.unroll(batch.obs, batch.state, batch.mask)
+        log_prob, entropy = log_prob_and_entropy(logits, batch.action, self.agent.action_nvec)
+        return ppo_loss(
+            log_prob=log_prob,
+            entropy=entropy,
+            value=value,
+            old_log_prob=batch.log_prob,
+            old_value=batch.value,
+            advantage=normalize(batch.advantage) if config.normalize_advantage else batch.advantage,
+            ret=batch.ret,
+            clip_range=clip_range,
+            value_coef=config.value_coef,
+            entropy_coef=entropy_coef,
+            ratio=config.ratio,
+            clip_value_loss=config.clip_value_loss,
+        )
+
+    def update(self, rollout: Rollout, targets: Targets, env_steps: int) -> UpdateStats:
+        """Train on one rollout; ``env_steps`` were done before it. Waits for the device once, at the end.
+
+        With ``target_kl`` set the epochs stop early, after the first one whose mean ``approx_kl`` exceeds it; that
+        costs one more wait per epoch.
+        """
+        config = self.config
+        learning_rate = self.scheduled(config.learning_rate, env_steps)
+        entropy_coef = self.scheduled(config.entropy_coef, env_steps)
+        clip_range = self.scheduled(config.clip_range, env_steps)
+        for group in self.optimizer.param_groups:
+            group["lr"] = learning_rate
+
+        self.agent.train()
+        sequences = cut(rollout.start, config.sequence_length)
+        lengths = sequences.lengths
+        names = [f.name for f in fields(LossStats)]
+        sums: list[Tensor] = []  # [loss stats..., grad norm] x weight, one per update
+        weights: list[float] = []
+        padding: list[float] = []
+        for _ in range(config.num_epochs):
+            groups = split(lengths, config.num_minibatches, self.generator)
+            padding.append(padding_fraction(sequences, groups))
+            epoch_start = len(sums)
+            for ids in groups:
+                batch = gather(rollout, targets, sequences, ids)
+                stats = self.loss(batch, clip_range=clip_range, entropy_coef=entropy_coef)
+                self.optimizer.zero_grad(set_to_none=True)
+                stats.loss.backward()
+                norm = nn.utils.clip_grad_norm_(self.agent.parameters(), config.max_grad_norm)
+                self.optimizer.step()
+                sums.append(torch.stack([*(getattr(stats, name).detach() for name in names), norm]))
+                weights.append(float(len(batch.value)))
+            if config.target_kl is not None:
+                kl = _mean(sums[epoch_start:], weights[epoch_start:])[names.index("approx_kl")]
+                if float(kl) > config.target_kl:
+                    break
+
+        means = _mean(sums, weights).tolist()
+        return UpdateStats(
+            loss=dict(zip([*names, "grad_norm"], means, strict=True)),
+            learning_rate=learning_rate,
+            entropy_coef=entropy_coef,
+            clip_range=clip_range,
+            num_updates=len(sums),
+            num_sequences=len(lengths),
+            mean_length=float(lengths.float().mean()),
+            padding_fraction=sum(padding) / len(padding),
+        )
+
+
+def _mean(rows: list[Tensor], weights: list[float]) -> Tensor:
+    stacked = torch.stack(rows)
+    weight = torch.tensor(weights, device=stacked.device)
+    return (stacked * weight[:, None]).sum(0) / weight.sum()

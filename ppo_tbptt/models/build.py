@@ -1,0 +1,25 @@
+"""An agent from a config and an environment's spec."""
+
+from ppo_tbptt.config import Config, ConfigError
+from ppo_tbptt.envs import EnvSpec
+from ppo_tbptt.models.agent import Agent
+
+
+def build_agent(config: Config, spec: EnvSpec) -> Agent:
+    """Raises:
+    ConfigError: a network that does not fit the environment.
+    """
+    try:
+        return Agent(
+            {key: array.shape for key, array in spec.obs.items()},
+            spec.action_nvec,
+            core=config.core.kind,
+            core_hidden_size=config.core.hidden_size,
+            num_layers=config.core.num_layers,
+            dropout=config.core.dropout,
+            hidden_size=config.model.hidden_size,
+            cnn_channels=config.model.cnn_channels,
+            vector_hidden_sizes=config.model.vector_hidden_sizes,
+        )
+    except ValueError as error:
+        raise ConfigError(f"env.id: {spec.env_id!r}: {error}") from error

@@ -1,0 +1,85 @@
+"""From observations to features. The division of frames by 255 lives here and nowhere else."""
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from jaxtyping import Float, UInt8
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from ppo_tbptt.models.init import orthogonal_
+from ppo_tbptt.types import Obs
+
+
+class NatureCNN(nn.Module):
+    """The convolutions of Mnih et al. 2015 on u8 frames ``[M, X, Y, C]``, without the dense layer after them.
+
+    Frames stay channels-last: ``permute`` gives the convolutions the NHWC memory that they want, so no copy is made
+    for layout, and the flattened features are in ``(x, y, channel)`` order.
+    """
+
+    KERNELS = ((8, 4), (4, 2), (3, 1))
+
+    def __init__(self, shape: tuple[int, int, int], channels: tuple[int, int, int]) -> None:
+        super().__init__()
+        x, y, in_channels = shape
+        layers: list[nn.Module] = []
+        for out_channels, (kernel, stride) in zip(channels, self.KERNELS, strict=True):
+            layers += [orthogonal_(nn.Conv2d(in_channels, out_channels, kernel, stride), 2**0.5), nn.ReLU()]
+            x, y = ((size - kernel) // stride + 1 for size in (x, y))
+            in_channels = out_channels
+        if x < 1 or y < 1:
+            raise ValueError(f"frames of {shape[0]}x{shape[1]} are too small for the CNN, which needs at least 36x36")
+        first, *rest = layers
+        assert isinstance(first, nn.Conv2d)
+        self.first = first
+        self.rest = nn.Sequential(*rest)
+        self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.output_size = x * y * in_channels
+
+    def forward(self, frames: UInt8[Tensor, "M X Y C"]) -> Float[Tensor, "M F"]:
+        first = self.first
+        # Dividing the few weights by 255 instead of the many pixels saves a pass over the largest tensor there is.
+        x = F.conv2d(frames.permute(0, 3, 1, 2).float(), first.weight / 255, first.bias, first.stride)
+        return self.rest(x).permute(0, 2, 3, 1).flatten(1)
+
+
+class MLP(nn.Module):
+    """Dense layers with ReLU on a vector observation; no sizes at all make it the identity."""
+
+    def __init__(self, size: int, hidden_sizes: Sequence[int]) -> None:
+        super().__init__()
+        layers: list[nn.Module] = []
+        for hidden in hidden_sizes:
+            layers += [orthogonal_(nn.Linear(size, hidden), 2**0.5), nn.ReLU()]
+            size = hidden
+        self.layers = nn.Sequential(*layers)
+        self.output_size = size
+
+    def forward(self, x: Float[Tensor, "M I"]) -> Float[Tensor, "M F"]:
+        return self.layers(x)
+
+
+class Encoder(nn.Module):
+    """One encoder for each observation (CNN for rank 3, MLP for rank 1), their features concatenated in key order."""
+
+    def __init__(
+        self,
+        obs_shapes: Mapping[str, tuple[int, ...]],
+        *,
+        cnn_channels: tuple[int, int, int],
+        vector_hidden_sizes: Sequence[int],
+    ) -> None:
+        super().__init__()
+        parts: dict[str, NatureCNN | MLP] = {}
+        for key, shape in obs_shapes.items():
+            if len(shape) == 3:
+                parts[key] = NatureCNN((shape[0], shape[1], shape[2]), cnn_channels)
+            else:
+                parts[key] = MLP(shape[0], vector_hidden_sizes)
+        self.parts = nn.ModuleDict(parts)
+        self.output_size = sum(part.output_size for part in parts.values())
+
+    def forward(self, obs: Obs) -> Float[Tensor, "M F"]:
+        features = [part(obs[key]) for key, part in self.parts.items()]
+        return features[0] if len(features) == 1 else torch.cat(features, 1)

@@ -1,0 +1,325 @@
+"""The outer loop: collect, compute targets, update, report."""
+
+from collections import deque
+from collections.abc import Iterator
+from importlib.metadata import version
+from pathlib import Path
+from time import perf_counter
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+import torch
+
+from ppo_tbptt.advantages import gae
+from ppo_tbptt.checkpoint import CheckpointError, load_checkpoint, save_checkpoint
+from ppo_tbptt.config import Config
+from ppo_tbptt.device import prepare_device
+from ppo_tbptt.envs import Episode, LevelSeeds, VectorEnv
+from ppo_tbptt.evaluation import Evaluation, evaluate
+from ppo_tbptt.learner import Learner, UpdateStats
+from ppo_tbptt.metrics import MetricsWriter, Report
+from ppo_tbptt.models.build import build_agent
+from ppo_tbptt.rollout import Collected, begin, collect
+from ppo_tbptt.run_dir import RunDir
+from ppo_tbptt.types import Rollout, Targets, empty_rollout
+
+
+class Trainer(Iterator[Report]):
+    """Trains an agent; iterate over it for one :class:`Report` per iteration.
+
+        with Trainer(Config.load("configs/quickstart.toml")) as trainer:
+            for report in trainer:
+                print(report.env_steps, report.scalars.get("episode/return"))
+
+    Args:
+        config: what to train.
+        run_dir: folder for checkpoints, metrics and TensorBoard; None writes nothing.
+        restore: a checkpoint's tree to go on from (see :meth:`resume`).
+
+    Raises:
+        ConfigError, EnvError, DeviceError: something in the config does not fit the environment or the machine.
+        RunDirError: ``run_dir`` exists.
+    """
+
+    def __init__(
+        self, config: Config, run_dir: str | Path | None = None, *, restore: dict[str, Any] | None = None
+    ) -> None:
+        self.config = config
+        self.device = prepare_device(config.device)
+        torch.manual_seed(config.seed)
+        env = config.env
+        self.envs = VectorEnv(
+            env.id,
+            num_envs=env.num_envs,
+            num_workers=env.num_workers,
+            options=env.options,
+            max_episode_steps=env.max_episode_steps,
+        )
+        try:
+            self._build(run_dir, restore)
+        except BaseException:
+            self.envs.close()
+            raise
+
+    def _build(self, run_dir: str | Path | None, restore: dict[str, Any] | None) -> None:
+        config, spec = self.config, self.envs.spec
+        self.agent = build_agent(config, spec).to(self.device)
+        self.noise_generator = torch.Generator().manual_seed(config.seed)
+        self.permutation_generator = torch.Generator().manual_seed(config.seed + 1)
+        self.learner = Learner(
+            self.agent, config.ppo, total_steps=config.total_steps, generator=self.permutation_generator
+        )
+        self.seeds = LevelSeeds(config.seed, config.env.num_envs, config.env.first_seed, config.env.num_seeds)
+        self.iteration = 0
+        self.env_steps = 0
+        self.best: float | None = None
+        self._recent: deque[float] = deque(maxlen=100)  # headline measure of the last training episodes
+        self._storage = self._empty_storage()
+        if restore is not None:
+            self._load_state(restore)
+        self.run: RunDir | None = None
+        self._writer: MetricsWriter | None = None
+        if run_dir is not None:
+            self._open_run(Path(run_dir), resumed=restore is not None)
+        self._carry = begin(self.envs, self.seeds, self.agent)
+
+    def _empty_storage(self) -> Rollout:
+        spec = self.envs.spec
+        return empty_rollout(
+            {key: (array.shape, getattr(torch, array.dtype)) for key, array in spec.obs.items()},
+            num_steps=self.config.ppo.rollout_steps,
+            num_envs=self.config.env.num_envs,
+            num_branches=len(spec.action_nvec),
+            state_size=self.agent.core.state_size,
+            device=self.device,
+        )
+
+    def _open_run(self, path: Path, *, resumed: bool) -> None:
+        self.run = RunDir.open(path) if resumed else RunDir.create(path)
+        self.run.config.write_text(self.config.to_toml(), encoding="utf-8")
+        self._writer = MetricsWriter(path, resume_from=self.iteration if resumed else None)
+        self._writer.text("config", self.config.to_toml(), self.env_steps)
+
+    @classmethod
+    def resume(cls, run_dir: str | Path, overrides: dict[str, Any] | None = None) -> "Trainer":
+        """Go on with the run in ``run_dir`` from its newest checkpoint.
+
+        The saved config holds, with ``overrides`` (dotted keys) over it. Model, optimiser, schedules, counters and
+        generators go on; the environments begin new episodes.
+
+        Raises:
+            RunDirError, CheckpointError, ConfigError: nothing to go on with, or overrides that don't fit it.
+        """
+        run = RunDir.open(Path(run_dir))
+        config = Config.load(run.config, overrides)
+        return cls(config, run_dir, restore=load_checkpoint(run.newest()))
+
+    # --- one iteration ---------------------------------------------------------------------------------------------
+
+    def __next__(self) -> Report:
+        config = self.config
+        if self.iteration >= config.num_iterations:
+            raise StopIteration
+        began = perf_counter()
+        noise = torch.rand(
+            config.ppo.rollout_steps,
+            config.env.num_envs,
+            len(self.agent.action_nvec),
+            generator=self.noise_generator,
+        )
+        collected = collect(self.envs, self.seeds, self.agent, self._carry, self._storage, noise)
+        self._carry = collected.carry
+        learning = perf_counter()
+        targets = self._targets(collected.rollout)
+        stats = self.learner.update(collected.rollout, targets, self.env_steps)
+        ended = perf_counter()
+        self.iteration += 1
+        self.env_steps += config.batch_size
+
+        scalars = {
+            **_episode_scalars(collected.episodes),
+            **_update_scalars(stats),
+            **_explained_variance(collected.rollout, targets),
+            **_time_scalars(config.batch_size, began, learning, ended, collected),
+        }
+        scalars.update(self._evaluate_when_due(collected.episodes))
+        report = Report(iteration=self.iteration, env_steps=self.env_steps, scalars=scalars)
+        if self._writer is not None:
+            self._writer.write(report)
+        self._checkpoint_when_due()
+        return report
+
+    def _targets(self, rollout: Rollout) -> Targets:
+        ppo = self.config.ppo
+        advantage = gae(
+            rollout.reward,
+            rollout.value,
+            rollout.next_value,
+            rollout.terminated | rollout.truncated,
+            gamma=ppo.gamma,
+            gae_lambda=ppo.gae_lambda,
+        )
+        return Targets(advantage=advantage, ret=advantage + rollout.value)
+
+    # --- held-out evaluation and the best checkpoint ----------------------------------------------------------------
+
+    def evaluate(self, **kwargs: Any) -> Evaluation:
+        """Play the config's held-out level seeds with the current agent; ``kwargs`` as of ``evaluate``."""
+        train = self.config.train
+        first = train.eval_first_seed
+        defaults: dict[str, Any] = {
+            "seeds": range(first, first + train.eval_num_seeds),
+            "repeats": train.eval_repeats,
+            "greedy": train.eval_greedy,
+            "max_steps": train.eval_max_steps,
+            "num_workers": self.config.env.num_workers,
+        }
+        return evaluate(self.agent, self.config.env, **{**defaults, **kwargs})
+
+    def _evaluate_when_due(self, episodes: list[Episode]) -> dict[str, float]:
+        headline = self.envs.spec.headline
+        self._recent.extend(_headline(episode, headline) for episode in episodes)
+        every = self.config.train.eval_every
+        if not every or self.iteration % every:
+            return {}
+        began = perf_counter()
+        evaluation = self.evaluate()
+        self._save_best(evaluation.measures[headline].mean)
+        scalars = {f"eval/{name}": e.mean for name, e in evaluation.measures.items()}
+        return {**scalars, "time/evaluation_seconds": perf_counter() - began}
+
+    def _save_best(self, score: float) -> None:
+        if self.run is not None and (self.best is None or score > self.best):
+            self.best = score
+            save_checkpoint(self.run.best, self.state_dict())
+
+    # --- checkpoints ------------------------------------------------------------------------------------------------
+
+    def _checkpoint_when_due(self) -> None:
+        if self.run is None:
+            return
+        train = self.config.train
+        if self.iteration % train.checkpoint_every == 0 or self.iteration >= self.config.num_iterations:
+            if not train.eval_every and len(self._recent) == self._recent.maxlen:
+                self._save_best(float(np.mean(self._recent)))
+            self.save()
+
+    def save(self) -> Path | None:
+        """Write a checkpoint now and delete those that retention no longer keeps; None without a run folder."""
+        if self.run is None:
+            return None
+        path = self.run.checkpoint(self.iteration)
+        if not path.exists():
+            save_checkpoint(path, self.state_dict())
+            self.run.prune(self.config.train.keep_checkpoints)
+        return path
+
+    def state_dict(self) -> dict[str, Any]:
+        """All that a resumed run needs, as plain tensors, numbers and strings."""
+        return {
+            "version": version("ppo-tbptt"),
+            "config": self.config.to_dict(),
+            "spec": self.envs.spec.to_json(),
+            "iteration": self.iteration,
+            "env_steps": self.env_steps,
+            "best": self.best,
+            "recent": list(self._recent),
+            "agent": self.agent.state_dict(),
+            "optimizer": self.learner.optimizer.state_dict(),
+            "level_seeds": self.seeds.state(),
+            "generators": {
+                "torch": torch.get_rng_state(),
+                "noise": self.noise_generator.get_state(),
+                "permutation": self.permutation_generator.get_state(),
+            },
+        }
+
+    def _load_state(self, tree: dict[str, Any]) -> None:
+        try:
+            self.agent.load_state_dict(tree["agent"])
+            self.learner.optimizer.load_state_dict(tree["optimizer"])
+            self.iteration, self.env_steps = tree["iteration"], tree["env_steps"]
+            self.best = tree["best"]
+            self._recent.extend(tree["recent"])
+            self.seeds.load_state(tree["level_seeds"])
+            torch.set_rng_state(tree["generators"]["torch"])
+            self.noise_generator.set_state(tree["generators"]["noise"])
+            self.permutation_generator.set_state(tree["generators"]["permutation"])
+        except (KeyError, RuntimeError, ValueError, TypeError) as error:
+            reason = " ".join(str(error).split())[:300]
+            raise CheckpointError(f"the checkpoint does not fit this config: {reason}") from error
+
+    def close(self) -> None:
+        """Stop the workers and flush the metrics. May be called again."""
+        self.envs.close()
+        if self._writer is not None:
+            self._writer.close()
+            self._writer = None
+
+    def __enter__(self) -> "Trainer":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+def _headline(episode: Episode, name: str) -> float:
+    return episode.ret if name == "return" else episode.measures[name]
+
+
+def _episode_scalars(episodes: list[Episode]) -> dict[str, float]:
+    """Means over the episodes that ended in this iteration; nothing where none did."""
+    columns: dict[str, list[float]] = {}
+    for episode in episodes:
+        columns.setdefault("episode/return", []).append(episode.ret)
+        columns.setdefault("episode/length", []).append(float(episode.length))
+        for name, value in episode.measures.items():
+            columns.setdefault(f"episode/{name}", []).append(value)
+        for name, value in episode.env.items():
+            columns.setdefault(f"env/{name}", []).append(value)
+    count = {"episode/count": float(len(episodes))}
+    return count | {tag: float(np.mean(values)) for tag, values in columns.items()}
+
+
+def _update_scalars(stats: UpdateStats) -> dict[str, float]:
+    loss = stats.loss
+    return {
+        "loss/total": loss["loss"],
+        "loss/policy": loss["policy_loss"],
+        "loss/value": loss["value_loss"],
+        "policy/entropy": loss["entropy"],
+        "policy/approx_kl": loss["approx_kl"],
+        "policy/clip_fraction": loss["clip_fraction"],
+        "optim/grad_norm": loss["grad_norm"],
+        "optim/learning_rate": stats.learning_rate,
+        "optim/entropy_coef": stats.entropy_coef,
+        "optim/clip_range": stats.clip_range,
+        "optim/updates": float(stats.num_updates),
+        "sequences/count": float(stats.num_sequences),
+        "sequences/mean_length": stats.mean_length,
+        "sequences/padding_fraction": stats.padding_fraction,
+    }
+
+
+def _explained_variance(rollout: Rollout, targets: Targets) -> dict[str, float]:
+    """1 - Var(return - value) / Var(return); nothing where all returns are equal."""
+    variance = float(targets.ret.var())
+    if variance == 0:
+        return {}
+    return {"policy/explained_variance": 1 - float((targets.ret - rollout.value).var()) / variance}
+
+
+def _time_scalars(
+    batch_size: int, began: float, learning: float, ended: float, collected: Collected
+) -> dict[str, float]:
+    total = ended - began
+    return {
+        "time/steps_per_second": batch_size / total,
+        "time/iteration_seconds": total,
+        "time/environments": collected.env_seconds / total,
+        "time/inference": collected.inference_seconds / total,
+        "time/learning": (ended - learning) / total,
+    }

@@ -1,0 +1,9 @@
+"""Print a resolved config: the same as `ppo-tbptt show`."""
+
+import sys
+
+# The import is inside, because every spawned worker runs this file again.
+if __name__ == "__main__":
+    from ppo_tbptt.cli import main
+
+    sys.exit(main(["show", *sys.argv[1:]]))

@@ -1,0 +1,249 @@
+"""make_env for environments of any origin: spaces, limits, failures; ids and what is said of wrong ones."""
+
+import subprocess
+import sys
+import warnings
+from collections.abc import Iterator
+from typing import Any, ClassVar
+
+import gymnasium as gym
+import numpy as np
+import pytest
+
+from ppo_tbptt.envs import ArraySpec, EnvError, EnvSpec, WorkerError, make_env
+from ppo_tbptt.envs.toy import TOY_IDS
+from ppo_tbptt.envs.toy_base import ToyEnv, vector
+
+BOX = gym.spaces.Box(-1.0, 1.0, (2,), np.float32)
+
+
+class Adjustable(gym.Env[Any, Any]):
+    """Says what it is told to."""
+
+    metadata: ClassVar[dict[str, Any]] = {"render_modes": ["rgb_array"]}  # pyright: ignore[reportIncompatibleVariableOverride]
+
+    def __init__(self, obs: Any, space: Any, actions: Any, info: Any = None, render_mode: str | None = None) -> None:
+        self.observation_space, self.action_space, self.render_mode = space, actions, render_mode
+        self.obs, self.info, self.got = obs, info or {}, []
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
+        self.got.append((seed, options))
+        return self.obs, {}
+
+    def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
+        self.got.append(action)
+        return self.obs, np.float32(0.5), len(self.got) == 3, False, self.info  # pyright: ignore[reportReturnType]
+
+    def render(self) -> Any:
+        return np.full((4, 5, 3), len(self.got), np.uint8)
+
+
+@pytest.fixture
+def made() -> Iterator[Any]:
+    """Register Adjustable with its arguments; a function that makes it."""
+    name = "Adjustable-v0"
+
+    def make(*arguments: Any, limit: int | None = None, **kwargs: Any) -> Any:
+        names = ("obs", "space", "actions", "info")
+        gym.registry.pop(name, None)
+        gym.register(
+            name,
+            lambda **given: Adjustable(**given),
+            max_episode_steps=limit,
+            kwargs=dict(zip(names, arguments, strict=False)),
+        )
+        return make_env(name, **kwargs)
+
+    yield make
+    gym.registry.pop(name, None)
+
+
+@pytest.mark.parametrize(
+    ("obs", "space", "expected"),
+    [
+        (np.zeros((6, 7, 4), np.uint8), gym.spaces.Box(0, 255, (6, 7, 4), np.uint8), {"obs": ((6, 7, 4), "uint8")}),
+        (np.ones(2), gym.spaces.Box(-1, 1, (2,), np.float64), {"obs": ((2,), "float32")}),
+        (np.ones(2, np.uint8), gym.spaces.Box(0, 9, (2,), np.uint8), {"obs": ((2,), "float32")}),
+        (
+            {"b": np.ones(2, np.int64), "a": np.zeros((3, 3, 1), np.uint8)},
+            gym.spaces.Dict(b=gym.spaces.Box(-5, 5, (2,), np.int64), a=gym.spaces.Box(0, 255, (3, 3, 1), np.uint8)),
+            None,
+        ),
+    ],
+)
+def test_observations(made: Any, obs: Any, space: Any, expected: Any) -> None:
+    env = made(obs, space, gym.spaces.Discrete(2))
+    if expected is None:
+        expected = {"a": ((3, 3, 1), "uint8"), "b": ((2,), "float32")}
+        expected = {key: expected[key] for key in space.spaces}
+    assert env.spec.obs == {key: ArraySpec(shape=shape, dtype=dtype) for key, (shape, dtype) in expected.items()}
+    assert list(env.spec.obs) == list(expected)
+    first = env.reset(5)
+    for key, array in first.items():
+        source = obs[key] if isinstance(obs, dict) else obs
+        assert str(array.dtype) == expected[key][1] and np.array_equal(array, source)
+        assert not np.shares_memory(array, source)
+    assert EnvSpec.from_json(env.spec.to_json()) == env.spec
+    assert list(EnvSpec.from_json(env.spec.to_json()).obs) == list(env.spec.obs)
+
+
+@pytest.mark.parametrize(
+    ("space", "says"),
+    [
+        (gym.spaces.Discrete(3), "the observation is a Discrete; supported"),
+        (gym.spaces.Box(0, 1, (6, 7, 3), np.float32), "float32 and shape"),
+        (gym.spaces.Box(0, 255, (6, 7), np.uint8), r"shape \(6, 7\)"),
+        (gym.spaces.Dict(x=gym.spaces.Dict(y=BOX)), "observation 'x' is a Dict"),
+    ],
+)
+def test_unsupported_observations(made: Any, space: Any, says: str) -> None:
+    with pytest.raises(EnvError, match=says):
+        made(None, space, gym.spaces.Discrete(2))
+
+
+def test_actions_arrive_as_the_environment_wants_them(made: Any) -> None:
+    env = made(np.zeros(2, np.float32), BOX, gym.spaces.Discrete(3, start=-1))
+    assert (env.spec.action_nvec, env.spec.discrete) == ((3,), True)
+    env.reset(9)
+    env.step(np.array([2]))
+    assert env._bare.got == [(9, None), 1] and type(env._bare.got[1]) is int
+    env = made(np.zeros(2, np.float32), BOX, gym.spaces.MultiDiscrete([3, 2]), options={"anything": 1})
+    assert (env.spec.action_nvec, env.spec.discrete) == ((3, 2), False)
+    env.reset(9)
+    env.step(np.array([2, 1]))
+    assert env._bare.got[0] == (9, {"anything": 1}) and env._bare.got[1].tolist() == [2, 1]
+
+
+@pytest.mark.parametrize("space", [BOX, gym.spaces.MultiBinary(3), gym.spaces.MultiDiscrete(np.full((2, 2), 3))])
+def test_unsupported_actions(made: Any, space: Any) -> None:
+    with pytest.raises(EnvError, match="supported: Discrete, or MultiDiscrete of rank one"):
+        made(np.zeros(2, np.float32), BOX, space)
+
+
+def test_final_info(made: Any) -> None:
+    info = {"is_success": True, "count": np.int32(3), "reward": 7.0, "episode": {"r": 1}, "array": np.ones(2)}
+    info |= {"nan": np.nan, "text": "x", "TimeLimit.truncated": False, "length": 4, "ground_truth": 1.0}
+    env = made(np.zeros(2, np.float32), BOX, gym.spaces.Discrete(2), info)
+    env.reset(4)
+    assert env.step(np.array([0]))[4] is None
+    _, reward, terminated, truncated, episode = env.step(np.array([0]))
+    assert (reward, type(reward), terminated, truncated) == (0.5, float, True, False)
+    assert (episode.seed, episode.length, episode.ret, episode.terminated) == (4, 2, 1.0, True)
+    assert episode.measures == {"success": 1.0} and episode.env == {"is_success": 1.0, "count": 3.0}
+    assert (env.spec.headline, env.spec.headline_max) == ("return", None)
+
+
+@pytest.mark.parametrize(("registered", "ours", "length"), [(1, None, 1), (None, 1, 1), (2, 1, 1), (1, 2, 1)])
+def test_time_limits_truncate(made: Any, registered: int | None, ours: int | None, length: int) -> None:
+    env = made(np.zeros(2, np.float32), BOX, gym.spaces.Discrete(2), limit=registered, max_episode_steps=ours)
+    assert env.spec.max_episode_steps == length
+    for _ in range(2):
+        env._bare.got.clear()
+        env.reset(0)
+        *_, terminated, truncated, episode = env.step(np.array([0]))
+        assert (terminated, truncated, episode.length, episode.terminated) == (False, True, 1, False)
+
+
+def test_wrong_observation_is_an_error(made: Any) -> None:
+    for wrong in (np.zeros(3, np.float32), np.array([0.0, np.inf]), np.array([0.0, 1e300])):
+        env = made(wrong, BOX, gym.spaces.Discrete(2))
+        with pytest.raises(WorkerError, match=r"Adjustable-v0, level seed 6, step 0: observation 'obs' is"):
+            env.reset(6)
+    env = made(np.zeros((4, 4, 3)), gym.spaces.Box(0, 255, (4, 4, 3), np.uint8), gym.spaces.Discrete(2))
+    with pytest.raises(WorkerError, match="float64 of shape"):
+        env.reset(6)
+
+
+@pytest.mark.parametrize(("key", "says"), [("reward_at", "the reward is nan"), ("obs_at", "not finite")])
+def test_not_a_number(key: str, says: str) -> None:
+    env = make_env("ppo_tbptt/Faulty-v0", options={key: 2})
+    env.reset(8)
+    env.step(np.array([0]))
+    with pytest.raises(WorkerError, match=f"ppo_tbptt/Faulty-v0, level seed 8, step 2: .*{says}"):
+        env.step(np.array([0]))
+
+
+def test_render_modes(made: Any) -> None:
+    arguments = (np.zeros(2, np.float32), BOX, gym.spaces.Discrete(2))
+    env = made(*arguments, render_mode="ground_truth")
+    env.reset(0)
+    assert (env.render() == 1).all() and env.render().shape == (4, 5, 3)
+    assert made(*arguments).render() is None
+    toy = make_env("ppo_tbptt/Tracer-v0", render_mode="ground_truth")
+    toy.reset(0)
+    assert toy.render() is None
+
+
+@pytest.mark.parametrize(
+    ("env_id", "says"),
+    [
+        ("MortarMayhem-Gird-v0", "unknown environment 'MortarMayhem-Gird-v0'. Did you mean 'MortarMayhem-Grid-v0'"),
+        ("ppo_tbptt/Tracr-v0", "Did you mean 'ppo_tbptt/Tracer-v0'"),
+        ("no_such_module:Thing-v0", "cannot import module 'no_such_module'"),
+        ("memory_gym:Thing-v0", "unknown environment 'memory_gym:Thing-v0'"),
+        ("CartPole-v99", "unknown environment"),
+    ],
+)
+def test_unknown_ids(env_id: str, says: str) -> None:
+    with pytest.raises(EnvError, match=says) as caught:
+        make_env(env_id)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [({"lenght": 3}, "unknown reset option 'lenght'. Did you mean 'length'"), ({"length": 0}, "length = 0")],
+)
+def test_toy_options(options: dict[str, Any], says: str) -> None:
+    with pytest.raises(EnvError, match=says):
+        make_env("ppo_tbptt/Truncate-v0", options=options)
+    with pytest.raises(ValueError, match=r"option|must"):
+        ToyEnv.process_reset_params(options)
+
+
+def test_gymnasiums_own_environments_and_modules(tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        env = make_env("CartPole-v1")
+    assert env.spec.max_episode_steps == 500 and env.spec.obs["obs"].shape == (4,)
+    (tmp_path / "their_module.py").write_text(
+        "import gymnasium\ngymnasium.register('Theirs-v0', 'ppo_tbptt.envs.toy_fixtures:Tracer')\n"
+    )
+    monkeypatch.syspath_prepend(str(tmp_path))
+    env = make_env("their_module:Theirs-v0")
+    assert env.reset(3)["obs"].tolist() == vector(3, 0, 0).tolist() and env.spec.env_id == "their_module:Theirs-v0"
+
+
+def test_missing_memory_gym_is_explained() -> None:
+    code = (
+        "import sys; sys.modules['memory_gym'] = None\n"
+        "from ppo_tbptt.envs import make_env, EnvError\n"
+        "try: make_env('MortarMayhem-v0')\n"
+        "except EnvError as error: print(error)\n"
+    )
+    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    assert "pip install --no-deps memory-gym==1.0.2" in out and out.count("\n") == 1
+
+
+def test_no_torch() -> None:
+    code = (
+        "import sys, ppo_tbptt.envs, ppo_tbptt.envs.worker, ppo_tbptt.envs.toy, ppo_tbptt.envs.toy_fixtures\n"
+        "ppo_tbptt.envs.make_env('MortarMayhem-v0')\n"
+        "assert 'torch' not in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+@pytest.mark.parametrize("env_id", TOY_IDS)
+def test_toys_pass_gymnasiums_idea_of_an_environment(env_id: str) -> None:
+    env = make_env(env_id)
+    bare = env._bare
+    for seed in (0, 1):
+        obs, _ = bare.reset(seed=seed)
+        assert bare.observation_space.contains(obs)
+        for _ in range(12):
+            obs, reward, terminated, truncated, info = bare.step(bare.action_space.sample())
+            assert bare.observation_space.contains(obs) and isinstance(info, dict)
+            assert isinstance(terminated, bool) and isinstance(truncated, bool) and isinstance(reward, float)
+            if terminated or truncated:
+                break

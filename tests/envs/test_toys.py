@@ -1,0 +1,121 @@
+"""Toy environments: what their docstrings promise."""
+
+import itertools
+
+import numpy as np
+import pytest
+
+from ppo_tbptt.envs import Episode, SingleEnv, make_env
+from ppo_tbptt.envs.toy_fixtures import tracer_length, tracer_reward, tracer_terminates
+
+
+def act(*choices: int) -> np.ndarray:
+    return np.array(choices, np.int64)
+
+
+@pytest.mark.parametrize("knows", [True, False])
+def test_poc_memory(knows: bool) -> None:
+    """With memory 1.0 and the return of the docstring; with the best memoryless policy, and any level, one half."""
+    env = make_env("ppo_tbptt/PocMemory-v0")
+    assert (env.spec.headline, env.spec.headline_max) == ("success", 1.0)
+    episodes: list[Episode] = []
+    for seed in range(200):
+        obs = env.reset(seed)["obs"]
+        right = int(obs[2] == 1)
+        assert obs.tolist() == [1 - 2 * right, 0, 2 * right - 1]
+        for t in itertools.count(1):
+            obs, _, _, _, episode = env.step(act(right if knows else 1))
+            obs = obs["obs"]
+            assert t >= 2 or obs[1] == 0
+            assert (obs[0], obs[2]) == ((0, 0) if t >= 2 else (1 - 2 * right, 2 * right - 1))
+            if episode:
+                episodes.append(episode)
+                break
+    successes = sum(episode.measures["success"] for episode in episodes)
+    assert successes == 200 if knows else 80 < successes < 120
+    for episode in episodes:
+        assert episode.length == 7 and episode.terminated
+        assert episode.ret == pytest.approx((1 if episode.measures["success"] else -1) - 0.6)
+
+
+def test_poc_memory_truncates_the_undecided() -> None:
+    env = make_env("ppo_tbptt/PocMemory-v0", options={"num_show_steps": 3, "step_size": 0.5})
+    env.reset(0)
+    results = [env.step(act(t % 2)) for t in range(11)]
+    assert [result[3] for result in results] == [False] * 10 + [True]
+    assert results[-1][4] is not None and results[-1][4].measures == {"success": 0.0}
+
+
+def only_step(env: SingleEnv, seed: int, action: int) -> tuple[float, float]:
+    obs = env.reset(seed)["obs"]
+    _, reward, terminated, _, episode = env.step(act(action))
+    assert terminated and episode is not None
+    return float(obs[0]), reward
+
+
+def test_probes() -> None:
+    for action, seed in itertools.product((0, 1), range(8)):
+        assert only_step(make_env("ppo_tbptt/ProbeConstant-v0"), seed, action) == (0.0, 1.0)
+        assert only_step(make_env("ppo_tbptt/ProbeAction-v0"), seed, action) == (0.0, 2 * action - 1)
+        obs, reward = only_step(make_env("ppo_tbptt/ProbeObservation-v0"), seed, action)
+        assert abs(obs) == 1 and reward == obs
+        obs, reward = only_step(make_env("ppo_tbptt/ProbeActionObservation-v0"), seed, action)
+        assert reward == (1 if (obs == 1) == (action == 1) else -1)
+    signs = {only_step(make_env("ppo_tbptt/ProbeObservation-v0"), seed, 0)[0] for seed in range(8)}
+    assert signs == {-1.0, 1.0}
+
+
+def test_probe_discount() -> None:
+    env = make_env("ppo_tbptt/ProbeDiscount-v0")
+    assert env.reset(0)["obs"].tolist() == [0.0]
+    obs, reward, terminated, _, _ = env.step(act(0))
+    assert (obs["obs"].tolist(), reward, terminated) == ([1.0], 0.0, False)
+    _, reward, terminated, _, _ = env.step(act(0))
+    assert (reward, terminated) == (1.0, True)
+
+
+@pytest.mark.parametrize("length", [10, 3])
+def test_truncate(length: int) -> None:
+    env = make_env("ppo_tbptt/Truncate-v0", options={} if length == 10 else {"length": length})
+    env.reset(0)
+    results = [env.step(act(0))[1:4] for _ in range(length)]
+    assert results == [(1.0, False, False)] * (length - 1) + [(1.0, False, True)]
+
+
+def test_tracer_tells_everything() -> None:
+    env = make_env("ppo_tbptt/Tracer-v0", options={"min_length": 2, "max_length": 5})
+    ends = set()
+    for number, seed in enumerate((7, 4, 5, 0, 1, 2, 3)):
+        obs, t, episode = env.reset(seed)["obs"], 0, None
+        while episode is None:
+            assert obs.tolist() == [seed, number, t]
+            action = act(t % 3, t % 2)
+            given, reward, terminated, truncated, episode = env.step(action)
+            obs = given["obs"]
+            assert reward == tracer_reward(t, action) == np.float32(reward)
+            assert terminated == (episode is not None and tracer_terminates(seed, 2, 5))
+            assert truncated == (episode is not None and not terminated)
+            t += 1
+        assert episode.length == tracer_length(seed, 2, 5) == t and episode.env == {"last_t": t}
+        ends.add((episode.length, episode.terminated))
+    assert len(ends) == 7
+
+
+@pytest.mark.parametrize("name", ["ImageToy", "DictToy"])
+def test_recall_toys(name: str) -> None:
+    env = make_env(f"ppo_tbptt/{name}-v0", options={"delay": 1})
+    answers = set()
+    for seed in range(16):
+        obs = env.reset(seed)
+        image = obs["image" if name == "DictToy" else "obs"]
+        colour = int(image[0, 0].argmax())
+        answer = (colour, int(obs["vector"][0] == 1)) if name == "DictToy" else (colour,)
+        answers.add(answer)
+        wrong = seed % 2
+        given = act(*(bit ^ wrong for bit in answer)) if seed % 4 < 2 else act(*answer[:-1], answer[-1] ^ wrong)
+        steps = [env.step(given) for _ in range(3)]
+        frames = [step[0]["image" if name == "DictToy" else "obs"] for step in steps]
+        assert (frames[0] == 0).all() and (frames[1] == 255).all()
+        assert [step[1] for step in steps] == [0.0, 0.0, 1.0 - wrong] and [step[2] for step in steps] == [0, 0, 1]
+        assert steps[-1][4] is not None and steps[-1][4].measures == {"success": 1.0 - wrong}
+    assert len(answers) == 2 ** len(env.spec.action_nvec)

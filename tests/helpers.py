@@ -1,0 +1,106 @@
+"""Small rollouts without environments, and a naive unroll to compare with."""
+
+from dataclasses import fields
+
+import torch
+from torch import Tensor
+
+from ppo_tbptt.models import Agent
+from ppo_tbptt.models.heads import log_prob_and_entropy, sample
+from ppo_tbptt.types import Rollout, Targets, empty_rollout
+
+VECTOR = {"obs": (5,)}
+NVEC = (3, 2)
+
+
+def small_agent(core: str = "gru", num_layers: int = 1, dropout: float = 0.0, seed: int = 0) -> Agent:
+    """A vector agent of a few hundred weights, large enough to make a wrong state visible."""
+    torch.manual_seed(seed)
+    agent = Agent(
+        VECTOR,
+        NVEC,
+        core=core,
+        core_hidden_size=8,
+        num_layers=num_layers,
+        dropout=dropout,
+        hidden_size=16,
+        vector_hidden_sizes=(8,),
+    )
+    for head in agent.heads.policy:
+        torch.nn.init.orthogonal_(head.weight, 2.0)  # far from uniform, so that log-probs depend on the state
+    return agent
+
+
+@torch.no_grad()
+def fake_rollout(agent: Agent, start: Tensor, *, seed: int = 0, store: str = "before") -> Rollout:
+    """A rollout of ``agent`` over random observations with the given ``start`` pattern [T, N].
+
+    The state before it is random, not zero. ``store = "after"`` is the mutant that stores each step's state too late.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    steps, envs = start.shape
+    obs = torch.randn(steps, envs, 5, generator=generator)
+    rollout = empty_rollout(
+        {"obs": ((5,), torch.float32)},
+        num_steps=steps,
+        num_envs=envs,
+        num_branches=len(NVEC),
+        state_size=agent.core.state_size,
+        device=torch.device("cpu"),
+    )
+    agent.eval()
+    rollout.obs["obs"].copy_(obs)
+    rollout.start.copy_(start)
+    after = torch.randn(envs, agent.core.state_size, generator=generator)
+    for t in range(steps):
+        state = agent.reset_state(after, start[t])
+        logits, value, after = agent.step({"obs": obs[t]}, state)
+        action, log_prob = sample(logits, torch.rand(envs, len(NVEC), generator=generator), NVEC)
+        rollout.state[t] = state if store == "before" else after
+        rollout.action[t], rollout.log_prob[t], rollout.value[t] = action, log_prob, value
+    return rollout
+
+
+def fake_targets(rollout: Rollout, seed: int = 1) -> Targets:
+    generator = torch.Generator().manual_seed(seed)
+    shape = rollout.value.shape
+    return Targets(
+        advantage=torch.randn(shape, generator=generator), ret=rollout.value + torch.randn(shape, generator=generator)
+    )
+
+
+def naive_unroll(agent: Agent, rollout: Rollout, begins: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Step by step through the rollout, one environment after the other.
+
+    The state is reset at starts; gradients stop where ``begins`` [T, N] is True. Returns log-probs [T, N, A],
+    entropies [T, N] and values [T, N].
+    """
+    steps, envs = rollout.start.shape
+    log_probs, entropies, values = [], [], []
+    for n in range(envs):
+        state = rollout.state[0, n : n + 1]
+        for t in range(steps):
+            if begins[t, n]:
+                state = state.detach()
+            if rollout.start[t, n]:
+                state = agent.core.initial_state(1)
+            logits, value, state = agent.step({"obs": rollout.obs["obs"][t, n : n + 1]}, state)
+            log_prob, entropy = log_prob_and_entropy(logits, rollout.action[t, n : n + 1], NVEC)
+            log_probs.append(log_prob[0])
+            entropies.append(entropy[0])
+            values.append(value[0])
+
+    def time_first(rows: list[Tensor]) -> Tensor:
+        return torch.stack(rows).unflatten(0, (envs, steps)).transpose(0, 1)
+
+    return time_first(log_probs), time_first(entropies), time_first(values)
+
+
+def max_difference(a: object, b: object) -> float:
+    """Largest absolute difference over all tensors of two equal dataclasses."""
+    largest = 0.0
+    for field in fields(a):  # type: ignore[arg-type]
+        x, y = getattr(a, field.name), getattr(b, field.name)
+        if isinstance(x, Tensor):
+            largest = max(largest, float((x.double() - y.double()).abs().max()))
+    return largest

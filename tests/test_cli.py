@@ -1,0 +1,176 @@
+"""The commands as a person types them: exit codes, one-line errors, signals."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from ppo_tbptt.cli import main
+from ppo_tbptt.metrics import read_metrics
+
+ROOT = Path(__file__).parent.parent
+SMALL = ["--env.num-workers", "0", "--env.num-envs", "4", "--ppo.rollout-steps", "16", "--ppo.num-minibatches", "2"]
+SMALL += ["--ppo.sequence-length=8", "--train.eval-num-seeds", "3", "--train.eval-repeats=1", "--device", "cpu"]
+POC = str(ROOT / "configs" / "toy_poc_memory.toml")
+
+
+def script(name: str, *arguments: str | Path, **kwargs: object) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, str(ROOT / "scripts" / f"{name}.py"), *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, timeout=100, check=False, **kwargs)  # type: ignore[call-overload]
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished run of a few steps."""
+    path = tmp_path_factory.mktemp("cli") / "run"
+    assert main(["train", POC, "--run-dir", str(path), "--total-steps", "128", *SMALL]) == 0
+    return path
+
+
+def test_train_leaves_a_run_and_says_what_to_do_next(tmp_path: Path) -> None:
+    done = script("train", POC, "--run-dir", tmp_path / "run", "--total-steps", "128", *SMALL, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "\n" not in done.stderr.strip()
+    for text in ("success", "95 % interval", "tensorboard", "evaluate.py", "enjoy.py", "wiped before every step"):
+        assert text in done.stdout
+    assert {path.name for path in (tmp_path / "run").iterdir()} >= {"config.toml", "metrics.jsonl", "checkpoints"}
+    result = json.loads((tmp_path / "run" / "evaluations" / "final.json").read_text())
+    assert result["episodes"] == 3
+    assert result["env_steps"] == 128
+
+
+def test_continue_starts_goes_on_and_reprints(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    command = ["train", POC, "--run-dir", str(tmp_path / "run"), "--continue", "--total-steps", "256", *SMALL]
+    command += ["--train.checkpoint-every", "1"]
+    assert main(command) == 0
+    capsys.readouterr()
+    assert main(command) == 0
+    assert "held-out level seeds" in capsys.readouterr().out
+    assert len(read_metrics(tmp_path / "run" / "metrics.jsonl")) == 4  # nothing was trained again
+    (tmp_path / "run" / "evaluations" / "final.json").unlink()
+    (tmp_path / "run" / "checkpoints" / "iteration_0000004.pt").unlink()
+    assert main(command) == 0
+    assert [row["iteration"] for row in read_metrics(tmp_path / "run" / "metrics.jsonl")] == [1, 2, 3, 4]
+
+
+def test_continue_after_a_kill_before_the_first_checkpoint(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    (run / "checkpoints").mkdir(parents=True)
+    (run / "config.toml").write_text("seed = 1\n")
+    (run / "metrics.jsonl").write_text('{"iteration": 1, "env_steps": 64}\n')
+    assert main(["train", POC, "--run-dir", str(run), "--continue", "--total-steps", "64", *SMALL]) == 0
+    assert [row["iteration"] for row in read_metrics(run / "metrics.jsonl")] == [1]
+
+
+def test_evaluate_writes_the_documented_json(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    files = []
+    for workers in (0, 2):
+        files.append(tmp_path / f"{workers}.json")
+        command = ["evaluate", str(run), "--num-seeds", "5", "--repeats", "2", "--json", str(files[-1])]
+        assert main([*command, "--num-workers", str(workers), "--device", "cpu"]) == 0
+    result = json.loads(files[0].read_text())
+    assert result == json.loads(files[1].read_text())
+    assert result["env_id"] == "ppo_tbptt/PocMemory-v0"
+    assert result["episodes"] == len(result["per_episode"]) == 10
+    assert result["seeds"] == list(range(200_000, 200_005))
+    assert set(result["measures"]["success"]) == {"mean", "ci95"}
+    assert result["checkpoint"].endswith("iteration_0000002.pt")
+    assert result["env_steps"] == 128
+    assert "10 sampled episodes on 5 held-out level seeds" in capsys.readouterr().out
+
+
+def test_show(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["show", str(ROOT / "configs" / "mortar_mayhem_grid.toml")]) == 0
+    out = capsys.readouterr().out
+    assert "parameters: 6,472,869" in out
+    assert "16,384 steps an iteration, 10,000 iterations" in out
+    assert main(["show", "--defaults"]) == 0
+    out = capsys.readouterr().out
+    assert "ppo.gae_lambda" in out
+    assert "0.95" in out
+
+
+def test_enjoy_writes_videos(tmp_path: Path) -> None:
+    """On a task with images: the agent's view and the ground truth side by side."""
+    from imageio_ffmpeg import count_frames_and_secs
+    from PIL import Image
+
+    config = ["--env.id", "MortarMayhem-Grid-v0", "--model.cnn-channels", "[4, 4, 4]", "--train.eval-repeats", "1"]
+    config += ["--env.options", "{command_count = [1]}", *[x for x in SMALL if "eval-repeats" not in x]]
+    assert main(["train", POC, "--run-dir", str(tmp_path / "run"), "--total-steps", "64", *config]) == 0
+    for name in ("a.mp4", "a.gif"):
+        assert main(["enjoy", str(tmp_path / "run"), "--seed", "200001", "--video", str(tmp_path / name)]) == 0
+    # 10 steps of one command, and the last observation, at 6 frames per second
+    assert count_frames_and_secs(tmp_path / "a.mp4")[0] == 11
+    with Image.open(tmp_path / "a.gif") as gif:
+        assert gif.size == (680, 336)
+        milliseconds = 0.0
+        for number in range(getattr(gif, "n_frames", 1)):  # equal frames in a row are one long frame
+            gif.seek(number)
+            milliseconds += gif.info["duration"]
+    assert milliseconds == pytest.approx(11 * 1000 / 6, rel=0.1)
+
+
+WRONG = {
+    "no config": (["train"], "CONFIG is needed"),
+    "missing config": (["train", "configs/quickstrat.toml"], "quickstrat.toml"),
+    "unknown key": (["train", POC, "--ppo.lerning-rate", "1"], "learning"),
+    "out of range": (["train", POC, "--ppo.gamma", "1.5"], "ppo.gamma"),
+    "unknown environment": (["train", POC, "--env.id", "MortarMayhem-Gird-v0"], "MortarMayhem-Grid-v0"),
+    "unknown option": (["train", POC, "--env.options.num-shows", "3"], "num_show"),
+    "no CUDA": (["train", POC, "--device", "cuda:7"], "CUDA"),
+    "resume nothing": (["train", "--resume", "nowhere"], "not a run folder"),
+    "evaluate nothing": (["evaluate", "nowhere.pt"], "nowhere.pt"),
+    "evaluate no checkpoint": (["evaluate", POC], "not a checkpoint"),
+    "zero repeats": (["evaluate", POC, "--repeats", "0"], "at least 1"),
+    "video of another kind": (["enjoy", POC, "--video", "a.avi"], ".mp4 or .gif"),
+    "unknown command": (["trian"], "train"),
+    "unknown flag": (["evaluate", POC, "--nonsense"], "--nonsense"),
+}
+
+
+@pytest.mark.parametrize("case", WRONG)
+def test_wrong_input_is_one_line_and_exit_code_2(
+    case: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    if case == "no CUDA" and os.environ.get("CUDA_VISIBLE_DEVICES") is None:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    monkeypatch.chdir(tmp_path)
+    arguments, text = WRONG[case]
+    assert main(arguments) == 2
+    captured = capsys.readouterr()
+    assert captured.err.count("\n") == 1
+    assert text in captured.err
+    assert not any(tmp_path.iterdir())  # nothing was written
+
+
+def test_nothing_is_overwritten(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
+    assert main(["train", POC, "--run-dir", str(run), *SMALL]) == 2
+    assert "exists already" in capsys.readouterr().err
+    assert before == {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_signals_end_with_a_checkpoint(number: int, code: int, tmp_path: Path) -> None:
+    """To the whole group, as a terminal's Ctrl-C does it: workers must not die before the trainer is done."""
+    arguments = [POC, "--run-dir", tmp_path / "run", "--total-steps", "100000000", *SMALL, "--env.num-workers=2"]
+    arguments = [x for x in arguments if x not in ("--env.num-workers", "0")]
+    command = [sys.executable, str(ROOT / "scripts" / "train.py"), *map(str, arguments)]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, process_group=0)
+    metrics = tmp_path / "run" / "metrics.jsonl"
+    deadline = time.monotonic() + 60
+    while not (metrics.exists() and metrics.stat().st_size) and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.05)
+    os.killpg(process.pid, number)
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == code, err
+    assert "Traceback" not in err
+    assert "--resume" in out
+    done = len(read_metrics(metrics))
+    assert (tmp_path / "run" / "checkpoints" / f"iteration_{done:07d}.pt").exists()

@@ -1,0 +1,390 @@
+"""Config: what is accepted, what is refused and how it is said, and the objects themselves."""
+
+import copy
+import dataclasses
+import pickle
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ppo_tbptt import config_io
+from ppo_tbptt.config import (
+    Config,
+    ConfigError,
+    CoreConfig,
+    EnvConfig,
+    PPOConfig,
+    Schedule,
+    describe_fields,
+)
+
+CONFIGS = sorted((Path(__file__).parents[1] / "configs").glob("*.toml"))
+TASKS = {
+    **dict.fromkeys(["mortar_mayhem_grid", "mortar_mayhem_b_grid"], 163_840_000),
+    **dict.fromkeys(["mystery_path_grid", "mystery_path_grid_shown"], 163_840_000),
+    **dict.fromkeys(["mortar_mayhem", "mortar_mayhem_b"], 491_520_000),
+    **dict.fromkeys(["mystery_path", "searing_spotlights"], 409_600_000),
+    **dict.fromkeys(["endless_mortar_mayhem", "endless_mystery_path", "endless_searing_spotlights"], 819_200_000),
+}
+BASE = {"total_steps": 1_000_000, "env": {"id": "Some-v0"}}
+MINIMAL = 'total_steps = 1000\nenv.id = "Some-v0"\n'
+
+
+def base(**changes: Any) -> dict[str, Any]:
+    tree = copy.deepcopy(BASE)
+    for key, value in changes.items():
+        tree[key] = tree.get(key, {}) | value if isinstance(value, dict) else value
+    return tree
+
+
+def write(folder: Path, text: str | bytes, name: str = "c.toml") -> Path:
+    path = folder / name
+    path.write_bytes(text if isinstance(text, bytes) else text.encode())
+    return path
+
+
+def error_of(function: Any, *args: Any, **kwargs: Any) -> str:
+    with pytest.raises(ConfigError) as caught:
+        function(*args, **kwargs)
+    message = str(caught.value)
+    assert message.isprintable(), "one printable line"
+    assert len(message) < 600
+    return message
+
+
+# Shipped files
+
+
+def test_every_config_is_there() -> None:
+    toys = ["poc_memory", "truncate"] + [
+        f"probe_{n}" for n in ("constant", "observation", "discount", "action", "action_observation")
+    ]
+    assert {path.stem for path in CONFIGS} >= {*TASKS, "quickstart", *(f"toy_{name}" for name in toys)}
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+def test_shipped_config_loads_and_round_trips(path: Path) -> None:
+    config = Config.load(path)
+    assert Config.from_dict(tomllib.loads(config.to_toml())) == config
+
+
+@pytest.mark.parametrize("name", TASKS)
+def test_task_configs_hold_the_published_settings(name: str) -> None:
+    config = Config.load(CONFIGS[0].parent / f"{name}.toml")
+    assert config.total_steps == TASKS[name]
+    assert (config.batch_size, config.updates_per_iteration) == (32 * 512, 24)
+    assert config.num_iterations * config.batch_size == config.total_steps
+    # The grids end with their schedules; longer runs stay at the final value from there on.
+    span = None if "grid" in name else 327_680_000 if name == "searing_spotlights" else 163_840_000
+    assert config.ppo.learning_rate == Schedule(initial=2.75e-4, final=1e-5, over_steps=span)
+    entropy = 1e-3 if name.startswith("mystery_path") else 1e-4
+    assert config.ppo.entropy_coef == Schedule(initial=entropy, final=1e-6, over_steps=span)
+    assert config.ppo.clip_range == Schedule(initial=0.1)
+    single_branch = "grid" in name or name == "endless_mystery_path"
+    assert config.ppo.ratio == ("joint" if single_branch else "per_branch")
+    expected = dataclasses.asdict(PPOConfig())
+    found = dataclasses.asdict(config.ppo)
+    varying = ("learning_rate", "entropy_coef", "ratio")
+    assert {k: v for k, v in found.items() if k not in varying} == {
+        k: v for k, v in expected.items() if k not in varying
+    }
+    assert config.core == CoreConfig(kind="gru", hidden_size=512)
+
+
+@pytest.mark.parametrize("name", [*TASKS, "quickstart"])
+def test_options_exist_in_the_environment(name: str) -> None:
+    gym = pytest.importorskip("gymnasium")
+    pytest.importorskip("memory_gym")
+    config = Config.load(CONFIGS[0].parent / f"{name}.toml")
+    entry_point = gym.spec(config.env.id).entry_point
+    module, cls = entry_point.split(":")
+    known = getattr(__import__(module, fromlist=[cls]), cls).default_reset_parameters
+    assert config.env.options.keys() <= known.keys()
+    text = (CONFIGS[0].parent / f"{name}.toml").read_text().split("[env.options]")[1].split("\n\n")[0]
+    for line in filter(None, text.splitlines()):
+        option = line.split(" = ")[0]
+        assert (config.env.options[option] != known[option]) == ("default:" in line) or name == "quickstart", line
+
+
+# Refusals: (tree, words that must be in the line: key, value, remedy)
+
+REFUSALS = {
+    "unknown key": (base(ppo={"lerning_rate": 0.1}), ["ppo.lerning_rate: ", "0.1", "ppo.learning_rate?"]),
+    "dashes": (base(ppo={"learning-rate": 0.1}), ["ppo.learning-rate: ", "ppo.learning_rate?"]),
+    "unknown table": (base(trian={}), ["trian: ", "did you mean train?"]),
+    "key of another table": (base(learning_rate=1e-4), ["learning_rate: ", "0.0001", "ppo.learning_rate?"]),
+    "key of two tables": (base(hidden_size=7), ["hidden_size: ", "7", "model.hidden_size or core.hidden_size?"]),
+    "nothing near": (base(ppo={"qqqq": True}), ["ppo.qqqq: ", "true", "ppo.gamma"]),
+    "dotted key in quotes": (base(**{"ppo.gamma": 0.5}), ['"ppo.gamma": ', "did you mean ppo.gamma?"]),
+    "no id": ({"total_steps": 1}, ["env.id: missing", "text"]),
+    "no steps": ({"env": {"id": "A-v0"}}, ["total_steps: missing", "a whole number from 1"]),
+    "bad id": (base(env={"id": "two words"}), ["env.id: ", '"two words"', "MortarMayhem-Grid-v0"]),
+    "empty id": (base(env={"id": ""}), ["env.id: ", '""', "MortarMayhem-Grid-v0"]),
+    "text for a number": (base(ppo={"gamma": "0.9"}), ["ppo.gamma: ", '"0.9"', "a number from 0 to 1"]),
+    "bool for int": (base(seed=True), ["seed: true", "a whole number from 0"]),
+    "bool for float": (base(ppo={"gamma": True}), ["ppo.gamma: true", "a number from 0 to 1"]),
+    "bool for schedule": (base(ppo={"clip_range": True}), ["ppo.clip_range: true", "a table {initial"]),
+    "int for bool": (base(ppo={"normalize_advantage": 1}), ["ppo.normalize_advantage: 1", "true or false"]),
+    "float for int": (base(total_steps=1e6), ["total_steps: 1000000.0", "a whole number"]),
+    "number for text": (base(device=0), ["device: 0", "text"]),
+    "number for table": (base(core=3), ["core: 3", "a table"]),
+    "table for number": (base(seed={"a": 1}), ["seed: ", "a table of 1", "a whole number"]),
+    "nan": (base(ppo={"gamma": float("nan")}), ["ppo.gamma: nan", "a number from 0 to 1"]),
+    "inf": (base(ppo={"value_coef": float("inf")}), ["ppo.value_coef: inf", "a number from 0"]),
+    "above 1": (base(ppo={"gae_lambda": 1.01}), ["ppo.gae_lambda: 1.01", "from 0 to 1"]),
+    "dropout 1": (base(core={"dropout": 1, "num_layers": 2}), ["core.dropout: 1", "up to but not including 1"]),
+    "no clipping norm": (base(ppo={"max_grad_norm": 0}), ["ppo.max_grad_norm: 0", "above 0"]),
+    "zero": (base(env={"num_envs": 0}), ["env.num_envs: 0", "from 1 to"]),
+    "negative": (base(seed=-1), ["seed: -1", "from 0 to 2_147_483_647"]),
+    "huge": (base(seed=10**5000), ["seed: ", "bits", "from 0 to"]),
+    "huge for float": (base(ppo={"gamma": 10**400}), ["ppo.gamma: ", "bits", "from 0 to 1"]),
+    "workers": (base(env={"num_workers": "many"}), ["env.num_workers: ", '"many"', 'or "auto"']),
+    "kind": (base(core={"kind": "gur"}), ["core.kind: ", '"gur"', '"gru"']),
+    "device": (base(device="tpu"), ["device: ", '"tpu"', '"cuda:N"']),
+    "channels": (base(model={"cnn_channels": [1, 2]}), ["model.cnn_channels: [1, 2]", "a list of 3"]),
+    "channel": (base(model={"cnn_channels": [1, 2, 0]}), ["model.cnn_channels: [1, 2, 0]", "from 1"]),
+    "no layers": (base(model={"vector_hidden_sizes": []}), ["model.vector_hidden_sizes: []", "a list of 1 to 16"]),
+    "schedule part": (
+        base(ppo={"clip_range": {"initial": 0.1, "finl": 0.2}}),
+        ["ppo.clip_range.finl: ", "0.2", "did you mean final?"],
+    ),
+    "schedule without initial": (
+        base(ppo={"clip_range": {"final": 0.1}}),
+        ["ppo.clip_range.initial: missing", "number"],
+    ),
+    "schedule power": (
+        base(ppo={"clip_range": {"initial": 0.1, "final": 0.0, "power": 0}}),
+        ["ppo.clip_range.power: 0", "above 0"],
+    ),
+    "schedule steps": (
+        base(ppo={"clip_range": {"initial": 0.1, "final": 0.0, "over_steps": 0}}),
+        ["ppo.clip_range.over_steps: 0", "from 1"],
+    ),
+    "over_steps alone": (
+        base(ppo={"clip_range": {"initial": 0.1, "over_steps": 9}}),
+        ["ppo.clip_range.over_steps: 9", "set final"],
+    ),
+    "power alone": (base(ppo={"clip_range": {"initial": 0.1, "power": 2}}), ["ppo.clip_range.power: 2", "set final"]),
+    "learning rate": (base(ppo={"learning_rate": 3}), ["ppo.learning_rate: 3", "from 0 to 1"]),
+    "final rate": (
+        base(ppo={"learning_rate": {"initial": 0.1, "final": 3}}),
+        ["ppo.learning_rate.final: 3", "from 0 to 1"],
+    ),
+    "clip 0": (base(ppo={"clip_range": 0}), ["ppo.clip_range: ", "0", "above 0"]),
+    "dropout, one layer": (base(core={"dropout": 0.1}), ["core.dropout: ", "0.1", "num_layers at least 2"]),
+    "long sequence": (
+        base(ppo={"sequence_length": 513}),
+        ["ppo.sequence_length: ", "513", "rollout_steps = 512", "omit it"],
+    ),
+    "minibatches": (
+        base(env={"num_envs": 2}, ppo={"rollout_steps": 2, "num_minibatches": 5}),
+        ["ppo.num_minibatches: ", "= 5", "4 steps", "must be at most"],
+    ),
+    "seeds": (
+        base(env={"first_seed": 2**31 - 5, "num_seeds": 6}),
+        ["env.num_seeds: ", "= 6", "at most"],
+    ),
+    "evaluation seeds": (
+        base(train={"eval_first_seed": 2**31 - 5, "eval_num_seeds": 6}),
+        ["train.eval_num_seeds: ", "= 6", "at most"],
+    ),
+    "held-out above": (
+        base(train={"eval_first_seed": 99_999}),
+        ["train.eval_first_seed: ", "99999..100048", "0..99999", "held-out seeds must not overlap"],
+    ),
+    "held-out below": (
+        base(env={"first_seed": 200_049}),
+        ["train.eval_first_seed: ", "200000..200049", "held-out seeds must not overlap"],
+    ),
+    "option nan": (base(env={"options": {"a": float("nan")}}), ["env.options.a: nan", "finite numbers"]),
+    "option none": (base(env={"options": {"a": None}}), ["env.options.a: none", "text, finite"]),
+    "option object": (base(env={"options": {"a": [object()]}}), ["env.options.a: object", "text, finite"]),
+    "option big": (base(env={"options": {"a": 2**63}}), ["env.options.a: ", "64 bits"]),
+    "option surrogate": (base(env={"options": {"a": "\ud800"}}), ["env.options.a: ", "text, finite"]),
+    "option key": (base(env={"options": {"a": {1: 2}}}), ["env.options.a: a table of 1", "text, finite"]),
+    "line breaks": (base(**{"a\nb": "c\u2028d"}), ['"a\\nb": ', "must be one of seed"]),
+    "no tree": (5, ["config: 5", "must be a table"]),
+}
+
+
+@pytest.mark.parametrize(("tree", "words"), REFUSALS.values(), ids=REFUSALS)
+def test_refusals_name_source_key_value_and_remedy(tree: Any, words: list[str]) -> None:
+    message = error_of(Config.from_dict, tree, source="runs/my.toml")
+    assert message.startswith("runs/my.toml: " + words[0]), message
+    for word in words:
+        assert word in message
+
+
+def test_combinations_that_look_odd_but_work() -> None:
+    Config.from_dict(base(core={"kind": "none"}, ppo={"sequence_length": 512, "ratio": "per_branch"}))
+    Config.from_dict(base(ppo={"num_minibatches": 32 * 512, "gamma": 1, "learning_rate": 0}))
+    Config.from_dict(base(env={"num_seeds": 200_000}))  # ends right before the held-out seeds
+    Config.from_dict(base(train={"eval_first_seed": 2**31 - 50}))
+    Config.from_dict(base(device="cuda:3", env={"id": "some.module:name/Space_Env.x-v12"}))
+    assert Config.from_dict(base(ppo={"gamma": 1})).ppo.gamma.__class__ is float
+
+
+def test_nested_too_deeply() -> None:
+    tree: Any = {}
+    for _ in range(50_000):
+        tree = {"a": tree}
+    assert "nested at most" in error_of(Config.from_dict, base(env={"options": tree}))
+
+
+# Files
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (MINIMAL + "seed = = 3", ["not valid TOML", "line 3"]),
+        (MINIMAL + "seed = 1\nseed = 2\n", ["not valid TOML", "line 4"]),
+        (MINIMAL.encode() + b"# \xff", ["not UTF-8 at line 3"]),
+        ("a = " + "[" * 100_000, ["nested too deeply"]),
+        (MINIMAL + "seed = " + "9" * 5000, ["c.toml: "]),
+        ("#" * (2**20 + 1), ["larger than 1048576 bytes"]),
+        ("", ["total_steps: missing"]),
+    ],
+    ids=["syntax", "twice", "encoding", "nesting", "digits", "size", "empty"],
+)
+def test_broken_files(tmp_path: Path, content: str | bytes, words: list[str]) -> None:
+    path = write(tmp_path, content)
+    message = error_of(Config.load, path)
+    assert message.startswith(f"{path}: ")
+    for word in words:
+        assert word in message
+
+
+def test_what_is_no_file(tmp_path: Path) -> None:
+    write(tmp_path, MINIMAL, "quickstart.toml")
+    assert f"did you mean {tmp_path / 'quickstart.toml'}?" in error_of(Config.load, tmp_path / "quikstart.toml")
+    assert f"did you mean {tmp_path / 'quickstart.toml'}?" in error_of(Config.load, tmp_path / "quickstart")
+    assert error_of(Config.load, tmp_path / "zzz.toml").endswith("must be a TOML file")
+    assert "no such file" in error_of(Config.load, tmp_path / "none" / "zzz.toml")
+    assert "is a folder" in error_of(Config.load, tmp_path)
+    assert "not a regular file" in error_of(Config.load, "/dev/null")
+    assert "cannot be read" in error_of(Config.load, tmp_path / ("x" * 300))
+    assert "no such file" in error_of(Config.load, "a\0b.toml")
+
+
+def test_unreadable_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = write(tmp_path, MINIMAL)
+
+    def refuse(*_: Any, **__: Any) -> Any:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(Path, "open", refuse)
+    assert error_of(Config.load, path) == f"{path}: cannot be read: Permission denied"
+
+
+def test_byte_order_mark_and_windows_line_ends(tmp_path: Path) -> None:
+    content = b"\xef\xbb\xbf" + MINIMAL.replace("\n", "\r\n").encode()
+    assert Config.load(write(tmp_path, content)).total_steps == 1000
+
+
+# Objects
+
+
+def test_replace_merges_tables_schedules_and_options() -> None:
+    config = Config.from_dict(base(env={"options": {"a": 1, "b": 2}}, ppo={"target_kl": 0.1}))
+    changed = config.replace(
+        seed=2,
+        core={"kind": "lstm"},
+        ppo={"learning_rate": {"initial": 1e-3}, "clip_range": 0.3, "target_kl": None},
+        env={"options": {"b": None, "c": {"d": [3]}}},
+        train=dataclasses.replace(config.train, eval_every=7),
+    )
+    assert (changed.seed, changed.core) == (2, CoreConfig(kind="lstm"))
+    assert changed.ppo.learning_rate == Schedule(initial=1e-3, final=1e-5)
+    assert (changed.ppo.clip_range, changed.ppo.target_kl) == (Schedule(initial=0.3), None)
+    assert changed.env.options == {"a": 1, "c": {"d": [3]}}
+    assert changed.train.eval_every == 7
+    assert config == Config.from_dict(base(env={"options": {"a": 1, "b": 2}}, ppo={"target_kl": 0.1})), "untouched"
+    assert config.replace() == config
+
+
+@pytest.mark.parametrize(
+    ("changes", "start"),
+    [
+        ({"sed": 2}, "replace(): sed: "),
+        ({"seed": "2"}, 'replace(): seed: "2"'),
+        ({"ppo": {"gamma": 2}}, "replace(): ppo.gamma: 2"),
+        ({"core": {"dropout": 0.5}}, "replace(): core.dropout: "),
+        ({"env": None}, "replace(): env: none"),
+        ({"ppo": {"clip_range": {"finl": 1}}}, "replace(): ppo.clip_range.finl: "),
+    ],
+)
+def test_replace_is_checked(changes: dict[str, Any], start: str) -> None:
+    assert error_of(Config.from_dict(base()).replace, **changes).startswith(start)
+
+
+def test_direct_construction_is_checked_and_frozen() -> None:
+    assert error_of(PPOConfig, gamma=1.5).startswith("PPOConfig(): gamma: 1.5")
+    assert error_of(CoreConfig, dropout=0.5).startswith("CoreConfig(): dropout: ")
+    config = Config(total_steps=10, env=EnvConfig(id="A-v0"))
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        config.seed = 3  # type: ignore[misc]
+    with pytest.raises(TypeError):
+        PPOConfig(0.5)  # type: ignore[misc]
+
+
+def test_options_are_a_copy() -> None:
+    options = {"a": [1]}
+    config = Config.from_dict(base(env={"options": options}))
+    options["a"].append(2)
+    config.to_dict()["env"]["options"]["a"].append(3)
+    assert config.env.options == {"a": [1]}
+
+
+def test_derived_sizes() -> None:
+    config = Config.from_dict(base(total_steps=101, env={"num_envs": 5}, ppo={"rollout_steps": 10}))
+    assert (config.batch_size, config.num_iterations, config.updates_per_iteration) == (50, 3, 24)
+    assert config.replace(total_steps=100).num_iterations == 2
+
+
+def test_pickle_and_copy() -> None:
+    config = Config.from_dict(base(env={"options": {"a": [1]}}))
+    assert pickle.loads(pickle.dumps(config)) == copy.deepcopy(config) == config
+
+
+def test_every_field_has_help_type_and_default() -> None:
+    rows = {row.key: row for row in describe_fields()}
+    assert all(row.help and row.type and row.default for row in rows.values())
+    assert rows["ppo.gamma"].type == "a number from 0 to 1"
+    assert rows["ppo.gamma"].default == "0.995"
+    assert rows["ppo.sequence_length"].default == "none"
+    assert rows["total_steps"].default == "required"
+    assert rows["core.kind"].help.startswith("The cell")
+    assert rows["ppo.learning_rate"].default == "{initial = 0.000275, final = 1e-05, power = 1.0}"
+    keys = {
+        f"{t.name}.{f.name}"
+        for t in dataclasses.fields(Config)
+        if dataclasses.is_dataclass(t.type)
+        for f in dataclasses.fields(t.type)
+    }
+    assert keys | {"seed", "device", "total_steps"} == set(rows)
+
+
+def test_help_without_source(monkeypatch: pytest.MonkeyPatch) -> None:
+    def no_source(_: Any) -> str:
+        raise OSError("source code not available")
+
+    monkeypatch.setattr(config_io.inspect, "getsource", no_source)
+    config_io._field_docs.cache_clear()
+    try:
+        rows = describe_fields()
+    finally:
+        config_io._field_docs.cache_clear()
+    assert rows
+    assert {row.help for row in rows} == {""}
+
+
+def test_imports_nothing_heavy() -> None:
+    heavy = ("torch", "numpy", "gymnasium", "pygame")
+    code = f"import sys, ppo_tbptt.config; print([name for name in {heavy} if name in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"

@@ -1,0 +1,151 @@
+"""Overrides: what a command line may say, what it changes, and what is refused."""
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ppo_tbptt.config import Config, ConfigError, EnvConfig, Schedule, parse_overrides
+
+
+def write(folder: Path, text: str | bytes, name: str = "c.toml") -> Path:
+    path = folder / name
+    path.write_bytes(text if isinstance(text, bytes) else text.encode())
+    return path
+
+
+def error_of(function: Any, *args: Any, **kwargs: Any) -> str:
+    with pytest.raises(ConfigError) as caught:
+        function(*args, **kwargs)
+    message = str(caught.value)
+    assert message.isprintable(), "one printable line"
+    assert len(message) < 600
+    return message
+
+
+FILE = """total_steps = 1000
+[env]
+id = "Some-v0"
+options = { a = 1, command_count = [10] }
+[ppo]
+sequence_length = 16
+learning_rate = { initial = 1e-3, final = 1e-4, power = 2, over_steps = 500 }
+entropy_coef = 0.5
+"""
+
+
+@pytest.mark.parametrize(
+    ("argv", "key", "value"),
+    [
+        (["--seed", "3"], "seed", 3),
+        (["--total-steps", "1e6"], "total_steps", 1_000_000),
+        (["--total_steps=1_000_000"], "total_steps", 1_000_000),
+        (["--seed", "007"], "seed", 7),
+        (["--ppo.gamma", "1"], "ppo.gamma", 1.0),
+        (["--ppo.gamma=.5"], "ppo.gamma", 0.5),
+        (["--core.kind=lstm"], "core.kind", "lstm"),
+        (["--core.kind", "none"], "core.kind", "none"),
+        (["--core.kind", '"rnn_tanh"'], "core.kind", "rnn_tanh"),
+        (["--device", "cuda:1"], "device", "cuda:1"),
+        (["--env.id", "5"], "env.id", "5"),
+        (["--env.num-workers", "auto"], "env.num_workers", "auto"),
+        (["--env.num-workers", "2"], "env.num_workers", 2),
+        (["--ppo.sequence-length", "none"], "ppo.sequence_length", None),
+        (["--ppo.target-kl", "1e-2"], "ppo.target_kl", 0.01),
+        (["--ppo.normalize-advantage", "True"], "ppo.normalize_advantage", True),
+        (["--model.cnn-channels", "[1, 2, 3]"], "model.cnn_channels", (1, 2, 3)),
+        (["--ppo.learning-rate", "1e-4"], "ppo.learning_rate", Schedule(initial=1e-4)),
+        (
+            ["--ppo.learning-rate.initial", "3e-4"],
+            "ppo.learning_rate",
+            Schedule(initial=3e-4, final=1e-4, power=2.0, over_steps=500),
+        ),
+        (
+            ["--ppo.learning-rate.over-steps", "none", "--ppo.learning-rate.power", "1"],
+            "ppo.learning_rate",
+            Schedule(initial=1e-3, final=1e-4),
+        ),
+        (["--ppo.learning-rate", "{initial = 0.1, final = 0}"], "ppo.learning_rate", Schedule(initial=0.1, final=0.0)),
+        (
+            ["--ppo.learning-rate", ".1", "--ppo.learning-rate.final", "0"],
+            "ppo.learning_rate",
+            Schedule(initial=0.1, final=0.0),
+        ),
+        (["--ppo.entropy-coef.final", "0.1"], "ppo.entropy_coef", Schedule(initial=0.5, final=0.1)),
+        (["--ppo.clip-range.final", "0.05"], "ppo.clip_range", Schedule(initial=0.1, final=0.05)),  # a default
+        (["--env.options.command-count", "[2]"], "env.options", {"a": 1, "command_count": [2]}),
+        (["--env.options.name", "big red"], "env.options", {"a": 1, "command_count": [10], "name": "big red"}),
+        (["--env.options.command-count=none"], "env.options", {"a": 1}),
+        (["--env.options.b.c", "-1.5"], "env.options", {"a": 1, "command_count": [10], "b": {"c": -1.5}}),
+        (["--env.options", "{command_count = [2]}"], "env.options", {"command_count": [2]}),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_overrides(tmp_path: Path, argv: list[str], key: str, value: Any) -> None:
+    path = write(tmp_path, FILE)
+    plain, changed = Config.load(path), Config.load(path, parse_overrides(argv))
+    found: Any = changed
+    for name in key.split("."):
+        found = getattr(found, name)
+    assert found == value
+    assert type(found) is type(value)
+    head = key.split(".")[0]  # and nothing else
+    for field in dataclasses.fields(Config):
+        if field.name != head:
+            assert getattr(changed, field.name) == getattr(plain, field.name)
+
+
+def test_overrides_as_python_values_and_for_what_the_file_lacks(tmp_path: Path) -> None:
+    path = write(tmp_path, "seed = 4")
+    changes = {"total_steps": 10, "env.id": "A-v0", "ppo.clip_range": Schedule(initial=0.2), "env.options.a": [1, {}]}
+    config = Config.load(path, changes)
+    assert (config.seed, config.total_steps, config.ppo.clip_range.initial) == (4, 10, 0.2)
+    assert config.env == EnvConfig(id="A-v0", options={"a": [1, {}]})
+
+
+@pytest.mark.parametrize(
+    ("argv", "words"),
+    [
+        (["--ppo.lerning-rate", "1"], ["--ppo.lerning-rate: ", '"1"', "did you mean --ppo.learning-rate?"]),
+        (["--learning-rate", "1"], ["--learning-rate: ", "did you mean --ppo.learning-rate?"]),
+        (["--ppo.learning-rate.inital=1"], ["--ppo.learning-rate.inital: ", "--ppo.learning-rate.initial?"]),
+        (["--env.options.", "1"], ["--env.options.: "]),
+        (["--ppo", "1"], ["--ppo: ", "is a table", "like --ppo.rollout-steps"]),
+        (["--seed"], ["--seed: has no value", "a whole number"]),
+        (["--seed", "--device", "cpu"], ["--seed: has no value", "a whole number"]),
+        (["--seed", "1", "--seed", "2"], ["--seed: given twice", '"2"']),
+        (["seed", "1"], ['"seed"', "--key value"]),
+        (["--seed", "1", "2"], ['"2"', "--key value"]),
+        (["-s", "1"], ['"-s"', "--key value"]),
+        (["--seed", "1.5"], ["--seed: 1.5", "a whole number"]),
+        (["--seed="], ['--seed: ""', "a whole number"]),
+        (["--seed", "1\ndevice = 3"], ["--seed: ", "a whole number"]),
+        (["--total-steps", "1e400"], ["--total-steps: inf", "a whole number"]),
+        (["--ppo.gamma", "nan"], ["--ppo.gamma: nan", "a number from 0 to 1"]),
+        (["--ppo.gamma", "none"], ['--ppo.gamma: "none"', "a number from 0 to 1"]),
+        (["--core.kind", "gur"], ['--core.kind: "gur"', '"gru"']),
+        (["--model.cnn-channels", "[1, 2"], ['--model.cnn-channels: "[1, 2"', "not valid TOML"]),
+        (["--env.options.a", "2020-01-01"], ["--env.options.a: date", "text, finite"]),
+        (["--ppo.learning-rate", "{final = 1}"], ["--ppo.learning-rate: missing", "number"]),
+        (["--ppo.learning-rate.initial", "2"], ["--ppo.learning-rate.initial: 2", "from 0 to 1"]),
+        (["--ppo.learning-rate.final", "none"], ["--ppo.learning-rate.final: 500 has no effect without final", "drop"]),
+        (["--core.dropout", "0.1"], ["--core.dropout: ", "0.1", "num_layers at least 2"]),
+        (["--ppo.rollout-steps", "8"], ["--ppo.rollout-steps: ", "sequence_length = 16", "rollout_steps = 8"]),
+        (["--env.num-seeds", "300000"], ["--env.num-seeds: ", "0..299999", "must not overlap"]),
+    ],
+    ids=lambda value: " ".join(value)[:40] if isinstance(value, list) else "",
+)
+def test_wrong_overrides(tmp_path: Path, argv: list[str], words: list[str]) -> None:
+    path = write(tmp_path, FILE)
+    message = error_of(lambda: Config.load(path, parse_overrides(argv)))
+    assert message.startswith(f"command line: {words[0]}"), message
+    for word in words:
+        assert word in message
+
+
+def test_errors_of_the_file_stay_with_the_file(tmp_path: Path) -> None:
+    path = write(tmp_path, FILE + "gamma = 7")
+    assert error_of(Config.load, path, {"seed": "3"}).startswith(f"{path}: ppo.gamma: 7")
+    message = error_of(Config.load, write(tmp_path, FILE), {"ppo.gamma": 3})
+    assert message.startswith("override: ppo.gamma: 3")

@@ -1,0 +1,167 @@
+"""collect, seen through a tracer whose observations say where they come from."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from ppo_tbptt.envs import LevelSeeds, VectorEnv
+from ppo_tbptt.envs.toy_fixtures import tracer_length, tracer_reward, tracer_terminates
+from ppo_tbptt.models import Agent
+from ppo_tbptt.rollout import begin, collect
+from ppo_tbptt.sequences import cut, gather
+from ppo_tbptt.types import Carry, Rollout, Targets, empty_rollout
+
+STEPS, ENVS = 29, 4
+
+
+def tracer_agent(core: str = "lstm") -> Agent:
+    torch.manual_seed(0)
+    return Agent(
+        {"obs": (3,)}, (3, 2), core=core, core_hidden_size=8, num_layers=2, hidden_size=16, vector_hidden_sizes=(8,)
+    )
+
+
+def storage(agent: Agent, steps: int = STEPS, envs: int = ENVS) -> Rollout:
+    return empty_rollout(
+        {"obs": ((3,), torch.float32)},
+        num_steps=steps,
+        num_envs=envs,
+        num_branches=2,
+        state_size=agent.core.state_size,
+        device=torch.device("cpu"),
+    )
+
+
+@contextmanager
+def tracer(num_workers: int = 0) -> Iterator[tuple[VectorEnv, LevelSeeds]]:
+    with VectorEnv("ppo_tbptt/Tracer-v0", num_envs=ENVS, num_workers=num_workers) as envs:
+        yield envs, LevelSeeds(7, ENVS, 10, 50)
+
+
+def noise(seed: int = 0) -> Tensor:
+    return torch.rand(STEPS, ENVS, 2, generator=torch.Generator().manual_seed(seed))
+
+
+@pytest.mark.parametrize("num_workers", [0, 1, 3])
+def test_every_field_of_every_row(num_workers: int) -> None:
+    """Two rollouts in a row; the tracer's observation is (level seed, episode, t) and its reward encodes the action."""
+    agent = tracer_agent()
+    with tracer(num_workers) as (envs, seeds):
+        expected_seeds = LevelSeeds(7, ENVS, 10, 50)
+        carry: Carry = begin(envs, seeds, agent)
+        place = [(int(seed), 0, 0) for seed in expected_seeds.current]
+        after = agent.core.initial_state(ENVS)
+        fresh = [True] * ENVS
+        ended = 0
+        for number in range(2):
+            result = collect(envs, seeds, agent, carry, storage(agent), noise(number))
+            rollout, carry = result.rollout, result.carry
+            for t in range(STEPS):
+                obs = torch.tensor(place, dtype=torch.float32)
+                assert torch.equal(rollout.obs["obs"][t], obs)
+                assert rollout.start[t].tolist() == fresh
+                state = torch.where(torch.tensor(fresh)[:, None], agent.core.initial_state(ENVS), after)
+                torch.testing.assert_close(rollout.state[t], state)
+                with torch.no_grad():
+                    logits, value, after = agent.step({"obs": obs}, state)
+                torch.testing.assert_close(rollout.value[t], value)
+                for n, (seed, episode, step) in enumerate(place):
+                    action = rollout.action[t, n].tolist()
+                    branches = logits[n].split((3, 2))
+                    chosen = [float(b.log_softmax(0)[a]) for b, a in zip(branches, action, strict=True)]
+                    assert rollout.log_prob[t, n].tolist() == pytest.approx(chosen, abs=1e-5)
+                    assert float(rollout.reward[t, n]) == tracer_reward(step, action)
+                    end = step + 1 == tracer_length(seed)
+                    terminated = end and tracer_terminates(seed)
+                    assert bool(rollout.terminated[t, n]) == terminated
+                    assert bool(rollout.truncated[t, n]) == (end and not terminated)
+                    if terminated:
+                        assert float(rollout.next_value[t, n]) == 0.0
+                    elif end:  # V(final observation, state after the step)
+                        final = torch.tensor([[seed, episode, step + 1]], dtype=torch.float32)
+                        with torch.no_grad():
+                            bootstrap = agent.step({"obs": final}, after[n : n + 1])[1]
+                        assert float(rollout.next_value[t, n]) == pytest.approx(float(bootstrap), abs=1e-5)
+                    elif t + 1 < STEPS:
+                        assert rollout.next_value[t, n] == rollout.value[t + 1, n]
+                    fresh[n] = end
+                    if end:
+                        ended += 1
+                        mask = np.arange(ENVS) == n
+                        expected_seeds.advance(mask)
+                        place[n] = (int(expected_seeds.current[n]), episode + 1, 0)
+                    else:
+                        place[n] = (seed, episode, step + 1)
+            obs = torch.tensor(place, dtype=torch.float32)
+            assert torch.equal(carry.obs["obs"], obs)
+            assert carry.start.tolist() == fresh
+            torch.testing.assert_close(carry.state, after)
+            with torch.no_grad():  # the last value uses the carried state, reset where an episode starts
+                last = agent.step({"obs": obs}, agent.reset_state(after, carry.start))[1]
+            alive = ~torch.tensor(fresh)
+            torch.testing.assert_close(rollout.next_value[-1][alive], last[alive])
+            assert not any(x.isnan().any() for x in (rollout.state, rollout.value, rollout.reward, rollout.next_value))
+            count = sum(int((rollout.terminated | rollout.truncated)[:, n].sum()) for n in range(ENVS))
+            assert len(result.episodes) == count
+        assert ended > 20
+
+
+def test_replay_of_collected_rollouts() -> None:
+    """The replay test on the real path, with a carried state that is not zero."""
+    agent = tracer_agent()
+    with tracer() as (envs, seeds):
+        carry = begin(envs, seeds, agent)
+        for number in range(2):
+            result = collect(envs, seeds, agent, carry, storage(agent), noise(number))
+            carry = result.carry
+    rollout = result.rollout
+    assert rollout.state[0].abs().max() > 0.01
+    targets = Targets(advantage=torch.zeros(STEPS, ENVS), ret=torch.zeros(STEPS, ENVS))
+    for length in (1, 3, 16, None):
+        sequences = cut(rollout.start, length)
+        batch = gather(rollout, targets, sequences, torch.arange(sequences.mask.shape[1]))
+        with torch.no_grad():
+            logits, value = agent.unroll(batch.obs, batch.state, batch.mask)
+        branches = zip(logits.split((3, 2), 1), batch.action.unbind(1), strict=True)
+        log_prob = torch.stack([b.log_softmax(1).gather(1, a[:, None])[:, 0] for b, a in branches], 1)
+        assert ((log_prob - batch.log_prob).exp() - 1).abs().max() < 1e-5
+        assert (value - batch.value).abs().max() < 1e-5
+
+
+def test_dropout_does_not_act_while_acting() -> None:
+    torch.manual_seed(0)
+    agent = Agent({"obs": (3,)}, (3, 2), core="gru", core_hidden_size=8, num_layers=2, dropout=0.9, hidden_size=16)
+    agent.train()
+    values = []
+    for _ in range(2):
+        with tracer() as (envs, seeds):
+            values.append(collect(envs, seeds, agent, begin(envs, seeds, agent), storage(agent), noise()).rollout.value)
+        agent.train()
+    assert torch.equal(*values)
+
+
+@pytest.mark.parametrize("env_id", ["ppo_tbptt/ImageToy-v0", "ppo_tbptt/DictToy-v0"])
+def test_images_stay_bytes_and_channels_last(env_id: str) -> None:
+    with VectorEnv(env_id, num_envs=2, num_workers=0) as envs:
+        shapes = {key: array.shape for key, array in envs.spec.obs.items()}
+        agent = Agent(shapes, envs.spec.action_nvec, core_hidden_size=8, hidden_size=8, cnn_channels=(4, 4, 4))
+        kept = empty_rollout(
+            {key: (array.shape, getattr(torch, array.dtype)) for key, array in envs.spec.obs.items()},
+            num_steps=5,
+            num_envs=2,
+            num_branches=len(envs.spec.action_nvec),
+            state_size=8,
+            device=torch.device("cpu"),
+        )
+        seeds = LevelSeeds(0, 2, 0, 10)
+        draws = torch.rand(5, 2, len(envs.spec.action_nvec))
+        rollout = collect(envs, seeds, agent, begin(envs, seeds, agent), kept, draws).rollout
+    frames = rollout.obs["image" if "Dict" in env_id else "obs"]
+    assert frames.dtype == torch.uint8
+    assert frames.shape == (5, 2, 84, 84, 3)
+    first = frames[rollout.start]
+    assert (first.flatten(0, 2).float().mean(0)[:2].sum() == 255) and (first[..., 2] == 0).all()  # one pure colour each

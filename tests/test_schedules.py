@@ -1,0 +1,52 @@
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ppo_tbptt.schedules import schedule_value
+
+
+@pytest.mark.parametrize(
+    ("step", "power", "value"),
+    [
+        (0, 1.0, 1.0),
+        (25, 1.0, 0.8),  # a quarter of the way from 1.0 to 0.2
+        (50, 1.0, 0.6),
+        (50, 2.0, 0.4),  # 0.2 + 0.8 * 0.5**2
+        (75, 0.5, 0.6),  # 0.2 + 0.8 * 0.25**0.5
+        (100, 1.0, 0.2),
+        (100, 3.0, 0.2),
+        (10_000, 1.0, 0.2),
+    ],
+)
+def test_polynomial_decay_by_hand(step: int, power: float, value: float) -> None:
+    assert schedule_value(1.0, 0.2, power, 100, step) == pytest.approx(value, rel=1e-12)
+
+
+def test_published_learning_rate() -> None:
+    """2.75e-4 to 1e-5 over 163.84 million steps: halfway in between, then constant."""
+    assert schedule_value(2.75e-4, 1e-5, 1.0, 163_840_000, 81_920_000) == pytest.approx(1.425e-4)
+    assert schedule_value(2.75e-4, 1e-5, 1.0, 163_840_000, 491_520_000) == 1e-5
+
+
+@given(initial=st.floats(0, 1e9), over=st.integers(1, 10**15), step=st.integers(0, 10**15))
+def test_constant_without_final(initial: float, over: int, step: int) -> None:
+    assert schedule_value(initial, None, 1.0, over, step) == initial
+
+
+@given(
+    initial=st.floats(0, 1e3),
+    final=st.floats(0, 1e3),
+    power=st.floats(0.01, 10),
+    over=st.integers(1, 10**9),
+    step=st.integers(0, 2 * 10**9),
+)
+def test_stays_between_its_ends_and_moves_one_way(
+    initial: float, final: float, power: float, over: int, step: int
+) -> None:
+    low, high = min(initial, final), max(initial, final)
+    now, later = (schedule_value(initial, final, power, over, s) for s in (step, step + 1))
+    slack = 1e-12 * high
+    assert low - slack <= now <= high + slack
+    assert abs(later - final) <= abs(now - final) + slack
+    if step >= over:
+        assert now == final

@@ -1,0 +1,25 @@
+"""Every shipped config builds its agent and trains for one tiny iteration."""
+
+from pathlib import Path
+
+import pytest
+
+from ppo_tbptt.config import Config
+from ppo_tbptt.trainer import Trainer
+
+CONFIGS = sorted((Path(__file__).parent.parent / "configs").glob("*.toml"))
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+def test_one_iteration(path: Path) -> None:
+    config = Config.load(path)
+    config = config.replace(
+        device="cpu",
+        env={"num_envs": 2, "num_workers": 0},
+        ppo={"rollout_steps": 4, "num_minibatches": 1, "num_epochs": 1, "sequence_length": 2},
+    )
+    with Trainer(config) as trainer:
+        report = next(trainer)
+    assert report.env_steps == 8
+    assert report.scalars["optim/updates"] == 1
+    assert report.scalars["policy/approx_kl"] == pytest.approx(0, abs=1e-6)  # the first update replays the rollout

@@ -1,0 +1,191 @@
+"""Whole iterations: determinism, resuming, what lands in the run folder."""
+
+import json
+import math
+from copy import deepcopy
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from configs_for_tests import TINY, tiny
+
+from ppo_tbptt.checkpoint import CheckpointError, load_checkpoint
+from ppo_tbptt.config import Config, ConfigError
+from ppo_tbptt.device import DeviceError
+from ppo_tbptt.metrics import MetricsWriter, Report, read_metrics
+from ppo_tbptt.run_dir import RunDirError
+from ppo_tbptt.trainer import Trainer
+
+
+def rows(config: Config, run_dir: Path | None = None) -> list[dict[str, float]]:
+    """One row per iteration, without what depends on the clock."""
+    with Trainer(config, run_dir) as trainer:
+        return [timeless(report.row()) for report in trainer]
+
+
+def timeless(row: dict[str, float]) -> dict[str, float]:
+    return {key: value for key, value in row.items() if not key.startswith("time/")}
+
+
+def test_equal_seeds_give_equal_metrics_and_others_differ() -> None:
+    first = rows(tiny())
+    assert len(first) == 4
+    assert first == rows(tiny())
+    assert first != rows(tiny(seed=2))
+
+
+@pytest.mark.parametrize("env_id", ["ppo_tbptt/PocMemory-v0", "MortarMayhem-Grid-v0"])
+def test_the_number_of_workers_changes_nothing(env_id: str) -> None:
+    small = {"total_steps": 128, "model": {"hidden_size": 16, "cnn_channels": [4, 4, 4]}}
+    runs = [rows(tiny(env={"id": env_id, "num_workers": n}, **small)) for n in (0, 1, 3)]
+    assert runs[0] == runs[1] == runs[2]
+
+
+def test_a_tag_without_data_is_left_out() -> None:
+    """No episode ends within 2 x 8 steps of a task that lasts 1000."""
+    with Trainer(tiny(env={"id": "ppo_tbptt/Faulty-v0"}, ppo={"rollout_steps": 8})) as trainer:
+        report = next(trainer)
+    assert report.scalars["episode/count"] == 0
+    assert not [tag for tag in report.scalars if tag.startswith("episode/") and tag != "episode/count"]
+    assert all(value == value for value in report.scalars.values())  # no NaN
+
+
+def test_report_of_the_poc_task() -> None:
+    with Trainer(tiny()) as trainer:
+        reports = list(trainer)
+    assert [r.env_steps for r in reports] == [64, 128, 192, 256]
+    expected = {"episode/return", "episode/success", "loss/policy", "loss/value", "policy/entropy", "policy/approx_kl"}
+    expected |= {"policy/clip_fraction", "policy/explained_variance", "optim/learning_rate", "optim/grad_norm"}
+    expected |= {"sequences/count", "sequences/mean_length", "sequences/padding_fraction", "time/steps_per_second"}
+    assert expected <= set().union(*(r.scalars for r in reports))
+    first = reports[0].scalars
+    assert first["sequences/count"] * first["sequences/mean_length"] == pytest.approx(64)
+    assert 0 <= first["sequences/padding_fraction"] < 1
+    assert first["policy/entropy"] == pytest.approx(math.log(2), abs=0.02)  # 2 actions, untrained
+
+
+def test_schedules_reach_the_optimiser() -> None:
+    schedule = {"initial": 1e-3, "final": 0.0, "over_steps": 256}
+    learned = [row["optim/learning_rate"] for row in rows(tiny(ppo={"learning_rate": schedule}))]
+    assert learned == pytest.approx([1e-3, 7.5e-4, 5e-4, 2.5e-4])
+
+
+def test_target_kl_stops_after_the_first_epoch_that_exceeds_it() -> None:
+    fast = {"learning_rate": 0.1, "num_epochs": 3}
+    assert rows(tiny(ppo=fast))[0]["optim/updates"] == 6
+    assert rows(tiny(ppo={**fast, "target_kl": 1e-6}))[0]["optim/updates"] == 2
+
+
+def test_run_folder(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    config = tiny(train={"eval_every": 2})
+    written = rows(config, run)
+    assert Config.load(run / "config.toml") == config
+    assert [timeless(row) for row in read_metrics(run / "metrics.jsonl")] == written
+    assert "eval/success" in written[1]
+    assert "eval/success" not in written[0]
+    assert sorted(path.name for path in (run / "checkpoints").iterdir()) == [
+        "best.pt",
+        "iteration_0000002.pt",
+        "iteration_0000004.pt",
+    ]
+    assert list(run.glob("events.out.tfevents.*"))
+    with pytest.raises(RunDirError, match="exists already"):
+        Trainer(config, run)
+
+
+def test_retention_keeps_the_newest(tmp_path: Path) -> None:
+    rows(tiny(train={"checkpoint_every": 1, "keep_checkpoints": 2}), tmp_path / "run")
+    kept = sorted(path.name for path in (tmp_path / "run" / "checkpoints").glob("iteration_*"))
+    assert kept == ["iteration_0000003.pt", "iteration_0000004.pt"]
+
+
+def test_resume_goes_on_with_everything(tmp_path: Path) -> None:
+    """Weights, optimiser, counters, generators and level seeds are as they were; no metrics row twice or missing."""
+    config = tiny(train={"checkpoint_every": 1}, core={"dropout": 0.2, "num_layers": 2})
+    run = tmp_path / "run"
+    with Trainer(config, run) as trainer:
+        next(trainer)
+        next(trainer)
+        before = deepcopy(trainer.state_dict())
+        next(trainer)
+    (run / "checkpoints" / "iteration_0000003.pt").unlink()  # as if killed before it was written
+    with Trainer.resume(run) as trainer:
+        after = trainer.state_dict()
+        assert trainer.iteration == 2
+        assert flat(after, "agent") == flat(before, "agent")
+        assert flat(after, "optimizer") == flat(before, "optimizer")
+        for name in ("torch", "noise", "permutation"):
+            assert torch.equal(after["generators"][name], before["generators"][name])
+        assert after["level_seeds"] == [count + 1 for count in before["level_seeds"]]  # all begin a new episode
+        assert [report.iteration for report in trainer] == [3, 4]
+    steps = [row["iteration"] for row in read_metrics(run / "metrics.jsonl")]
+    assert steps == [1, 2, 3, 4]
+
+
+def flat(tree: dict[str, Any], key: str) -> list[Any]:
+    def leaves(x: Any) -> list[Any]:
+        if isinstance(x, dict):
+            return [leaf for value in x.values() for leaf in leaves(value)]
+        if isinstance(x, list | tuple):
+            return [leaf for value in x for leaf in leaves(value)]
+        return [x.tolist() if isinstance(x, torch.Tensor) else x]
+
+    return leaves(tree[key])
+
+
+def test_resume_with_more_steps_and_with_another_network(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    rows(tiny(), run)
+    with Trainer.resume(run, {"total_steps": 320}) as trainer:
+        assert [report.env_steps for report in trainer] == [320]
+    with pytest.raises(CheckpointError, match="does not fit"):
+        Trainer.resume(run, {"core.hidden_size": 16})
+    with pytest.raises(RunDirError, match="not a run folder"):
+        Trainer.resume(tmp_path / "nothing")
+
+
+def test_checkpoints_hold_no_pickled_objects(tmp_path: Path) -> None:
+    rows(tiny(), tmp_path / "run")
+    tree = load_checkpoint(tmp_path / "run" / "checkpoints" / "iteration_0000004.pt")  # weights_only
+    json.dumps(tree["config"])
+    json.dumps(tree["spec"])
+
+
+def test_what_does_not_fit_the_machine_or_the_environment() -> None:
+    if not torch.cuda.is_available():
+        with pytest.raises(DeviceError, match="no CUDA"):
+            Trainer(Config.from_dict({**TINY, "device": "cuda"}))
+    with pytest.raises(ConfigError, match="too small for the CNN"):
+        Trainer(tiny(env={"id": "test_trainer:small/Frames-v0"}))
+
+
+def test_metrics_leave_out_what_is_not_finite_and_torn_lines(tmp_path: Path) -> None:
+    writer = MetricsWriter(tmp_path)
+    writer.write(Report(iteration=1, env_steps=10, scalars={"loss/total": 1.0}))
+    writer.close()
+    with (tmp_path / "metrics.jsonl").open("a") as file:
+        file.write('{"iteration": 2, "env_st')
+    assert read_metrics(tmp_path / "metrics.jsonl") == [{"iteration": 1, "env_steps": 10, "loss/total": 1.0}]
+
+
+def _register_small_frames() -> None:
+    import gymnasium as gym
+    import numpy as np
+
+    class Frames(gym.Env[np.ndarray, int]):
+        observation_space = gym.spaces.Box(0, 255, (20, 20, 3), np.uint8)
+        action_space = gym.spaces.Discrete(2)
+
+        def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> Any:
+            return np.zeros((20, 20, 3), np.uint8), {}
+
+        def step(self, action: int) -> Any:
+            return np.zeros((20, 20, 3), np.uint8), 0.0, False, False, {}
+
+    if "small/Frames-v0" not in gym.registry:
+        gym.register("small/Frames-v0", entry_point=Frames)
+
+
+_register_small_frames()
