@@ -28,7 +28,10 @@ class Display:
         self._last_line = float("-inf")
         self._known: dict[str, float] = {}  # the newest figure of each tag, for iterations without one
         self._progress = Progress(
-            TextColumn("{task.fields[steps]} steps"), BarColumn(), TextColumn("{task.fields[left]} left"), auto_refresh=False
+            TextColumn("{task.fields[steps]} steps"),
+            BarColumn(),
+            TextColumn("{task.fields[left]} left"),
+            auto_refresh=False,
         )
         self._task = self._progress.add_task("", total=config.total_steps, steps="0", left="?")
         self._live = Live(console=console, refresh_per_second=4) if console.is_terminal else None

@@ -2,13 +2,13 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
 
 from ppo_tbptt.config import EnvConfig
-from ppo_tbptt.envs import Episode, EnvSpec, VectorEnv
+from ppo_tbptt.envs import EnvSpec, Episode, VectorEnv
 from ppo_tbptt.intervals import Estimate, estimate
 from ppo_tbptt.models import Agent
 from ppo_tbptt.models.heads import mode, sample
@@ -98,7 +98,7 @@ def evaluate(
     sampling_seed: int = 0,
     max_steps: int = 16_384,
     forget_every: int | None = None,
-    num_workers: int | str = "auto",
+    num_workers: int | Literal["auto"] = "auto",
     progress: Callable[[int], None] | None = None,
 ) -> Evaluation:
     """Play ``seeds`` x ``repeats`` episodes with ``agent`` and summarise them.
@@ -106,7 +106,8 @@ def evaluate(
     Several run in parallel, each environment with its own recurrent state, reset where an episode starts. The same
     agent, seeds and ``sampling_seed`` give the same numbers whatever the number of workers. An episode that reaches
     ``max_steps`` is cut there and counted as capped. ``forget_every = k`` wipes the recurrent state every k steps of
-    an episode, which shows what the agent owes to its memory. ``progress`` is called with the number of finished episodes.
+    an episode, which shows what the agent owes to its memory. ``progress`` is called with the number of finished
+    episodes.
 
     Raises:
         EnvError, WorkerError: see :mod:`ppo_tbptt.envs`.

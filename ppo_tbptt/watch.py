@@ -13,6 +13,8 @@ from ppo_tbptt.policy import Policy
 
 VIEW = 336
 """Edge of each view in pixels; the ground truth of MemoryGym's tasks has this size."""
+GAP = 8
+"""Pixels between two views."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -59,9 +61,14 @@ def _frame(env: SingleEnv, spec: EnvSpec, obs: dict[str, np.ndarray]) -> np.ndar
     if not panels:
         raise EnvError(f"{spec.env_id}: nothing to show: it renders no image and its observations are none")
     height = max(panel.shape[0] for panel in panels)
-    padded = [np.pad(panel, ((0, height - panel.shape[0]), (0, 8), (0, 0))) for panel in panels]
-    joined = np.concatenate(padded, axis=1)[:, :-8]
-    return np.ascontiguousarray(joined[: joined.shape[0] // 2 * 2, : joined.shape[1] // 2 * 2])  # H.264 wants even sizes
+    padded = [
+        np.pad(panel, ((0, height - panel.shape[0]), (0, GAP), (0, 0)), constant_values=96)  # grey: views are often black
+        for panel in panels
+    ]
+    joined = np.concatenate(padded, axis=1)[:, :-GAP]
+    return np.ascontiguousarray(
+        joined[: joined.shape[0] // 2 * 2, : joined.shape[1] // 2 * 2]
+    )  # H.264 wants even sizes
 
 
 def _enlarge(view: np.ndarray) -> np.ndarray:

@@ -19,9 +19,9 @@ def tracer_agent() -> Agent:
     torch.manual_seed(0)
     agent = Agent({"obs": (3,)}, (3, 2), core_hidden_size=8, hidden_size=16, vector_hidden_sizes=(8,))
     for head in agent.heads.policy:
-        torch.nn.init.orthogonal_(head.weight, 2.0)
+        torch.nn.init.orthogonal_(head.get_parameter("weight"), 2.0)
     # Level seeds up to 129 would drown everything else: scale them down, so that the state decides actions.
-    torch.nn.init.constant_(agent.encoder.parts["obs"].layers[0].weight[:, 0], 0.0)
+    torch.nn.init.constant_(agent.encoder.get_parameter("parts.obs.layers.0.weight")[:, 0], 0.0)
     return agent
 
 
@@ -33,10 +33,12 @@ def play(**changes: object) -> Evaluation:
 def test_each_seed_is_played_exactly_so_often_whatever_its_length() -> None:
     """90 episodes of 3 to 9 steps in 64 environments: short ones are not counted more."""
     result = play()
-    assert 90 > PARALLEL_EPISODES
+    assert PARALLEL_EPISODES < 90
     played = Counter((row["seed"], row["repeat"]) for row in result.per_episode)
     assert played == Counter((seed, repeat) for seed in range(100, 130) for repeat in range(3))
-    assert [row["length"] for row in result.per_episode] == [tracer_length(seed) for seed in range(100, 130) for _ in "123"]
+    assert [row["length"] for row in result.per_episode] == [
+        tracer_length(seed) for seed in range(100, 130) for _ in "123"
+    ]
     expected = np.mean([tracer_length(seed) for seed in range(100, 130)])
     assert result.measures["length"].mean == pytest.approx(expected)
 

@@ -125,7 +125,7 @@ def test_initialisation() -> None:
     agent = Agent({"obs": (84, 84, 3)}, (4,), core_hidden_size=64, hidden_size=32)
     weight = agent.heads.hidden.weight  # 32 x 64: rows are orthogonal with norm sqrt(2)
     torch.testing.assert_close(weight @ weight.T, 2 * torch.eye(32), atol=1e-4, rtol=0)
-    branch = agent.heads.policy[0].weight
+    branch = agent.heads.get_parameter("policy.0.weight")
     torch.testing.assert_close(branch @ branch.T, 0.01 * torch.eye(4), atol=1e-5, rtol=0)
     assert all(not p.any() for name, p in agent.core.named_parameters() if "bias" in name)
 

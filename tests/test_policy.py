@@ -1,6 +1,5 @@
 """Policy: a trained agent in a plain Gymnasium loop."""
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import gymnasium as gym
@@ -15,11 +14,11 @@ from ppo_tbptt.trainer import Trainer
 
 
 @pytest.fixture(scope="module")
-def run(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("policy") / "run"
     with Trainer(tiny(total_steps=64), path) as trainer:
         list(trainer)
-    yield path
+    return path
 
 
 def test_three_lines_on_a_plain_environment(run: Path) -> None:

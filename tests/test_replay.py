@@ -18,7 +18,9 @@ LENGTHS = [1, 3, 16, None]
 TOLERANCE = 1e-5  # float32
 
 
-def worst_replay(agent: Agent, rollout: Rollout, sequences: Sequences, ids: Tensor | None = None) -> tuple[float, float]:
+def worst_replay(
+    agent: Agent, rollout: Rollout, sequences: Sequences, ids: Tensor | None = None
+) -> tuple[float, float]:
     """Largest |ratio - 1| of any branch, and largest difference of values."""
     agent.train()
     ids = torch.arange(sequences.mask.shape[1]) if ids is None else ids

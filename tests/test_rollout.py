@@ -115,10 +115,8 @@ def test_replay_of_collected_rollouts() -> None:
     agent = tracer_agent()
     with tracer() as (envs, seeds):
         carry = begin(envs, seeds, agent)
-        for number in range(2):
-            result = collect(envs, seeds, agent, carry, storage(agent), noise(number))
-            carry = result.carry
-    rollout = result.rollout
+        carry = collect(envs, seeds, agent, carry, storage(agent), noise(0)).carry
+        rollout = collect(envs, seeds, agent, carry, storage(agent), noise(1)).rollout
     assert rollout.state[0].abs().max() > 0.01
     targets = Targets(advantage=torch.zeros(STEPS, ENVS), ret=torch.zeros(STEPS, ENVS))
     for length in (1, 3, 16, None):

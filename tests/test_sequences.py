@@ -37,7 +37,7 @@ def test_cut_by_hand() -> None:
     start = torch.zeros(6, 2, dtype=torch.bool)
     start[5, 0] = start[2, 1] = True
     sequences = cut(start, 4)
-    pieces = [sequences.index[: n, s].tolist() for s, n in enumerate(sequences.lengths.tolist())]
+    pieces = [sequences.index[:n, s].tolist() for s, n in enumerate(sequences.lengths.tolist())]
     assert pieces == [[0, 2, 4, 6], [8], [10], [1, 3], [5, 7, 9, 11]]
 
 

@@ -174,9 +174,9 @@ def _register_small_frames() -> None:
     import gymnasium as gym
     import numpy as np
 
-    class Frames(gym.Env[np.ndarray, int]):
+    class Frames(gym.Env[Any, Any]):
         observation_space = gym.spaces.Box(0, 255, (20, 20, 3), np.uint8)
-        action_space = gym.spaces.Discrete(2)
+        action_space: gym.spaces.Space[Any] = gym.spaces.Discrete(2)
 
         def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> Any:
             return np.zeros((20, 20, 3), np.uint8), {}
@@ -185,7 +185,7 @@ def _register_small_frames() -> None:
             return np.zeros((20, 20, 3), np.uint8), 0.0, False, False, {}
 
     if "small/Frames-v0" not in gym.registry:
-        gym.register("small/Frames-v0", entry_point=Frames)
+        gym.register("small/Frames-v0", entry_point=lambda **_: Frames())
 
 
 _register_small_frames()

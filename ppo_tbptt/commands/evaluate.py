@@ -14,7 +14,9 @@ from ppo_tbptt.run_dir import resolve_checkpoint
 
 
 def run(argv: list[str]) -> int:
-    parser = Parser("evaluate", "Play held-out level seeds with a trained agent; the defaults are the published protocol.")
+    parser = Parser(
+        "evaluate", "Play held-out level seeds with a trained agent; the defaults are the published protocol."
+    )
     parser.add_argument("path", type=Path, metavar="RUN_OR_CHECKPOINT", help="a run's folder (its newest checkpoint)")
     parser.option("--num-seeds", type=positive, default=50, help="number of level seeds (default 50)")
     parser.option("--first-seed", type=seed, default=200_000, help="the first of them (default 200000)")

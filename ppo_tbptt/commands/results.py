@@ -23,7 +23,7 @@ def evaluate_with_progress(
     play: Callable[..., Evaluation], title: str, stop: Stop, console: Console, total: int | None = None
 ) -> Evaluation | None:
     """Call ``play(progress=...)`` under a progress bar; None where it was stopped by a signal."""
-    with Progress(console=console, transient=True) as bar:
+    with Progress(console=console, transient=True, disable=not console.is_terminal) as bar:
         task = bar.add_task(title, total=total)
 
         def progress(finished: int) -> None:

@@ -2,6 +2,7 @@
 
 import json
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from time import strftime
 
@@ -65,7 +66,7 @@ def _clear_unstarted(run: RunDir) -> None:
             folder.rmdir()
 
 
-def _train(make, console: Console) -> int:  # noqa: ANN001
+def _train(make: Callable[[], Trainer], console: Console) -> int:
     with Stop() as stop, make() as trainer:
         assert trainer.run is not None
         _print_start(trainer, console)

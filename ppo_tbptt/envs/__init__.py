@@ -2,10 +2,11 @@
 
 from ppo_tbptt.envs.errors import EnvError, WorkerError
 from ppo_tbptt.envs.memory_gym import MEMORY_GYM_IDS
+from ppo_tbptt.envs.pool import resolve_workers
 from ppo_tbptt.envs.seeds import LevelSeeds
 from ppo_tbptt.envs.single import SingleEnv, make_env
 from ppo_tbptt.envs.spec import ArraySpec, EnvSpec, Episode, StepResult
-from ppo_tbptt.envs.vector import VectorEnv, resolve_workers
+from ppo_tbptt.envs.vector import VectorEnv
 
 __all__ = [
     "MEMORY_GYM_IDS",

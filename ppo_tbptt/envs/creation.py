@@ -1,6 +1,7 @@
 """From an environment's id to the environment: imports, registries, reset options and what to say when they fail."""
 
 import importlib
+import json
 import traceback
 from collections.abc import Mapping
 from typing import Any
@@ -68,6 +69,18 @@ def _render_mode(name: str) -> str | None:
     creator = registration.load_env_creator(entry) if isinstance(entry, str) else entry
     modes = getattr(creator, "metadata", {}).get("render_modes", [])
     return "rgb_array" if "rgb_array" in modes else None
+
+
+def plain_options(env_id: str, options: Mapping[str, Any] | None) -> dict[str, Any] | None:
+    """`options` as workers receive them, so that no number of workers sees anything else.
+
+    Raises:
+        EnvError: JSON cannot carry them.
+    """
+    try:
+        return None if options is None else json.loads(json.dumps(dict(options)))
+    except (TypeError, ValueError) as error:
+        raise EnvError(f"{env_id}: reset options must be numbers, strings, lists or tables ({error})") from None
 
 
 def check_options(env_id: str, env: gym.Env[Any, Any], options: Mapping[str, Any]) -> None:

@@ -97,6 +97,7 @@ def import_memory_gym(*, window: bool = False) -> None:
         os.environ.setdefault("SDL_VIDEODRIVER", "dummy")
     os.environ.setdefault("SDL_AUDIODRIVER", "dummy")
     os.environ.setdefault("PYGAME_HIDE_SUPPORT_PROMPT", "1")
+    os.environ.setdefault("SDL_NO_SIGNAL_HANDLERS", "1")  # else SDL swallows SIGTERM, also in the trainer's process
     try:
         importlib.import_module("memory_gym")
     except ModuleNotFoundError as error:

@@ -10,7 +10,7 @@ import sys
 import time
 import weakref
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
 from ppo_tbptt.envs import channel
 from ppo_tbptt.envs.blocks import Blocks, anonymous_file
@@ -20,6 +20,20 @@ from ppo_tbptt.envs.worker import BOOTSTRAP, THREADS
 
 _GRACE_S = 2.0
 """How long a worker may take to close its environments before it is cut off, and then to exit before it is killed."""
+
+
+def resolve_workers(num_workers: int | Literal["auto"], num_envs: int) -> int:
+    """Number of worker processes: as asked for, `"auto"` the cores this process may use; never more than `num_envs`.
+
+    Raises:
+        EnvError: a number that is negative, or a word other than "auto".
+    """
+    if num_workers == "auto":
+        affinity = getattr(os, "sched_getaffinity", None)
+        num_workers = len(affinity(0)) if affinity else os.cpu_count() or 1
+    if not isinstance(num_workers, int) or num_workers < 0:
+        raise EnvError(f"num_workers must be 'auto' or at least 0, not {num_workers!r}")
+    return min(num_workers, num_envs)
 
 
 class WorkerPool:

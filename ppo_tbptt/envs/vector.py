@@ -1,9 +1,7 @@
 """N environments as one, in this process or in workers, with the same results bit for bit."""
 
 import itertools
-import json
 import mmap
-import os
 from collections.abc import Mapping
 from typing import Any, Literal
 
@@ -11,32 +9,11 @@ import numpy as np
 
 from ppo_tbptt.envs import channel
 from ppo_tbptt.envs.blocks import Blocks
+from ppo_tbptt.envs.creation import plain_options
 from ppo_tbptt.envs.errors import EnvError, WorkerError
 from ppo_tbptt.envs.group import EnvGroup
-from ppo_tbptt.envs.pool import WorkerPool
+from ppo_tbptt.envs.pool import WorkerPool, resolve_workers
 from ppo_tbptt.envs.spec import EnvSpec, Episode, Observation, StepResult
-
-
-def resolve_workers(num_workers: int | Literal["auto"], num_envs: int) -> int:
-    """Number of worker processes: as asked for, `"auto"` the cores this process may use; never more than `num_envs`.
-
-    Raises:
-        EnvError: a number that is negative, or a word other than "auto".
-    """
-    if num_workers == "auto":
-        affinity = getattr(os, "sched_getaffinity", None)
-        num_workers = len(affinity(0)) if affinity else os.cpu_count() or 1
-    if not isinstance(num_workers, int) or num_workers < 0:
-        raise EnvError(f"num_workers must be 'auto' or at least 0, not {num_workers!r}")
-    return min(num_workers, num_envs)
-
-
-def _plain(env_id: str, options: Mapping[str, Any] | None) -> dict[str, Any] | None:
-    """`options` as workers receive them, so that no number of workers sees anything else."""
-    try:
-        return None if options is None else json.loads(json.dumps(dict(options)))
-    except (TypeError, ValueError) as error:
-        raise EnvError(f"{env_id}: reset options must be numbers, strings, lists or tables ({error})") from None
 
 
 class VectorEnv:
@@ -72,7 +49,7 @@ class VectorEnv:
         """
         if num_envs < 1:
             raise EnvError(f"num_envs must be at least 1, not {num_envs}")
-        options = _plain(env_id, options)
+        options = plain_options(env_id, options)
         self.num_envs = num_envs
         self.num_workers = resolve_workers(num_workers, num_envs)
         self._pool: WorkerPool | None = None

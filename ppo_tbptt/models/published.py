@@ -16,8 +16,12 @@ _RENAMED = {
     "policy_branches": "heads.policy",
     "value": "heads.value",
 }
-_REQUIRED = tuple(f"{name}.{part}" for name in _RENAMED if name not in ("recurrent_layer", "policy_branches")
-                  for part in ("weight", "bias"))
+_REQUIRED = tuple(
+    f"{name}.{part}"
+    for name in _RENAMED
+    if name not in ("recurrent_layer", "policy_branches")
+    for part in ("weight", "bias")
+)
 
 
 def convert_published(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -1,0 +1,87 @@
+"""Ids and reset options: where environments come from, and what is said of wrong ones."""
+
+import subprocess
+import sys
+import warnings
+from typing import Any
+
+import pytest
+
+from ppo_tbptt.envs import EnvError, make_env
+from ppo_tbptt.envs.toy import TOY_IDS
+from ppo_tbptt.envs.toy_base import ToyEnv, vector
+
+
+@pytest.mark.parametrize(
+    ("env_id", "says"),
+    [
+        ("MortarMayhem-Gird-v0", "unknown environment 'MortarMayhem-Gird-v0'. Did you mean 'MortarMayhem-Grid-v0'"),
+        ("ppo_tbptt/Tracr-v0", "Did you mean 'ppo_tbptt/Tracer-v0'"),
+        ("no_such_module:Thing-v0", "cannot import module 'no_such_module'"),
+        ("memory_gym:Thing-v0", "unknown environment 'memory_gym:Thing-v0'"),
+        ("CartPole-v99", "unknown environment"),
+    ],
+)
+def test_unknown_ids(env_id: str, says: str) -> None:
+    with pytest.raises(EnvError, match=says) as caught:
+        make_env(env_id)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [({"lenght": 3}, "unknown reset option 'lenght'. Did you mean 'length'"), ({"length": 0}, "length = 0")],
+)
+def test_toy_options(options: dict[str, Any], says: str) -> None:
+    with pytest.raises(EnvError, match=says):
+        make_env("ppo_tbptt/Truncate-v0", options=options)
+    with pytest.raises(ValueError, match=r"option|must"):
+        ToyEnv.process_reset_params(options)
+
+
+def test_gymnasiums_own_environments_and_modules(tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        env = make_env("CartPole-v1")
+    assert env.spec.max_episode_steps == 500 and env.spec.obs["obs"].shape == (4,)
+    (tmp_path / "their_module.py").write_text(
+        "import gymnasium\ngymnasium.register('Theirs-v0', 'ppo_tbptt.envs.toy_fixtures:Tracer')\n"
+    )
+    monkeypatch.syspath_prepend(str(tmp_path))
+    env = make_env("their_module:Theirs-v0")
+    assert env.reset(3)["obs"].tolist() == vector(3, 0, 0).tolist() and env.spec.env_id == "their_module:Theirs-v0"
+
+
+def test_missing_memory_gym_is_explained() -> None:
+    code = (
+        "import sys; sys.modules['memory_gym'] = None\n"
+        "from ppo_tbptt.envs import make_env, EnvError\n"
+        "try: make_env('MortarMayhem-v0')\n"
+        "except EnvError as error: print(error)\n"
+    )
+    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    assert "pip install --no-deps memory-gym==1.0.2" in out and out.count("\n") == 1
+
+
+def test_no_torch() -> None:
+    code = (
+        "import sys, ppo_tbptt.envs, ppo_tbptt.envs.worker, ppo_tbptt.envs.toy, ppo_tbptt.envs.toy_fixtures\n"
+        "ppo_tbptt.envs.make_env('MortarMayhem-v0')\n"
+        "assert 'torch' not in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+@pytest.mark.parametrize("env_id", TOY_IDS)
+def test_toys_pass_gymnasiums_idea_of_an_environment(env_id: str) -> None:
+    env = make_env(env_id)
+    bare = env._bare
+    for seed in (0, 1):
+        obs, _ = bare.reset(seed=seed)
+        assert bare.observation_space.contains(obs)
+        for _ in range(12):
+            obs, reward, terminated, truncated, info = bare.step(bare.action_space.sample())
+            assert bare.observation_space.contains(obs) and isinstance(info, dict)
+            assert isinstance(terminated, bool) and isinstance(truncated, bool) and isinstance(reward, float)
+            if terminated or truncated:
+                break
