@@ -224,6 +224,10 @@ class Config(Table):
         with blame(source):
             return construct(Config, checked_tree(Config, tree))
 
+    def override(self, overrides: Mapping[str, Any]) -> "Config":
+        """A copy with dotted overrides over it, as `load` applies them."""
+        return config_io.override(Config, self.to_dict(), overrides, "config")
+
     def to_dict(self) -> dict[str, Any]:
         """Plain nested tables, lists, text and numbers; what is None is left out."""
         return plain_tree(self)

@@ -45,7 +45,11 @@ class FieldHelp:
 def load(cls: type[T], path: str | os.PathLike[str], overrides: Mapping[str, Any]) -> T:
     """See `Config.load`."""
     source = os.fspath(path)
-    content = read_toml(source)
+    return override(cls, read_toml(source), overrides, source)
+
+
+def override(cls: type[T], content: Mapping[str, Any], overrides: Mapping[str, Any], source: str) -> T:
+    """The config of the tree ``content`` with dotted ``overrides`` over it; ``source`` is blamed for the tree."""
     with blame(source):
         tree = checked_tree(cls, content)
     typed: dict[str, str] = {}

@@ -8,6 +8,7 @@ from pathlib import Path
 import imageio.v2 as imageio
 import numpy as np
 
+from ppo_tbptt.config import EnvConfig
 from ppo_tbptt.envs import MEMORY_GYM_IDS, EnvError, EnvSpec, Episode, SingleEnv, make_env
 from ppo_tbptt.policy import Policy
 
@@ -27,13 +28,12 @@ class Recording:
     """None where the episode was cut at the given number of steps."""
 
 
-def record(policy: Policy, *, seed: int, greedy: bool = False, max_steps: int = 16_384) -> Recording:
-    """Play one episode of the policy's own environment on level ``seed``.
+def record(policy: Policy, config: EnvConfig, *, seed: int, greedy: bool = False, max_steps: int = 16_384) -> Recording:
+    """Play one episode of the environment ``config`` on level ``seed``.
 
     Raises:
         EnvError: the environment neither renders nor has an image observation.
     """
-    config = policy.config.env
     env = make_env(
         config.id, options=config.options, max_episode_steps=config.max_episode_steps, render_mode="ground_truth"
     )
@@ -62,7 +62,9 @@ def _frame(env: SingleEnv, spec: EnvSpec, obs: dict[str, np.ndarray]) -> np.ndar
         raise EnvError(f"{spec.env_id}: nothing to show: it renders no image and its observations are none")
     height = max(panel.shape[0] for panel in panels)
     padded = [
-        np.pad(panel, ((0, height - panel.shape[0]), (0, GAP), (0, 0)), constant_values=96)  # grey: views are often black
+        np.pad(
+            panel, ((0, height - panel.shape[0]), (0, GAP), (0, 0)), constant_values=96
+        )  # grey: views are often black
         for panel in panels
     ]
     joined = np.concatenate(padded, axis=1)[:, :-GAP]

@@ -27,9 +27,7 @@ def small_agent(core: str = "gru", num_layers: int = 1, dropout: float = 0.0, se
         vector_hidden_sizes=(8,),
     )
     for head in agent.heads.policy:
-        torch.nn.init.orthogonal_(
-            head.get_parameter("weight"), 2.0
-        )  # far from uniform: the state matters
+        torch.nn.init.orthogonal_(head.get_parameter("weight"), 2.0)  # far from uniform: the state matters
     return agent
 
 

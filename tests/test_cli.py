@@ -84,6 +84,16 @@ def test_evaluate_writes_the_documented_json(run: Path, tmp_path: Path, capsys: 
     assert "10 sampled episodes on 5 held-out level seeds" in capsys.readouterr().out
 
 
+def test_evaluate_on_a_changed_task(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The cue is shown for 9 steps in which the agent can't move, and episodes are cut after 10: nobody arrives."""
+    file = run.parent / "changed.json"
+    command = ["evaluate", str(run), "--num-seeds", "4", "--num-workers", "0", "--json", str(file)]
+    assert main([*command, "--env.options.num-show-steps", "9", "--env.max-episode-steps", "10"]) == 0
+    assert [row["length"] for row in json.loads(file.read_text())["per_episode"]] == [10] * 12
+    assert main([*command, "--core.kind", "lstm"]) == 2
+    assert "only --env.* can" in capsys.readouterr().err
+
+
 def test_show(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["show", str(ROOT / "configs" / "mortar_mayhem_grid.toml")]) == 0
     out = capsys.readouterr().out
@@ -130,7 +140,7 @@ WRONG = {
     "zero repeats": (["evaluate", POC, "--repeats", "0"], "at least 1"),
     "video of another kind": (["enjoy", POC, "--video", "a.avi"], ".mp4 or .gif"),
     "unknown command": (["trian"], "train"),
-    "unknown flag": (["evaluate", POC, "--nonsense"], "--nonsense"),
+    "unknown flag": (["evaluate", POC, "--nonsense", "1"], "nonsense"),
 }
 
 

@@ -76,6 +76,6 @@ def test_poc_memory_needs_and_uses_memory(kind: str) -> None:
 
 @pytest.mark.slow
 def test_poc_memory_without_memory_stays_at_chance() -> None:
-    """0.5 is the best without memory: the cue is gone when the agent may move. 0.7 is 4 standard errors off (n = 100)."""
+    """The cue is gone when the agent may move, so 0.5 is the best; 0.7 is 4 standard errors above (n = 100)."""
     trainer = train("toy_poc_memory", core={"kind": "none"})
     assert trainer.evaluate(seeds=range(200_000, 200_100), repeats=1).measures["success"].mean < 0.7

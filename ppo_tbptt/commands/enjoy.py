@@ -4,13 +4,17 @@ from pathlib import Path
 
 from rich.console import Console
 
-from ppo_tbptt.commands.parser import Parser, UsageError, positive, seed
+from ppo_tbptt.commands.parser import Parser, UsageError, env_overrides, positive, seed
 from ppo_tbptt.policy import Policy
 from ppo_tbptt.watch import check_suffix, has_screen, record, show_window, write_video
 
 
 def run(argv: list[str]) -> int:
-    parser = Parser("enjoy", "Watch one episode: what the agent sees beside the environment's ground truth.")
+    parser = Parser(
+        "enjoy",
+        "Watch one episode: what the agent sees beside the environment's ground truth.",
+        'The task itself can be changed: --env.options.command-count "[3]".',
+    )
     parser.add_argument("path", type=Path, metavar="RUN_OR_CHECKPOINT", help="a run's folder (its newest checkpoint)")
     parser.option("--seed", type=seed, default=200_000, help="level seed (default 200000, a held-out one)")
     parser.option("--video", type=Path, metavar="FILE", help="write a .mp4 or .gif instead of opening a window")
@@ -18,7 +22,8 @@ def run(argv: list[str]) -> int:
     parser.option("--fps", type=positive, default=6, help="frames per second (default 6)")
     parser.option("--max-steps", type=positive, default=2_000, help="cut longer episodes (default 2000)")
     parser.option("--device", default="cpu", help="cpu (default), auto, cuda or cuda:N")
-    args = parser.parse_args(argv)
+    args, rest = parser.parse_with_overrides(argv)
+    overrides = env_overrides(rest)
     video: Path | None = args.video
     if video is not None:
         try:
@@ -27,7 +32,9 @@ def run(argv: list[str]) -> int:
             raise UsageError(str(error)) from error
     policy = Policy.load(args.path, device=args.device)
     console = Console()
-    recording = record(policy, seed=args.seed, greedy=args.greedy, max_steps=args.max_steps)
+    recording = record(
+        policy, policy.config.override(overrides).env, seed=args.seed, greedy=args.greedy, max_steps=args.max_steps
+    )
     episode = recording.episode
     if episode is None:
         console.print(f"level {args.seed}: cut at {args.max_steps:,} steps")

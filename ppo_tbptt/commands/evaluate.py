@@ -5,7 +5,7 @@ from pathlib import Path
 from rich.console import Console
 
 from ppo_tbptt.checkpoint import load_checkpoint
-from ppo_tbptt.commands.parser import Parser, UsageError, positive, seed
+from ppo_tbptt.commands.parser import Parser, UsageError, env_overrides, positive, seed
 from ppo_tbptt.commands.results import default_path, evaluate_with_progress, print_evaluation, save_evaluation
 from ppo_tbptt.commands.stop import Stop
 from ppo_tbptt.evaluation import evaluate
@@ -15,7 +15,9 @@ from ppo_tbptt.run_dir import resolve_checkpoint
 
 def run(argv: list[str]) -> int:
     parser = Parser(
-        "evaluate", "Play held-out level seeds with a trained agent; the defaults are the published protocol."
+        "evaluate",
+        "Play held-out level seeds with a trained agent; the defaults are the published protocol.",
+        'The task itself can be changed: --env.options.command-count "[3]".',
     )
     parser.add_argument("path", type=Path, metavar="RUN_OR_CHECKPOINT", help="a run's folder (its newest checkpoint)")
     parser.option("--num-seeds", type=positive, default=50, help="number of level seeds (default 50)")
@@ -28,14 +30,15 @@ def run(argv: list[str]) -> int:
     parser.option("--num-workers", type=int, help="worker processes (default: one per core; 0: this process)")
     parser.option("--device", default="auto", help="auto, cpu, cuda or cuda:N (default auto)")
     parser.option("--json", type=Path, metavar="FILE", help="write the result there too")
-    args = parser.parse_args(argv)
+    args, rest = parser.parse_with_overrides(argv)
+    overrides = env_overrides(rest)
     if args.num_workers is not None and args.num_workers < 0:
         raise UsageError(f"--num-workers {args.num_workers}: must be 0 or more")
     if args.json is not None and not args.json.parent.is_dir():
         raise UsageError(f"--json {args.json}: there is no folder {args.json.parent}")
     checkpoint = resolve_checkpoint(args.path)
     policy = Policy.load(checkpoint, device=args.device)
-    env = policy.config.env
+    env = policy.config.override(overrides).env
     seeds = range(args.first_seed, args.first_seed + args.num_seeds)
     console = Console()
     if seeds.start < env.first_seed + env.num_seeds and env.first_seed < seeds.stop:
@@ -62,7 +65,7 @@ def run(argv: list[str]) -> int:
         if evaluation is None:
             return 128 + stop.signal
     env_steps = load_checkpoint(checkpoint)["env_steps"]
-    target = args.json or default_path(checkpoint, evaluation)
+    target = args.json or (None if overrides else default_path(checkpoint, evaluation))
     print_evaluation(save_evaluation(target, evaluation, checkpoint, env_steps), console)
     if target is not None:
         console.print(f"written to {target}", highlight=False, soft_wrap=True)

@@ -4,6 +4,8 @@ import argparse
 from collections.abc import Sequence
 from typing import NoReturn
 
+from ppo_tbptt.config import parse_overrides
+
 
 class UsageError(ValueError):
     """One line: what is wrong with the command line."""
@@ -42,6 +44,19 @@ class Parser(argparse.ArgumentParser):
             if takes_value and not equals and tokens:
                 target.append(tokens.pop(0))
         return self.parse_args(own), overrides
+
+
+def env_overrides(tokens: Sequence[str]) -> dict[str, str]:
+    """``--env.FIELD VALUE`` tokens, for commands that play with a trained agent: nothing else can change for it.
+
+    Raises:
+        ConfigError, UsageError: an unknown field, or one of another table.
+    """
+    overrides = parse_overrides(tokens)
+    for key in overrides:
+        if not key.startswith("env."):
+            raise UsageError(f"{key}: can't be changed for a trained agent; only --env.* can")
+    return overrides
 
 
 def positive(text: str) -> int:
