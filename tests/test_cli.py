@@ -36,7 +36,7 @@ def test_train_leaves_a_run_and_says_what_to_do_next(tmp_path: Path) -> None:
     done = script("train", POC, "--run-dir", tmp_path / "run", "--total-steps", "128", *SMALL, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert "\n" not in done.stderr.strip()
-    for text in ("success", "95 % interval", "tensorboard", "evaluate.py", "enjoy.py", "wiped before every step"):
+    for text in ("success", "95 % interval", "tensorboard", "tbptt evaluate", "tbptt enjoy", "wiped before every step"):
         assert text in done.stdout
     assert {path.name for path in (tmp_path / "run").iterdir()} >= {"config.toml", "metrics.jsonl", "checkpoints"}
     result = json.loads((tmp_path / "run" / "evaluations" / "final.json").read_text())

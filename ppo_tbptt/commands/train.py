@@ -78,7 +78,7 @@ def _train(make: Callable[[], Trainer], console: Console) -> int:
         if stop.signal:
             path = trainer.save()
             console.print(f"stopped at {trainer.env_steps:,} steps; checkpoint: {path}", soft_wrap=True)
-            console.print(f"go on with: ppo-tbptt train --resume {trainer.run.path}", soft_wrap=True)
+            console.print(f"go on with: {_typed('train', f'--resume {trainer.run.path}')}", soft_wrap=True)
             return 128 + stop.signal
         return _finish(trainer, trainer.run, stop, console)
 
@@ -112,11 +112,24 @@ def _finish(trainer: Trainer, run: RunDir, stop: Stop, console: Console) -> int:
             lambda **kwargs: trainer.evaluate(forget_every=1, **kwargs), "the same without memory", stop, console
         )
     if evaluation is None or (trainer.agent.core.state_size and forgetful is None):
-        console.print(f"stopped before the evaluation was done; go on with: ppo-tbptt train --resume {run.path}")
+        again = _typed("train", f"--resume {run.path}")
+        console.print(f"stopped before the evaluation was done; go on with: {again}", soft_wrap=True)
         return 128 + stop.signal
     extra = {"headline_without_memory": None if forgetful is None else forgetful.measures[forgetful.headline].mean}
     save_evaluation(run.evaluations / "final.json", evaluation, checkpoint, trainer.env_steps, extra)
     return _show_finished(run, console)
+
+
+def _python() -> Path:
+    """This interpreter, as short as it can be typed here."""
+    python = Path(sys.executable)
+    return python.relative_to(Path.cwd()) if python.is_relative_to(Path.cwd()) else python
+
+
+def _typed(command: str, arguments: object) -> str:
+    """How to type a command of this package in this folder."""
+    script = Path("scripts", f"{command}.py")
+    return f"{_python()} {script} {arguments}" if script.is_file() else f"ppo-tbptt {command} {arguments}"
 
 
 def _show_finished(run: RunDir, console: Console) -> int:
@@ -129,14 +142,11 @@ def _show_finished(run: RunDir, console: Console) -> int:
             f"with its recurrent state wiped before every step the same agent gets {result['headline']} {without:.3f}",
             soft_wrap=True,
         )
-    python = Path(sys.executable)
-    scripts = f"{python if not python.is_relative_to(Path.cwd()) else python.relative_to(Path.cwd())} scripts"
-    interpreter = scripts.removesuffix(" scripts")
     for title, command in {
-        "curves": f"{interpreter} -m tensorboard.main --logdir {run.path.parent}",
-        "evaluate": f"{scripts}/evaluate.py {run.path}",
-        "watch": f"{scripts}/enjoy.py {run.path} --video episode.mp4",
-        "a MemoryGym task": f"{scripts}/train.py configs/mortar_mayhem_grid.toml",
+        "curves": f"{_python()} -m tensorboard.main --logdir {run.path.parent}",
+        "evaluate": _typed("evaluate", run.path),
+        "watch": _typed("enjoy", f"{run.path} --video episode.mp4"),
+        "a MemoryGym task": _typed("train", "configs/mortar_mayhem_grid.toml"),
     }.items():
         console.print(f"  {title:<17} {command}", highlight=False, soft_wrap=True)
     return 0
