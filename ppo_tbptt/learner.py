@@ -11,6 +11,7 @@ from ppo_tbptt.models import Agent
 from ppo_tbptt.models.heads import log_prob_and_entropy
 from ppo_tbptt.schedules import schedule_value
 from ppo_tbptt.sequences import cut, gather, padding_fraction, split
+from ppo_tbptt.timing import Timer
 from ppo_tbptt.types import LossStats, Minibatch, Rollout, Targets
 
 
@@ -71,7 +72,7 @@ class Learner:
             clip_value_loss=config.clip_value_loss,
         )
 
-    def update(self, rollout: Rollout, targets: Targets, env_steps: int) -> UpdateStats:
+    def update(self, rollout: Rollout, targets: Targets, env_steps: int, timer: Timer) -> UpdateStats:
         """Train on one rollout; ``env_steps`` were done before it. Waits for the device once, at the end.
 
         With ``target_kl`` set the epochs stop early, after the first one whose mean ``approx_kl`` exceeds it; that
@@ -85,31 +86,36 @@ class Learner:
             group["lr"] = learning_rate
 
         self.agent.train()
-        sequences = cut(rollout.start, config.sequence_length)
-        lengths = sequences.lengths
+        with timer("sequences"):
+            sequences = cut(rollout.start, config.sequence_length)
+            lengths = sequences.lengths
         names = [f.name for f in fields(LossStats)]
         sums: list[Tensor] = []  # [loss stats..., grad norm] x weight, one per update
         weights: list[float] = []
         padding: list[float] = []
         for _ in range(config.num_epochs):
-            groups = split(lengths, config.num_minibatches, self.generator)
-            padding.append(padding_fraction(sequences, groups))
+            with timer("sequences"):
+                groups = split(lengths, config.num_minibatches, self.generator)
+                padding.append(padding_fraction(sequences, groups))
             epoch_start = len(sums)
             for ids in groups:
-                batch = gather(rollout, targets, sequences, ids)
-                stats = self.loss(batch, clip_range=clip_range, entropy_coef=entropy_coef)
-                self.optimizer.zero_grad(set_to_none=True)
-                stats.loss.backward()
-                norm = nn.utils.clip_grad_norm_(self.agent.parameters(), config.max_grad_norm)
-                self.optimizer.step()
-                sums.append(torch.stack([*(getattr(stats, name).detach() for name in names), norm]))
-                weights.append(float(len(batch.value)))
+                with timer("sequences"):
+                    batch = gather(rollout, targets, sequences, ids)
+                with timer("learning"):
+                    stats = self.loss(batch, clip_range=clip_range, entropy_coef=entropy_coef)
+                    self.optimizer.zero_grad(set_to_none=True)
+                    stats.loss.backward()
+                    norm = nn.utils.clip_grad_norm_(self.agent.parameters(), config.max_grad_norm)
+                    self.optimizer.step()
+                    sums.append(torch.stack([*(getattr(stats, name).detach() for name in names), norm]))
+                    weights.append(float(len(batch.value)))
             if config.target_kl is not None:
                 kl = _mean(sums[epoch_start:], weights[epoch_start:])[names.index("approx_kl")]
                 if float(kl) > config.target_kl:
                     break
 
-        means = _mean(sums, weights).tolist()
+        with timer("learning"):  # where a GPU catches up
+            means = _mean(sums, weights).tolist()
         return UpdateStats(
             loss=dict(zip([*names, "grad_norm"], means, strict=True)),
             learning_rate=learning_rate,

@@ -1,7 +1,6 @@
 """Acting: T steps of N environments into a :class:`~ppo_tbptt.types.Rollout`."""
 
 from dataclasses import dataclass, field
-from time import perf_counter
 
 import numpy as np
 import torch
@@ -11,6 +10,7 @@ from torch import Tensor
 from ppo_tbptt.envs import Episode, LevelSeeds, VectorEnv
 from ppo_tbptt.models import Agent
 from ppo_tbptt.models.heads import sample
+from ppo_tbptt.timing import Timer
 from ppo_tbptt.types import Carry, Obs, Rollout
 
 
@@ -22,8 +22,6 @@ class Collected:
     carry: Carry
     episodes: list[Episode]
     """Those that ended during the rollout, in order of time, then environment."""
-    env_seconds: float
-    inference_seconds: float
 
 
 @dataclass(slots=True)
@@ -60,7 +58,13 @@ def begin(envs: VectorEnv, seeds: LevelSeeds, agent: Agent) -> Carry:
 
 @torch.no_grad()
 def collect(
-    envs: VectorEnv, seeds: LevelSeeds, agent: Agent, carry: Carry, storage: Rollout, noise: Float[Tensor, "T N A"]
+    envs: VectorEnv,
+    seeds: LevelSeeds,
+    agent: Agent,
+    carry: Carry,
+    storage: Rollout,
+    noise: Float[Tensor, "T N A"],
+    timer: Timer,
 ) -> Collected:
     """Fill ``storage`` with T steps that go on from ``carry``.
 
@@ -79,26 +83,23 @@ def collect(
     truncated = np.zeros(reward.shape, dtype=np.bool_)
     finals = _FinalObservations()
     episodes: list[Episode] = []
-    env_seconds = 0.0
-    began = perf_counter()
 
     start, after = carry.start, carry.state
     for key, x in carry.obs.items():
         storage.obs[key][0].copy_(x)
     for t in range(storage.num_steps):
-        state = agent.reset_state(after, start)
-        logits, value, after = agent.step({key: x[t] for key, x in storage.obs.items()}, state)
-        action, log_prob = sample(logits, noise[t], nvec)
-        storage.start[t] = start
-        storage.state[t] = state
-        storage.action[t] = action
-        storage.log_prob[t] = log_prob
-        storage.value[t] = value
-
-        host_action = action.cpu().numpy()
-        stepping = perf_counter()
-        outcome = envs.step(host_action, seeds.current)
-        env_seconds += perf_counter() - stepping
+        with timer("inference"):
+            state = agent.reset_state(after, start)
+            logits, value, after = agent.step({key: x[t] for key, x in storage.obs.items()}, state)
+            action, log_prob = sample(logits, noise[t], nvec)
+            storage.start[t] = start
+            storage.state[t] = state
+            storage.action[t] = action
+            storage.log_prob[t] = log_prob
+            storage.value[t] = value
+            host_action = action.cpu().numpy()
+        with timer("environments"):
+            outcome = envs.step(host_action, seeds.current)
         reward[t], terminated[t], truncated[t] = outcome.reward, outcome.terminated, outcome.truncated
         end = outcome.terminated | outcome.truncated
         if end.any():
@@ -106,10 +107,11 @@ def collect(
             episodes += outcome.episodes
             if outcome.truncated.any():
                 finals.add(t, envs, outcome.truncated, after)
-        start = torch.from_numpy(end).to(device)
-        if t + 1 < storage.num_steps:
-            for key, x in current.items():
-                storage.obs[key][t + 1].copy_(x)
+        with timer("transfer"):
+            start = torch.from_numpy(end).to(device)
+            if t + 1 < storage.num_steps:
+                for key, x in current.items():
+                    storage.obs[key][t + 1].copy_(x)
 
     carry = Carry(obs={key: x.to(device, copy=True) for key, x in current.items()}, start=start, state=after)
     storage.reward.copy_(torch.from_numpy(reward))
@@ -120,10 +122,4 @@ def collect(
     if finals.t:
         storage.next_value[finals.t, finals.n] = finals.value(agent)
     storage.next_value[storage.terminated] = 0.0
-    return Collected(
-        rollout=storage,
-        carry=carry,
-        episodes=episodes,
-        env_seconds=env_seconds,
-        inference_seconds=perf_counter() - began - env_seconds,
-    )
+    return Collected(rollout=storage, carry=carry, episodes=episodes)

@@ -20,8 +20,9 @@ from ppo_tbptt.evaluation import Evaluation, evaluate
 from ppo_tbptt.learner import Learner, UpdateStats
 from ppo_tbptt.metrics import MetricsWriter, Report
 from ppo_tbptt.models.build import build_agent
-from ppo_tbptt.rollout import Collected, begin, collect
+from ppo_tbptt.rollout import begin, collect
 from ppo_tbptt.run_dir import RunDir
+from ppo_tbptt.timing import Timer
 from ppo_tbptt.types import Rollout, Targets, empty_rollout
 
 
@@ -128,12 +129,12 @@ class Trainer(Iterator[Report]):
             len(self.agent.action_nvec),
             generator=self.noise_generator,
         )
-        collected = collect(self.envs, self.seeds, self.agent, self._carry, self._storage, noise)
+        timer = Timer()
+        collected = collect(self.envs, self.seeds, self.agent, self._carry, self._storage, noise, timer)
         self._carry = collected.carry
-        learning = perf_counter()
         targets = self._targets(collected.rollout)
-        stats = self.learner.update(collected.rollout, targets, self.env_steps)
-        ended = perf_counter()
+        stats = self.learner.update(collected.rollout, targets, self.env_steps, timer)
+        seconds = perf_counter() - began
         self.iteration += 1
         self.env_steps += config.batch_size
 
@@ -141,7 +142,9 @@ class Trainer(Iterator[Report]):
             **_episode_scalars(collected.episodes),
             **_update_scalars(stats),
             **_explained_variance(collected.rollout, targets),
-            **_time_scalars(config.batch_size, began, learning, ended, collected),
+            "time/steps_per_second": config.batch_size / seconds,
+            "time/iteration_seconds": seconds,
+            **{f"time/{part}": spent / seconds for part, spent in timer.seconds.items()},
         }
         scalars.update(self._evaluate_when_due(collected.episodes))
         report = Report(iteration=self.iteration, env_steps=self.env_steps, scalars=scalars)
@@ -310,16 +313,3 @@ def _explained_variance(rollout: Rollout, targets: Targets) -> dict[str, float]:
     if variance == 0:
         return {}
     return {"policy/explained_variance": 1 - float((targets.ret - rollout.value).var()) / variance}
-
-
-def _time_scalars(
-    batch_size: int, began: float, learning: float, ended: float, collected: Collected
-) -> dict[str, float]:
-    total = ended - began
-    return {
-        "time/steps_per_second": batch_size / total,
-        "time/iteration_seconds": total,
-        "time/environments": collected.env_seconds / total,
-        "time/inference": collected.inference_seconds / total,
-        "time/learning": (ended - learning) / total,
-    }

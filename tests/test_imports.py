@@ -38,7 +38,7 @@ LAYERS = """
     config_io
     config_tree
     config_values
-    advantages intervals loss schedules sequences
+    advantages intervals loss schedules sequences timing
     types
 """
 RANK = {name: rank for rank, line in enumerate(LAYERS.strip().splitlines()) for name in line.split()}
