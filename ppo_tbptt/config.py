@@ -164,6 +164,8 @@ class Config(Table):
     """Seed of weights, action noise, minibatches and level choice."""
     device: str = "auto"
     """One of "auto" (CUDA where there is any), "cpu", "cuda", "cuda:N"."""
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    """Arithmetic of the network; auto: bfloat16 on CUDA, float32 on the CPU. Weights, state and losses are float32."""
     total_steps: Steps
     """Environment steps to train for, over all environments."""
     env: EnvConfig

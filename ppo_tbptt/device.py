@@ -32,6 +32,25 @@ def prepare_device(name: str) -> torch.device:
     return device
 
 
+def resolve_precision(name: str, device: torch.device) -> torch.dtype:
+    """``float32`` or ``bfloat16``; ``auto`` is bfloat16 on CUDA and float32 on a CPU.
+
+    A CPU gets float32 even where it has bfloat16 arithmetic, so that one config gives the same numbers on every CPU.
+    """
+    if name == "auto":
+        name = "bfloat16" if device.type == "cuda" else "float32"
+    return {"float32": torch.float32, "bfloat16": torch.bfloat16}[name]
+
+
+def has_fast_bfloat16() -> bool:
+    """Whether this CPU multiplies bfloat16 matrices itself (Linux on x86-64 only; elsewhere unknown, hence False)."""
+    try:
+        with open("/proc/cpuinfo", encoding="ascii", errors="replace") as file:
+            return any(line.startswith("flags") and {"avx512_bf16", "amx_bf16"} & set(line.split()) for line in file)
+    except OSError:
+        return False
+
+
 def _keep_freed_memory() -> None:
     """Let glibc's malloc keep what tensors free, for the next ones.
 

@@ -50,7 +50,7 @@ class Policy:
         try:
             config = Config.from_dict(tree["config"], source=str(file))
             spec = EnvSpec.from_json(tree["spec"])
-            agent = build_agent(config, spec).to(prepare_device(device))
+            agent = build_agent(config, spec, prepare_device(device))
             agent.load_state_dict(tree["agent"])
         except (ConfigError, KeyError, TypeError, ValueError, RuntimeError) as error:
             reason = " ".join(str(error).split())[:200]

@@ -14,7 +14,7 @@ import torch
 from ppo_tbptt.advantages import gae
 from ppo_tbptt.checkpoint import CheckpointError, load_checkpoint, save_checkpoint
 from ppo_tbptt.config import Config
-from ppo_tbptt.device import prepare_device
+from ppo_tbptt.device import prepare_device, resolve_precision
 from ppo_tbptt.envs import Episode, LevelSeeds, VectorEnv
 from ppo_tbptt.evaluation import Evaluation, evaluate
 from ppo_tbptt.learner import Learner, UpdateStats
@@ -46,8 +46,9 @@ class Trainer(Iterator[Report]):
     def __init__(
         self, config: Config, run_dir: str | Path | None = None, *, restore: dict[str, Any] | None = None
     ) -> None:
-        self.config = config
         self.device = prepare_device(config.device)
+        precision = str(resolve_precision(config.precision, self.device)).removeprefix("torch.")
+        self.config = config = config.replace(precision=precision)  # what was used is what is saved
         torch.manual_seed(config.seed)
         env = config.env
         self.envs = VectorEnv(
@@ -65,7 +66,7 @@ class Trainer(Iterator[Report]):
 
     def _build(self, run_dir: str | Path | None, restore: dict[str, Any] | None) -> None:
         config, spec = self.config, self.envs.spec
-        self.agent = build_agent(config, spec).to(self.device)
+        self.agent = build_agent(config, spec, self.device)
         self.noise_generator = torch.Generator().manual_seed(config.seed)
         self.permutation_generator = torch.Generator().manual_seed(config.seed + 1)
         self.learner = Learner(

@@ -28,6 +28,8 @@ def run(argv: list[str]) -> int:
 
 
 def _derived(config: Config) -> list[str]:
+    import torch
+
     from ppo_tbptt.envs import make_env
     from ppo_tbptt.models.build import build_agent
 
@@ -36,7 +38,7 @@ def _derived(config: Config) -> list[str]:
         spec = env.spec
     finally:
         env.close()
-    agent = build_agent(config, spec)
+    agent = build_agent(config, spec, torch.device("meta"))
     observations = ", ".join(f"{key} {'x'.join(map(str, a.shape))} {a.dtype}" for key, a in spec.obs.items())
     best = "" if spec.headline_max is None else f" (at most {spec.headline_max:g})"
     return [

@@ -14,6 +14,7 @@ from ppo_tbptt.commands.results import evaluate_with_progress, print_evaluation,
 from ppo_tbptt.commands.stop import Stop
 from ppo_tbptt.config import Config, parse_overrides
 from ppo_tbptt.console import Display
+from ppo_tbptt.device import has_fast_bfloat16
 from ppo_tbptt.run_dir import RunDir
 from ppo_tbptt.trainer import Trainer
 
@@ -90,10 +91,12 @@ def _print_start(trainer: Trainer, console: Console) -> None:
     threads = f", {torch.get_num_threads()} threads" if trainer.device.type == "cpu" else ""
     console.print(
         f"{spec.env_id}: {config.env.num_envs} environments {where}; {config.core.kind} agent of {parameters:,} "
-        f"parameters on {trainer.device}{threads}",
+        f"parameters in {config.precision} on {trainer.device}{threads}",
         highlight=False,
         soft_wrap=True,
     )
+    if trainer.device.type == "cpu" and config.precision == "float32" and has_fast_bfloat16():
+        console.print("this CPU has bfloat16 arithmetic: --precision bfloat16 is faster, at other numbers")
     console.print(
         f"{config.num_iterations - trainer.iteration:,} iterations of {config.batch_size:,} steps; "
         f"run folder: {trainer.run.path if trainer.run else None}",

@@ -18,6 +18,7 @@ class Agent(nn.Module):
     Args:
         obs_shapes: shape of each observation by key; rank 3 is a u8 frame ``(x, y, channel)``, rank 1 an f32 vector.
         action_nvec: number of choices of each action branch; one branch for a Discrete space.
+        precision: of the arithmetic; weights, state and outputs are float32 in any case.
 
     Raises:
         ValueError: a frame too small for the CNN.
@@ -35,9 +36,11 @@ class Agent(nn.Module):
         hidden_size: int = 512,
         cnn_channels: tuple[int, int, int] = (32, 64, 64),
         vector_hidden_sizes: Sequence[int] = (128,),
+        precision: torch.dtype = torch.float32,
     ) -> None:
         super().__init__()
         self.action_nvec = action_nvec
+        self.precision = precision
         self.encoder = Encoder(obs_shapes, cnn_channels=cnn_channels, vector_hidden_sizes=vector_hidden_sizes)
         self.core = CORES[core](self.encoder.output_size, core_hidden_size, num_layers, dropout)
         self.heads = Heads(self.core.output_size, hidden_size, action_nvec)
@@ -50,9 +53,10 @@ class Agent(nn.Module):
         self, obs: Obs, state: Float[Tensor, "N D"]
     ) -> tuple[Float[Tensor, "N K"], Float[Tensor, "N"], Float[Tensor, "N D"]]:
         """One step of N environments: logits, values and the state after the step."""
-        y, after = self.core(self.encoder(obs)[None], state)
-        logits, value = self.heads(y[0])
-        return logits, value, after
+        with self._autocast():
+            y, after = self.core(self.encoder(obs)[None], state)
+            logits, value = self.heads(y[0])
+        return logits.float(), value.float(), after.float()
 
     def reset_state(self, state: Float[Tensor, "N D"], start: Bool[Tensor, "N"]) -> Float[Tensor, "N D"]:
         """``state`` with the rows where an episode starts replaced by the initial state."""
@@ -66,11 +70,16 @@ class Agent(nn.Module):
         ``obs`` holds valid steps only, in the order of ``mask`` (time first). Encoder and heads never see padding;
         the core does, but only at a sequence's tail, where nothing comes after it.
         """
-        features = self.encoder(obs)  # [M, F]
-        if len(features) == mask.numel():
-            y = self.core(features.view(*mask.shape, -1), state)[0].flatten(0, 1)
-        else:
-            position = mask.flatten().nonzero().squeeze(1)  # [M], into [L * S]
-            padded = features.new_zeros(mask.numel(), features.shape[1]).index_copy(0, position, features)
-            y = self.core(padded.view(*mask.shape, -1), state)[0].flatten(0, 1).index_select(0, position)
-        return self.heads(y)
+        with self._autocast():
+            features = self.encoder(obs)  # [M, F]
+            if len(features) == mask.numel():
+                y = self.core(features.view(*mask.shape, -1), state)[0].flatten(0, 1)
+            else:
+                position = mask.flatten().nonzero().squeeze(1)  # [M], into [L * S]
+                padded = features.new_zeros(mask.numel(), features.shape[1]).index_copy(0, position, features)
+                y = self.core(padded.view(*mask.shape, -1), state)[0].flatten(0, 1).index_select(0, position)
+            logits, value = self.heads(y)
+        return logits.float(), value.float()
+
+    def _autocast(self) -> torch.autocast:
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == torch.bfloat16)

@@ -1,16 +1,21 @@
 """An agent from a config and an environment's spec."""
 
+import torch
+
 from ppo_tbptt.config import Config, ConfigError
+from ppo_tbptt.device import resolve_precision
 from ppo_tbptt.envs import EnvSpec
 from ppo_tbptt.models.agent import Agent
 
 
-def build_agent(config: Config, spec: EnvSpec) -> Agent:
-    """Raises:
-    ConfigError: a network that does not fit the environment.
+def build_agent(config: Config, spec: EnvSpec, device: torch.device) -> Agent:
+    """On ``device``, in the config's precision.
+
+    Raises:
+        ConfigError: a network that does not fit the environment.
     """
     try:
-        return Agent(
+        agent = Agent(
             {key: array.shape for key, array in spec.obs.items()},
             spec.action_nvec,
             core=config.core.kind,
@@ -20,6 +25,8 @@ def build_agent(config: Config, spec: EnvSpec) -> Agent:
             hidden_size=config.model.hidden_size,
             cnn_channels=config.model.cnn_channels,
             vector_hidden_sizes=config.model.vector_hidden_sizes,
+            precision=resolve_precision(config.precision, device),
         )
     except ValueError as error:
         raise ConfigError(f"env.id: {spec.env_id!r}: {error}") from error
+    return agent.to(device)
