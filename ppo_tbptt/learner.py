@@ -55,7 +55,7 @@ class Learner:
     def loss(self, batch: Minibatch, *, clip_range: float, entropy_coef: float) -> LossStats:
         """The loss of one minibatch with the current weights."""
         config = self.config
-        logits, value = self.agent.unroll(batch.obs, batch.state, batch.mask)
+        logits, value = self.agent.unroll(batch.obs, batch.state, batch.batch_sizes)
         log_prob, entropy = log_prob_and_entropy(logits, batch.action, self.agent.action_nvec)
         return ppo_loss(
             log_prob=log_prob,

@@ -52,10 +52,12 @@ def split(lengths: Int[Tensor, "S"], num_minibatches: int, generator: torch.Gene
 
 
 def gather(rollout: Rollout, targets: Targets, sequences: Sequences, ids: Int[Tensor, "S"]) -> Minibatch:
-    """The minibatch of the sequences ``ids``: valid steps only, padded no further than its own longest sequence."""
+    """The minibatch of the sequences ``ids``, in descending order of length."""
+    ids = ids[sequences.lengths[ids].argsort(descending=True, stable=True)]
     mask = sequences.mask[:, ids]
-    mask = mask[: int(mask.any(1).sum())]
-    index = sequences.index[: len(mask), ids]
+    batch_sizes = mask.sum(1)
+    batch_sizes = batch_sizes[: int((batch_sizes > 0).sum())]
+    index = sequences.index[:, ids]
     device = rollout.value.device
     valid = index[mask].to(device, non_blocking=True)  # [M], time-major
     first = index[0].to(device, non_blocking=True)  # [S']
@@ -72,12 +74,15 @@ def gather(rollout: Rollout, targets: Targets, sequences: Sequences, ids: Int[Te
         ret=pick(targets.ret, valid),
         state=pick(rollout.state, first),
         start=pick(rollout.start, first),
-        mask=mask.to(device, non_blocking=True),
+        batch_sizes=batch_sizes,
     )
 
 
 def padding_fraction(sequences: Sequences, groups: Sequence[Tensor]) -> float:
-    """Share of padded steps in the core's input when each group is padded to its own longest sequence."""
+    """Share of padding if each group were padded to its own longest sequence.
+
+    What a core over packed sequences saves, and what one that needs padding computes.
+    """
     lengths = sequences.lengths
     padded = sum(int(lengths[ids].max()) * len(ids) for ids in groups)
     return 1.0 - int(lengths.sum()) / padded

@@ -83,7 +83,14 @@ class Sequences:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Minibatch:
-    """Whole sequences. Everything but ``state``, ``start`` and ``mask`` holds valid steps only, in ``mask``'s order."""
+    """Whole sequences, the longest first, packed: all their first steps, then all their second steps, and so on.
+
+        sequences  aaaa       steps        a b c a b c a b a
+                   bbb   ──►
+                   cc         batch_sizes  3     3     2   1
+
+    No padding exists in it. ``state`` and ``start`` have a row per sequence.
+    """
 
     obs: Obs
     action: Int[Tensor, "M A"]
@@ -94,7 +101,8 @@ class Minibatch:
     state: Float[Tensor, "S D"]
     start: Bool[Tensor, "S"]
     """Whether the sequence begins an episode."""
-    mask: Bool[Tensor, "L S"]
+    batch_sizes: Int[Tensor, "L"]
+    """Number of sequences that have an l-th step; never increasing. Always on the CPU, as torch wants it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -21,7 +21,7 @@ def gradients(agent: Agent, loss: Tensor) -> list[Tensor]:
 def loss_of_sequences(agent: Agent, rollout: Rollout, length: int | None) -> Tensor:
     sequences = cut(rollout.start, length)
     batch = gather(rollout, fake_targets(rollout), sequences, torch.arange(sequences.mask.shape[1]))
-    logits, value = agent.unroll(batch.obs, batch.state, batch.mask)
+    logits, value = agent.unroll(batch.obs, batch.state, batch.batch_sizes)
     log_prob, entropy = log_prob_and_entropy(logits, batch.action, agent.action_nvec)
     return ppo_loss(
         log_prob=log_prob,
@@ -89,8 +89,9 @@ def test_a_value_depends_on_its_own_sequence_only() -> None:
     sequences = cut(start, 4)  # env 0: steps 0-2, 3-6, 7; env 1: steps 0-3, 4-7
     batch = gather(rollout, fake_targets(rollout), sequences, torch.arange(sequences.mask.shape[1]))
     obs = batch.obs["obs"].requires_grad_()
-    values = agent.unroll({"obs": obs}, batch.state, batch.mask)[1]
-    where = sequences.mask.nonzero()  # [M, 2]: (step in sequence, sequence) of each valid step
+    values = agent.unroll({"obs": obs}, batch.state, batch.batch_sizes)[1]
+    column = torch.arange(len(batch.state))
+    where = (column < batch.batch_sizes[:, None]).nonzero()  # [M, 2]: (step in sequence, sequence) of each valid step
     for m, (step, sequence) in enumerate(where.tolist()):
         (gradient,) = torch.autograd.grad(values[m], obs, retain_graph=True)
         touched = gradient.abs().sum(1) > 0

@@ -34,12 +34,12 @@ def test_replay_in_bfloat16(core: str) -> None:
     sequences = cut(start, 8)
     batch = gather(rollout, fake_targets(rollout), sequences, torch.arange(sequences.mask.shape[1]))
     with torch.no_grad():
-        logits, value = agent.unroll(batch.obs, batch.state, batch.mask)
+        logits, value = agent.unroll(batch.obs, batch.state, batch.batch_sizes)
         log_prob, _ = log_prob_and_entropy(logits, batch.action, NVEC)
     assert ((log_prob - batch.log_prob).exp() - 1).abs().max() < TOLERANCE
     assert (value - batch.value).abs().max() < TOLERANCE
     agent.precision = torch.float32
-    assert not torch.equal(agent.unroll(batch.obs, batch.state, batch.mask)[1], value)  # it really was bfloat16
+    assert not torch.equal(agent.unroll(batch.obs, batch.state, batch.batch_sizes)[1], value)  # it really was bfloat16
 
 
 def test_state_outputs_and_gradients_are_float32() -> None:
@@ -56,12 +56,12 @@ def test_gradients_point_the_same_way() -> None:
     torch.manual_seed(0)
     agent = Agent({"obs": (84, 84, 3)}, (4,))
     obs = {"obs": torch.randint(0, 256, (64, 84, 84, 3), dtype=torch.uint8)}
-    state, mask = torch.randn(4, 512) / 2, torch.ones(16, 4, dtype=torch.bool)
+    state, batch_sizes = torch.randn(4, 512) / 2, torch.full((16,), 4)
     gradients = []
     for precision in (torch.float32, torch.bfloat16):
         agent.precision = precision
         agent.zero_grad()
-        logits, value = agent.unroll(obs, state, mask)
+        logits, value = agent.unroll(obs, state, batch_sizes)
         (logits.log_softmax(1)[:, 0].mean() + (value - 1).square().mean()).backward()
         gradients.append(torch.cat([p.grad.flatten() for p in agent.parameters() if p.grad is not None]))
     assert torch.nn.functional.cosine_similarity(gradients[0], gradients[1], dim=0) > 0.999

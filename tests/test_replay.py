@@ -26,7 +26,7 @@ def worst_replay(
     ids = torch.arange(sequences.mask.shape[1]) if ids is None else ids
     batch = gather(rollout, fake_targets(rollout), sequences, ids)
     with torch.no_grad():
-        logits, value = agent.unroll(batch.obs, batch.state, batch.mask)
+        logits, value = agent.unroll(batch.obs, batch.state, batch.batch_sizes)
         log_prob, _ = log_prob_and_entropy(logits, batch.action, NVEC)
     return float(((log_prob - batch.log_prob).exp() - 1).abs().max()), float((value - batch.value).abs().max())
 
@@ -90,14 +90,14 @@ def test_garbage_in_padding_changes_nothing() -> None:
     ids = torch.arange(1, sequences.mask.shape[1])  # all but the sequence that holds step 0 of environment 0
     before = gather(rollout, fake_targets(rollout), sequences, ids)
     with torch.no_grad():
-        expected = agent.unroll(before.obs, before.state, before.mask)
+        expected = agent.unroll(before.obs, before.state, before.batch_sizes)
     rollout.obs["obs"][0, 0] = 1e6
     rollout.state[0, 0] = 1e6
     garbage = Sequences(index=torch.where(sequences.mask, sequences.index, 0), mask=sequences.mask)
     assert (~sequences.mask[:, ids]).any()
     after = gather(rollout, fake_targets(rollout), garbage, ids)
     with torch.no_grad():
-        logits, value = agent.unroll(after.obs, after.state, after.mask)
+        logits, value = agent.unroll(after.obs, after.state, after.batch_sizes)
     assert torch.equal(logits, expected[0])
     assert torch.equal(value, expected[1])
 

@@ -124,7 +124,7 @@ def test_replay_of_collected_rollouts() -> None:
         sequences = cut(rollout.start, length)
         batch = gather(rollout, targets, sequences, torch.arange(sequences.mask.shape[1]))
         with torch.no_grad():
-            logits, value = agent.unroll(batch.obs, batch.state, batch.mask)
+            logits, value = agent.unroll(batch.obs, batch.state, batch.batch_sizes)
         branches = zip(logits.split((3, 2), 1), batch.action.unbind(1), strict=True)
         log_prob = torch.stack([b.log_softmax(1).gather(1, a[:, None])[:, 0] for b, a in branches], 1)
         assert ((log_prob - batch.log_prob).exp() - 1).abs().max() < 1e-5

@@ -73,11 +73,13 @@ def test_gather_keeps_rows_together(length: int | None) -> None:
     targets = fake_targets(rollout)
     ids = torch.tensor([2, 0])
     batch = gather(rollout, targets, sequences, ids)
-    assert len(batch.mask) == sequences.lengths[ids].max()  # trimmed to this minibatch
+    ids = sorted(ids.tolist(), key=lambda s: -int(sequences.lengths[s]))  # the longest first
+    assert len(batch.batch_sizes) == sequences.lengths[ids].max()  # no longer than this minibatch's longest
     row = 0
-    for step in range(len(batch.mask)):
-        for column, s in enumerate(ids.tolist()):
-            if not batch.mask[step, column]:
+    for step in range(len(batch.batch_sizes)):
+        assert batch.batch_sizes[step] == sum(int(sequences.lengths[s]) > step for s in ids)
+        for column, s in enumerate(ids):
+            if step >= sequences.lengths[s]:
                 continue
             t, n = divmod(int(sequences.index[step, s]), 3)
             assert torch.equal(batch.obs["obs"][row], rollout.obs["obs"][t, n])

@@ -1,9 +1,9 @@
-"""Encoder, recurrent core and heads as one module; the only place where padding exists."""
+"""Encoder, recurrent core and heads as one module."""
 
 from collections.abc import Mapping, Sequence
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from ppo_tbptt.models.cores import CORES
@@ -63,22 +63,14 @@ class Agent(nn.Module):
         return torch.where(start[:, None], self.core.initial_state(len(start)), state)
 
     def unroll(
-        self, obs: Obs, state: Float[Tensor, "S D"], mask: Bool[Tensor, "L S"]
+        self, obs: Obs, state: Float[Tensor, "S D"], batch_sizes: Int[Tensor, "L"]
     ) -> tuple[Float[Tensor, "M K"], Float[Tensor, "M"]]:
-        """Logits and values of the M valid steps of S sequences, each unrolled from its own ``state``.
+        """Logits and values of the M steps of S sequences, each unrolled from its own ``state``.
 
-        ``obs`` holds valid steps only, in the order of ``mask`` (time first). Encoder and heads never see padding;
-        the core does, but only at a sequence's tail, where nothing comes after it.
+        ``obs`` is packed (see :class:`~ppo_tbptt.types.Minibatch`): encoder and heads never see padding.
         """
         with self._autocast():
-            features = self.encoder(obs)  # [M, F]
-            if len(features) == mask.numel():
-                y = self.core(features.view(*mask.shape, -1), state)[0].flatten(0, 1)
-            else:
-                position = mask.flatten().nonzero().squeeze(1)  # [M], into [L * S]
-                padded = features.new_zeros(mask.numel(), features.shape[1]).index_copy(0, position, features)
-                y = self.core(padded.view(*mask.shape, -1), state)[0].flatten(0, 1).index_select(0, position)
-            logits, value = self.heads(y)
+            logits, value = self.heads(self.core.unroll(self.encoder(obs), state, batch_sizes))
         return logits.float(), value.float()
 
     def _autocast(self) -> torch.autocast:

@@ -7,8 +7,9 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor, nn
+from torch.nn.utils.rnn import PackedSequence
 
 
 class Core(nn.Module, ABC):
@@ -31,6 +32,22 @@ class Core(nn.Module, ABC):
         """Unroll over L steps from ``state``; the state returned is the one after the last step."""
         raise NotImplementedError
 
+    def unroll(
+        self, x: Float[Tensor, "M F"], state: Float[Tensor, "S D"], batch_sizes: Int[Tensor, "L"]
+    ) -> Float[Tensor, "M H"]:
+        """Outputs of packed sequences (see :class:`~ppo_tbptt.types.Minibatch`), each from its own ``state``.
+
+        This pads them at their tails, where nothing comes after; a core that computes packed sequences overrides it.
+        The only place where padding exists.
+        """
+        longest, most = len(batch_sizes), len(state)
+        if len(x) == longest * most:
+            return self(x.view(longest, most, -1), state)[0].flatten(0, 1)
+        valid = torch.arange(most) < batch_sizes[:, None]  # [L, S]
+        position = valid.flatten().nonzero().squeeze(1).to(x.device, non_blocking=True)  # [M], into [L * S]
+        padded = x.new_zeros(longest * most, x.shape[1]).index_copy(0, position, x)
+        return self(padded.view(longest, most, -1), state)[0].flatten(0, 1).index_select(0, position)
+
 
 class NoMemory(Core):
     """The identity, with a state of width 0: PPO without recurrence."""
@@ -48,6 +65,11 @@ class NoMemory(Core):
         self, x: Float[Tensor, "L B F"], state: Float[Tensor, "B D"]
     ) -> tuple[Float[Tensor, "L B H"], Float[Tensor, "B D"]]:
         return x, state
+
+    def unroll(
+        self, x: Float[Tensor, "M F"], state: Float[Tensor, "S D"], batch_sizes: Int[Tensor, "L"]
+    ) -> Float[Tensor, "M H"]:
+        return x
 
 
 class TorchCore(Core):
@@ -68,15 +90,21 @@ class TorchCore(Core):
     def forward(
         self, x: Float[Tensor, "L B F"], state: Float[Tensor, "B D"]
     ) -> tuple[Float[Tensor, "L B H"], Float[Tensor, "B D"]]:
-        batch = x.shape[1]
-        parts = state.view(batch, self._parts, self.rnn.num_layers, self.rnn.hidden_size).permute(1, 2, 0, 3)
-        if self._parts == 2:
-            y, (h, c) = self.rnn(x, (parts[0].contiguous(), parts[1].contiguous()))
-            after = torch.stack((h, c))
-        else:
-            y, h = self.rnn(x, parts[0].contiguous())
-            after = h[None]
-        return y, after.permute(2, 0, 1, 3).reshape(batch, self.state_size)
+        y, after = self.rnn(x, self._unpack(state))
+        stacked = torch.stack(after) if self._parts == 2 else after[None]
+        return y, stacked.permute(2, 0, 1, 3).reshape(x.shape[1], self.state_size)
+
+    def unroll(
+        self, x: Float[Tensor, "M F"], state: Float[Tensor, "S D"], batch_sizes: Int[Tensor, "L"]
+    ) -> Float[Tensor, "M H"]:
+        if len(x) == len(batch_sizes) * len(state):
+            return super().unroll(x, state, batch_sizes)  # nothing to pad, and plain tensors are faster
+        return self.rnn(PackedSequence(x, batch_sizes), self._unpack(state))[0].data
+
+    def _unpack(self, state: Float[Tensor, "S D"]) -> Tensor | tuple[Tensor, Tensor]:
+        parts = state.view(len(state), self._parts, self.rnn.num_layers, self.rnn.hidden_size).permute(1, 2, 0, 3)
+        h = parts[0].contiguous()
+        return (h, parts[1].contiguous()) if self._parts == 2 else h
 
 
 def _torch_core(cell: Callable[..., nn.RNN | nn.GRU | nn.LSTM], **kwargs: str) -> Callable[..., Core]:
