@@ -62,6 +62,8 @@ class ModelConfig(Table):
     """Width of the shared hidden layer, and of one more each for policy and value."""
     cnn_channels: tuple[Size, Size, Size] = (32, 64, 64)
     """Channels of the three convolutions that read images."""
+    cnn_features: Size | None = None
+    """Dense layer after the convolutions; none: they feed the core directly, as in the published baseline."""
     vector_hidden_sizes: Annotated[tuple[Size, ...], Bounds(1, 16)] = (128,)
     """Layers that read vector observations."""
 

@@ -84,6 +84,7 @@ def test_cnn_output_and_division_by_255() -> None:
     x = frames.permute(0, 3, 1, 2).float() / 255
     plain = cnn.rest(cnn.first(x)).permute(0, 2, 3, 1).flatten(1)
     torch.testing.assert_close(cnn(frames), plain, atol=1e-5, rtol=1e-5)
+    assert NatureCNN((84, 84, 3), (4, 4, 4), 20)(frames).shape == (2, 20)
     with pytest.raises(ValueError, match="at least 36x36"):
         NatureCNN((30, 84, 3), (4, 4, 4))
 

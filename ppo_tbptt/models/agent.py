@@ -35,13 +35,19 @@ class Agent(nn.Module):
         dropout: float = 0.0,
         hidden_size: int = 512,
         cnn_channels: tuple[int, int, int] = (32, 64, 64),
+        cnn_features: int | None = None,
         vector_hidden_sizes: Sequence[int] = (128,),
         precision: torch.dtype = torch.float32,
     ) -> None:
         super().__init__()
         self.action_nvec = action_nvec
         self.precision = precision
-        self.encoder = Encoder(obs_shapes, cnn_channels=cnn_channels, vector_hidden_sizes=vector_hidden_sizes)
+        self.encoder = Encoder(
+            obs_shapes,
+            cnn_channels=cnn_channels,
+            cnn_features=cnn_features,
+            vector_hidden_sizes=vector_hidden_sizes,
+        )
         self.core = CORES[core](self.encoder.output_size, core_hidden_size, num_layers, dropout)
         self.heads = Heads(self.core.output_size, hidden_size, action_nvec)
 

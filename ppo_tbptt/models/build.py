@@ -24,6 +24,7 @@ def build_agent(config: Config, spec: EnvSpec, device: torch.device) -> Agent:
             dropout=config.core.dropout,
             hidden_size=config.model.hidden_size,
             cnn_channels=config.model.cnn_channels,
+            cnn_features=config.model.cnn_features,
             vector_hidden_sizes=config.model.vector_hidden_sizes,
             precision=resolve_precision(config.precision, device),
         )

@@ -12,7 +12,7 @@ from ppo_tbptt.types import Obs
 
 
 class NatureCNN(nn.Module):
-    """The convolutions of Mnih et al. 2015 on u8 frames ``[M, X, Y, C]``, without the dense layer after them.
+    """The convolutions of Mnih et al. 2015 on u8 frames ``[M, X, Y, C]``, and their dense layer if ``features`` is given.
 
     Frames stay channels-last: ``permute`` gives the convolutions the NHWC memory that they want, so no copy is made
     for layout, and the flattened features are in ``(x, y, channel)`` order.
@@ -20,7 +20,9 @@ class NatureCNN(nn.Module):
 
     KERNELS = ((8, 4), (4, 2), (3, 1))
 
-    def __init__(self, shape: tuple[int, int, int], channels: tuple[int, int, int]) -> None:
+    def __init__(
+        self, shape: tuple[int, int, int], channels: tuple[int, int, int], features: int | None = None
+    ) -> None:
         super().__init__()
         x, y, in_channels = shape
         layers: list[nn.Module] = []
@@ -36,12 +38,19 @@ class NatureCNN(nn.Module):
         self.rest = nn.Sequential(*rest)
         self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.output_size = x * y * in_channels
+        self.dense: nn.Module = nn.Identity()
+        if features is not None:
+            self.dense = nn.Sequential(orthogonal_(nn.Linear(self.output_size, features), 2**0.5), nn.ReLU())
+            self.output_size = features
 
     def forward(self, frames: UInt8[Tensor, "M X Y C"]) -> Float[Tensor, "M F"]:
         first = self.first
-        # Dividing the few weights by 255 instead of the many pixels saves a pass over the largest tensor there is.
-        x = F.conv2d(frames.permute(0, 3, 1, 2).float(), first.weight / 255, first.bias, first.stride)
-        return self.rest(x).permute(0, 2, 3, 1).flatten(1)
+        # Dividing the few weights by 255 instead of the many pixels saves a pass over the largest tensor there is, and
+        # so does converting to the precision of the arithmetic at once: bfloat16 holds 0 to 255 exactly.
+        kind = frames.device.type
+        dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else torch.float32
+        x = F.conv2d(frames.permute(0, 3, 1, 2).to(dtype), first.weight / 255, first.bias, first.stride)
+        return self.dense(self.rest(x).permute(0, 2, 3, 1).flatten(1))
 
 
 class MLP(nn.Module):
@@ -68,13 +77,14 @@ class Encoder(nn.Module):
         obs_shapes: Mapping[str, tuple[int, ...]],
         *,
         cnn_channels: tuple[int, int, int],
+        cnn_features: int | None,
         vector_hidden_sizes: Sequence[int],
     ) -> None:
         super().__init__()
         parts: dict[str, NatureCNN | MLP] = {}
         for key, shape in obs_shapes.items():
             if len(shape) == 3:
-                parts[key] = NatureCNN((shape[0], shape[1], shape[2]), cnn_channels)
+                parts[key] = NatureCNN((shape[0], shape[1], shape[2]), cnn_channels, cnn_features)
             else:
                 parts[key] = MLP(shape[0], vector_hidden_sizes)
         self.parts = nn.ModuleDict(parts)
