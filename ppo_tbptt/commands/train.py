@@ -96,9 +96,10 @@ def _print_start(trainer: Trainer, console: Console) -> None:
         soft_wrap=True,
     )
     if trainer.device.type == "cpu" and config.precision == "float32" and has_fast_bfloat16():
-        console.print("this CPU has bfloat16 arithmetic: --precision bfloat16 is faster, at other numbers")
+        console.print("this CPU has bfloat16 arithmetic: --precision bfloat16 is faster", soft_wrap=True)
+    resumed = f"going on after {trainer.iteration:,} iterations: " if trainer.iteration else ""
     console.print(
-        f"{config.num_iterations - trainer.iteration:,} iterations of {config.batch_size:,} steps; "
+        f"{resumed}{config.num_iterations - trainer.iteration:,} iterations of {config.batch_size:,} steps; "
         f"run folder: {trainer.run.path if trainer.run else None}",
         highlight=False,
         soft_wrap=True,

@@ -12,7 +12,7 @@ from ppo_tbptt.types import Obs
 
 
 class NatureCNN(nn.Module):
-    """The convolutions of Mnih et al. 2015 on u8 frames ``[M, X, Y, C]``, and their dense layer if ``features`` is given.
+    """The convolutions of Mnih et al. 2015 on u8 frames ``[M, X, Y, C]``; with ``features``, their dense layer too.
 
     Frames stay channels-last: ``permute`` gives the convolutions the NHWC memory that they want, so no copy is made
     for layout, and the flattened features are in ``(x, y, channel)`` order.
