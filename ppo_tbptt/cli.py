@@ -1,4 +1,4 @@
-"""``ppo-tbptt train | evaluate | enjoy | show``: what a person types, and the exit codes.
+"""``ppo-tbptt train | evaluate | enjoy | show | benchmark``: what a person types, and the exit codes.
 
 0 done, 2 wrong input (one line on standard error), 130 and 143 stopped by SIGINT and SIGTERM with a checkpoint written.
 """
@@ -10,7 +10,7 @@ from importlib import import_module
 from ppo_tbptt.commands.parser import UsageError
 from ppo_tbptt.config import ConfigError
 
-COMMANDS = ("train", "evaluate", "enjoy", "show")
+COMMANDS = ("train", "evaluate", "enjoy", "show", "benchmark")
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -20,6 +20,7 @@ LAYERS = """
     __init__ __main__
     cli
     commands.*
+    benchmark.*
     console
     trainer
     evaluation watch

@@ -1,0 +1,62 @@
+"""Floating-point operations: how many the network needs, and how many per second the device can do.
+
+A multiplication and its addition are two operations. Only convolutions and matrix products count (activations, the
+optimiser and the loss are passes over memory, not arithmetic).
+"""
+
+import warnings
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+from torch.utils.flop_counter import FlopCounterMode
+
+from ppo_tbptt.benchmark.clock import seconds_per_call
+from ppo_tbptt.config import Config
+from ppo_tbptt.envs import EnvSpec
+from ppo_tbptt.models.build import build_agent
+
+
+def forward_flop(config: Config, spec: EnvSpec) -> dict[str, int]:
+    """Operations of one environment's step through encoder, core and heads: ``conv`` and ``matmul``.
+
+    Counted from the operators that torch runs, on a new agent on the CPU. oneDNN is off meanwhile: its LSTM is one
+    operator that the counter does not know.
+    """
+    with torch.random.fork_rng(devices=[]):
+        agent = build_agent(config, spec, torch.device("cpu"))
+    obs = {key: torch.zeros((1, *array.shape), dtype=getattr(torch, array.dtype)) for key, array in spec.obs.items()}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # that oneDNN has no TF32 here
+        with torch.backends.mkldnn.flags(enabled=False), FlopCounterMode(display=False) as counter, torch.no_grad():
+            agent.step(obs, agent.core.initial_state(1))
+    counts = {str(operator): int(flop) for operator, flop in counter.get_flop_counts()["Global"].items()}
+    conv = sum(flop for operator, flop in counts.items() if "conv" in operator)
+    return {"conv": conv, "matmul": sum(counts.values()) - conv}
+
+
+def passes_per_step(num_epochs: int) -> int:
+    """Forward passes' worth of arithmetic per environment step.
+
+    Acting is one; learning is three per epoch, because the gradients by the inputs and by the weights cost one each.
+    """
+    return 1 + 3 * num_epochs
+
+
+def peak_flops(device: torch.device, dtype: torch.dtype) -> dict[str, float]:
+    """Operations per second of one large product (``matmul``) and one large convolution (``conv``) on the device."""
+    cuda = device.type == "cuda"
+    size, batch, channels, side = (8192, 512, 128, 28) if cuda else (1024, 8, 128, 28)
+
+    def random(*shape: int) -> Tensor:
+        return torch.randn(shape, device=device, dtype=dtype)
+
+    a, b = random(size, size), random(size, size)
+    x = random(batch, channels, side, side).contiguous(memory_format=torch.channels_last)
+    weight = random(channels, channels, 3, 3).contiguous(memory_format=torch.channels_last)
+    conv_flop = 2 * batch * (side - 2) ** 2 * channels**2 * 9
+    with torch.no_grad():
+        return {
+            "matmul": 2 * size**3 / seconds_per_call(lambda: a @ b, device),
+            "conv": conv_flop / seconds_per_call(lambda: F.conv2d(x, weight), device),
+        }

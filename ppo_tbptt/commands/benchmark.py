@@ -1,0 +1,140 @@
+"""``benchmark``: how fast training is on this machine, and how fast it could be."""
+
+import json
+import shlex
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from ppo_tbptt.benchmark import MAX_EXTRA_ITERATIONS, Setting, compare, describe, measure, write_profile
+from ppo_tbptt.commands.parser import Parser, UsageError, positive
+from ppo_tbptt.config import Config, parse_overrides
+from ppo_tbptt.trainer import Trainer
+
+
+def run(argv: list[str]) -> int:
+    parser = _parser()
+    args, rest = parser.parse_with_overrides(_joined(argv, "--vs"))
+    overrides = parse_overrides(rest)
+    others = [] if args.vs is None else [parse_overrides(_split(args.vs))]
+    if args.profile is not None:
+        _check_profile(args.profile)
+    base = Config.load(args.config, overrides)
+    configs = [base, *(base.override(other) for other in others)]
+    progress = Console(stderr=True)
+    with ExitStack() as stack:
+        settings = []
+        for config, extra in zip(configs, [{}, *others], strict=True):
+            trainer = stack.enter_context(Trainer(_long_enough(config, args.warmup + args.iterations)))
+            settings.append(Setting(trainer=trainer, source=str(args.config), overrides={**overrides, **extra}))
+        status = stack.enter_context(progress.status("starting"))
+        measure(settings, args.warmup, args.iterations, status.update)
+        if args.profile is not None:
+            write_profile(settings[0].trainer, args.profile)
+        results = [describe(setting, status.update) for setting in settings]
+    result = results[0] | ({"vs": results[1], **compare(*settings)} if others else {})
+    if args.json:
+        print(json.dumps(result, indent=1))
+    else:
+        _print(result, Console())
+    return 0
+
+
+def _parser() -> Parser:
+    parser = Parser(
+        "benchmark",
+        "Time whole training iterations, their parts, and what this machine would allow.",
+        "Every field of the config can be set, as for train.",
+    )
+    parser.add_argument("config", type=Path, metavar="CONFIG", help="a TOML file, such as configs/*.toml")
+    parser.option("--json", action="store_true", help="print JSON and nothing else")
+    parser.option("--iterations", type=positive, default=5, help="iterations to time (default 5)")
+    parser.option("--warmup", type=positive, default=2, help="iterations before those (default 2)")
+    parser.option("--vs", metavar="OVERRIDES", help='a second setting, in turn: "--core.kind lstm --seed 2"')
+    parser.option("--profile", type=Path, metavar="FILE", help="write a trace of one iteration (.json or .json.gz)")
+    return parser
+
+
+def _joined(argv: list[str], name: str) -> list[str]:
+    """``--vs VALUE`` as ``--vs=VALUE``: argparse would take a value that starts with dashes for an option."""
+    tokens = list(argv)
+    if name in tokens[:-1]:
+        at = tokens.index(name)
+        tokens[at : at + 2] = [f"{name}={tokens[at + 1]}"]
+    return tokens
+
+
+def _split(text: str) -> list[str]:
+    try:
+        return shlex.split(text)
+    except ValueError as error:
+        raise UsageError(f"--vs {text!r}: {error}") from error
+
+
+def _check_profile(path: Path) -> None:
+    if not path.name.endswith((".json", ".json.gz")):
+        raise UsageError(f"--profile {path}: must end with .json or .json.gz")
+    if not path.parent.is_dir():
+        raise UsageError(f"--profile {path}: there is no folder {path.parent}")
+
+
+def _long_enough(config: Config, iterations: int) -> Config:
+    """Without evaluations, and not over before the benchmark is."""
+    steps = (iterations + MAX_EXTRA_ITERATIONS) * config.batch_size
+    return config.replace(total_steps=max(config.total_steps, steps), train={"eval_every": 0})
+
+
+# --- for a person -----------------------------------------------------------------------------------------------------
+
+
+def _print(result: dict[str, Any], console: Console) -> None:
+    columns = [result, result["vs"]] if "vs" in result else [result]
+    table = Table(box=None, padding=(0, 2), show_header=False)
+    for name in _rows(result):
+        table.add_row(name, *(_rows(column)[name] for column in columns))
+    console.print(table, highlight=False)
+    if "vs" in result:
+        low, high = result["ratio_spread"]
+        console.print(
+            f"the second ({_difference(result['vs'], result)}) is {result['ratio']:.3f} times as fast as the first "
+            f"(neighbours: {low:.3f} to {high:.3f})",
+            highlight=False,
+            soft_wrap=True,
+        )
+
+
+def _difference(result: dict[str, Any], base: dict[str, Any]) -> str:
+    """The second setting's own overrides, as they are typed."""
+    known = base["config"]["overrides"].items()
+    own = [f"--{key} {value}" for key, value in result["config"]["overrides"].items() if (key, value) not in known]
+    return " ".join(own) or "the same again"
+
+
+def _rows(result: dict[str, Any]) -> dict[str, str]:
+    """What a person reads, by name."""
+    low, high = result["spread"]
+    total = sum(result["seconds"].values())
+    memory, peak = result["peak_memory_mb"], result["peak_flops"]
+    on_device = "" if memory["device"] is None else f", device {memory['device']:,.0f} MB"
+    return {
+        "device": result["device"],
+        "precision, threads": f"{result['precision']}, {result['threads']}",
+        "environments in": f"{result['num_workers']} workers" if result["num_workers"] else "this process",
+        "steps per second": f"{result['steps_per_second']:,.0f} ({low:,.0f} to {high:,.0f})",
+        "of the ceiling": f"{result['fraction_of_ceiling']:.3f} of {result['ceiling_steps_per_second']:,.0f}",
+        **{
+            f"  ceiling: {part}": f"{seconds:.3f} s ({seconds / total:.1%})"
+            for part, seconds in result["ceiling_seconds"].items()
+        },
+        "iteration": f"{total:.3f} s, {result['steps_per_iteration']:,} steps",
+        **{f"  {part}": f"{seconds:.3f} s ({seconds / total:.1%})" for part, seconds in result["seconds"].items()},
+        "padded / valid steps": f"{result['padded_over_valid']:.3f}",
+        "peak memory": f"{memory['host']:,.0f} MB{on_device}",
+        "arithmetic": f"{result['flop_per_step'] / 1e6:,.3g} MFLOP per step",
+        "of the device's peak": f"{result['fraction_of_peak']:.3f}",
+        "  matrix products": f"{peak['matmul'] / 1e12:.3g} TFLOP/s",
+        "  convolutions": f"{peak['conv'] / 1e12:.3g} TFLOP/s",
+    }

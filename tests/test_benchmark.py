@@ -1,0 +1,213 @@
+"""The benchmark's figures fit together. How fast anything is, is not tested."""
+
+import gzip
+import json
+import mmap
+import os
+import subprocess
+import sys
+from pathlib import Path
+from time import sleep
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from configs_for_tests import tiny
+
+from ppo_tbptt.benchmark import Setting, clock, measure
+from ppo_tbptt.benchmark.arithmetic import forward_flop
+from ppo_tbptt.benchmark.ceiling import full_minibatch, measure_ceiling, unpadded
+from ppo_tbptt.benchmark.memory import PeakMemory, process_bytes
+from ppo_tbptt.cli import main
+from ppo_tbptt.config import Config
+from ppo_tbptt.envs import make_env
+from ppo_tbptt.metrics import Report
+from ppo_tbptt.trainer import Trainer
+
+ROOT = Path(__file__).parent.parent
+POC = str(ROOT / "configs" / "toy_poc_memory.toml")
+SMALL = ["--env.num-workers", "0", "--env.num-envs", "4", "--ppo.rollout-steps", "16", "--ppo.num-minibatches", "2"]
+SMALL += ["--ppo.sequence-length=8", "--device", "cpu", "--warmup", "1", "--total-steps", "64"]
+KEYS = {"steps_per_second", "spread", "iterations", "steps_per_iteration", "seconds", "fraction_of_ceiling"}
+KEYS |= {"ceiling_steps_per_second", "ceiling_seconds", "padded_over_valid", "peak_memory_mb", "flop_per_step"}
+KEYS |= {"peak_flops", "fraction_of_peak", "config", "device", "precision", "threads", "torch", "num_workers"}
+PARTS = {"environments", "inference", "transfer", "sequences", "learning", "rest"}
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(clock, "MEASURE_SECONDS", 1e-3)
+
+
+def benchmark(capsys: pytest.CaptureFixture[str], *arguments: str) -> dict[str, Any]:
+    """The JSON of one benchmark: all of standard output."""
+    assert main(["benchmark", POC, *SMALL, "--json", *arguments]) == 0
+    return json.loads(capsys.readouterr().out)
+
+
+def check(result: dict[str, Any]) -> None:
+    assert set(result) >= KEYS
+    assert set(result["seconds"]) == PARTS
+    speed, total = result["steps_per_second"], sum(result["seconds"].values())
+    assert speed == pytest.approx(result["steps_per_iteration"] / total)
+    assert result["spread"][0] <= speed <= result["spread"][1]
+    ceiling = result["steps_per_iteration"] / sum(result["ceiling_seconds"].values())
+    assert result["ceiling_steps_per_second"] == pytest.approx(ceiling)
+    assert result["fraction_of_ceiling"] == pytest.approx(speed / ceiling)
+    seconds_at_peak = result["flop_per_step"] / result["peak_flops"]["matmul"]  # this task has no images
+    assert result["fraction_of_peak"] == pytest.approx(speed * seconds_at_peak)
+    assert result["padded_over_valid"] >= 1
+    assert result["peak_memory_mb"]["host"] > 50
+    assert result["peak_memory_mb"]["device"] is None
+
+
+def test_json_holds_figures_that_fit_together(capsys: pytest.CaptureFixture[str]) -> None:
+    result = benchmark(capsys, "--iterations", "4")
+    check(result)
+    assert result["iterations"] == 4
+    assert result["steps_per_iteration"] == 64
+    assert (result["device"], result["precision"], result["num_workers"]) == ("cpu", "float32", 0)
+    assert result["config"]["source"] == POC
+    assert result["config"]["overrides"]["ppo.rollout_steps"] == "16"
+    assert "vs" not in result
+
+
+def test_vs_measures_both_and_their_ratio(capsys: pytest.CaptureFixture[str]) -> None:
+    result = benchmark(capsys, "--iterations", "2", "--vs", "--core.kind=none --precision bfloat16")
+    check(result)
+    check(result["vs"])
+    assert "core.kind" not in result["config"]["overrides"]
+    assert result["vs"]["config"]["overrides"] == {
+        **result["config"]["overrides"],
+        "core.kind": "none",
+        "precision": "bfloat16",
+    }
+    assert (result["precision"], result["vs"]["precision"]) == ("float32", "bfloat16")
+    assert result["vs"]["flop_per_step"] < result["flop_per_step"]
+    assert result["ratio"] == pytest.approx(result["vs"]["steps_per_second"] / result["steps_per_second"])
+    assert result["ratio_spread"][0] <= result["ratio_spread"][1]
+
+
+def test_settings_take_turns() -> None:
+    order: list[str] = []
+
+    class Spy(Trainer):
+        def __next__(self) -> Report:
+            order.append("A" if self.config.seed == 1 else "B")
+            return super().__next__()
+
+    with Spy(tiny(total_steps=10**6, seed=1)) as a, Spy(tiny(total_steps=10**6, seed=2)) as b:
+        settings = [Setting(trainer=trainer, source="", overrides={}) for trainer in (a, b)]
+        measure(settings, 1, 2, lambda text: None)
+        assert "".join(order) == "ABABAB" + "AB"  # the last two for the memory
+        assert [len(setting.iterations) for setting in settings] == [2, 2]
+        assert a.iteration == b.iteration == 4
+
+
+def test_for_a_person(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["benchmark", POC, *SMALL, "--iterations", "1", "--vs", ""]) == 0
+    out = capsys.readouterr().out
+    for text in ("steps per second", "of the ceiling", "learning", "padded / valid", "peak memory", "times as fast"):
+        assert text in out
+
+
+@pytest.mark.parametrize("name", ["trace.json", "trace.json.gz"])
+def test_profile_is_a_trace(name: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    """The profiler's library must not write to standard output either: hence capfd."""
+    check(benchmark(capfd, "--iterations", "1", "--profile", str(tmp_path / name)))
+    data = (tmp_path / name).read_bytes()
+    trace = json.loads(gzip.decompress(data) if name.endswith(".gz") else data)
+    assert any(event["name"] == "aten::addmm" for event in trace["traceEvents"])
+
+
+def test_flop_of_the_published_network_by_hand() -> None:
+    config = Config.load(ROOT / "configs" / "mortar_mayhem_grid.toml")
+    env = make_env(config.env.id, options=config.env.options)
+    spec = env.spec
+    env.close()
+    assert spec.obs["obs"].shape == (84, 84, 3)
+    conv = 20 * 20 * 32 * 8 * 8 * 3 + 9 * 9 * 64 * 4 * 4 * 32 + 7 * 7 * 64 * 3 * 3 * 64
+    heads = 3 * 512 * 512 + 512 * (sum(spec.action_nvec) + 1)
+    features = 7 * 7 * 64
+    for core, gates, precision in (("gru", 3, "float32"), ("lstm", 4, "bfloat16"), ("rnn_tanh", 1, "bfloat16")):
+        flop = forward_flop(config.replace(core={"kind": core}, precision=precision), spec)
+        assert flop == {"conv": 2 * conv, "matmul": 2 * (gates * 512 * (features + 512) + heads)}
+
+
+def test_the_counted_arithmetic_is_of_one_acting_and_all_epochs(capsys: pytest.CaptureFixture[str]) -> None:
+    once, twice = (
+        benchmark(capsys, "--iterations", "1", "--ppo.num-epochs", epochs)["flop_per_step"] for epochs in "12"
+    )
+    assert twice / once == pytest.approx(7 / 4)
+
+
+@pytest.mark.parametrize(
+    ("sequence_length", "expected"),
+    [(8, (8, 4)), (5, (5, 6)), (None, (16, 2))],
+)
+def test_the_ceiling_is_of_full_minibatches_without_padding(
+    sequence_length: int | None, expected: tuple[int, int]
+) -> None:
+    config = tiny(ppo={"sequence_length": sequence_length})
+    steps, sequences = unpadded(config)
+    assert (steps, sequences) == expected
+    with Trainer(config) as trainer:
+        size = trainer.envs.obs["obs"].shape[1]
+        batch = full_minibatch(trainer.agent, {"obs": torch.randn(steps * sequences, size)}, steps, sequences)
+        assert batch.batch_sizes.tolist() == [sequences] * steps
+        assert not any(x.isnan().any() for x in (batch.state, batch.value, batch.log_prob, batch.advantage, batch.ret))
+
+
+def test_the_ceiling_leaves_the_environments_of_the_trainer_alone() -> None:
+    with Trainer(tiny(env={"num_workers": 2})) as trainer:
+        next(trainer)
+        before = trainer.envs.obs["obs"].copy()
+        ceiling = measure_ceiling(trainer)
+        assert min(ceiling.acting, ceiling.learning, ceiling.environments) > 0
+        assert np.array_equal(before, trainer.envs.obs["obs"])
+        next(trainer)
+
+
+def test_peak_memory_is_seen_and_stays() -> None:
+    before = process_bytes(os.getpid())
+    with PeakMemory([os.getpid()], torch.device("cpu")) as memory, mmap.mmap(-1, 60_000_000) as block:
+        block.write(bytes(range(100)) * 600_000)
+        while memory.host_mb < before / 1e6 + 50:  # until the thread has looked
+            sleep(0.01)
+    assert process_bytes(os.getpid()) < before + 50e6
+    assert memory.host_mb >= before / 1e6 + 50
+    assert memory.device_mb is None
+
+
+def test_an_ended_process_holds_nothing() -> None:
+    process = subprocess.Popen([sys.executable, "-c", ""])
+    process.wait()
+    assert process_bytes(process.pid) == 0
+
+
+WRONG = {
+    "no config": ([], "CONFIG"),
+    "missing config": (["nowhere.toml"], "nowhere.toml"),
+    "wrong override": ([POC, "--ppo.gamma", "1.5"], "ppo.gamma"),
+    "no iterations": ([POC, "--iterations", "0"], "at least 1"),
+    "wrong override of the second": ([POC, "--vs", "--core.kidn lstm"], "core.kind"),
+    "open quote": ([POC, "--vs", "'--core.kind lstm"], "--vs"),
+    "second without its value": ([POC, "--vs"], "--vs"),
+    "profile of another kind": ([POC, "--profile", "trace.txt"], ".json"),
+    "profile in no folder": ([POC, "--profile", "nowhere/trace.json"], "no folder"),
+}
+
+
+@pytest.mark.parametrize("case", WRONG)
+def test_wrong_input_is_one_line_and_exit_code_2(
+    case: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    arguments, text = WRONG[case]
+    assert main(["benchmark", *arguments]) == 2
+    captured = capsys.readouterr()
+    assert captured.err.count("\n") == 1
+    assert captured.out == ""
+    assert text in captured.err
+    assert not any(tmp_path.iterdir())
