@@ -5,7 +5,7 @@ import sys
 
 import torch
 
-_M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_MAX = -1, -2, -4  # of malloc.h
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # of malloc.h
 
 
 class DeviceError(ValueError):
@@ -54,12 +54,13 @@ def has_fast_bfloat16() -> bool:
 def _keep_freed_memory() -> None:
     """Let glibc's malloc keep what tensors free, for the next ones.
 
-    By default each tensor over 32 MiB is mapped anew and unmapped when freed, and the kernel zeroes its pages every
-    time: on a CPU that costs about as much as the arithmetic of the convolutions. The process keeps its peak instead.
+    By default large tensors are mapped anew each time and unmapped when freed, or given back at the heap's end, and
+    the kernel zeroes their pages every time: with the convolutions' activations that costs as much as the arithmetic.
+    32 MiB is the highest threshold that malloc accepts; the process keeps what it once needed.
     """
     if not sys.platform.startswith("linux"):
         return
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is not None:
-        for option, value in ((_M_MMAP_MAX, 0), (_M_TRIM_THRESHOLD, 2**31 - 1), (_M_TOP_PAD, 2**26)):
-            mallopt(option, value)
+        mallopt(_M_MMAP_THRESHOLD, 2**25)
+        mallopt(_M_TRIM_THRESHOLD, 2**31 - 1)

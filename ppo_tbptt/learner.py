@@ -43,7 +43,7 @@ class Learner:
         self.total_steps = total_steps
         self.generator = generator
         self.optimizer = torch.optim.AdamW(
-            agent.parameters(), lr=config.learning_rate.initial, weight_decay=config.weight_decay
+            agent.parameters(), lr=config.learning_rate.initial, weight_decay=config.weight_decay, fused=True
         )
 
     def scheduled(self, schedule: Schedule, env_steps: int) -> float:

@@ -5,8 +5,6 @@ import math
 from dataclasses import dataclass
 from pathlib import Path
 
-from torch.utils.tensorboard import SummaryWriter
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Report:
@@ -33,6 +31,8 @@ class MetricsWriter:
 
     def __init__(self, folder: Path, *, resume_from: int | None = None) -> None:
         self._path = folder / "metrics.jsonl"
+        from torch.utils.tensorboard import SummaryWriter  # here, because it is slow to import
+
         purge = None
         if resume_from is not None and self._path.exists():
             kept = [row for row in read_metrics(self._path) if row["iteration"] <= resume_from]

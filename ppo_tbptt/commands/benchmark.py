@@ -117,7 +117,7 @@ def _rows(result: dict[str, Any]) -> dict[str, str]:
     """What a person reads, by name."""
     low, high = result["spread"]
     total = sum(result["seconds"].values())
-    memory, peak = result["peak_memory_mb"], result["peak_flops"]
+    memory, peak, padded = result["peak_memory_mb"], result["peak_flops"], result["padded_over_valid_if_padded"]
     on_device = "" if memory["device"] is None else f", device {memory['device']:,.0f} MB"
     return {
         "device": result["device"],
@@ -131,7 +131,7 @@ def _rows(result: dict[str, Any]) -> dict[str, str]:
         },
         "iteration": f"{total:.3f} s, {result['steps_per_iteration']:,} steps",
         **{f"  {part}": f"{seconds:.3f} s ({seconds / total:.1%})" for part, seconds in result["seconds"].items()},
-        "padded / valid steps": f"{result['padded_over_valid']:.3f}",
+        "padded / valid steps": f"{result['padded_over_valid']:.3f} in the core ({padded:.3f} if it padded)",
         "peak memory": f"{memory['host']:,.0f} MB{on_device}",
         "arithmetic": f"{result['flop_per_step'] / 1e6:,.3g} MFLOP per step",
         "of the device's peak": f"{result['fraction_of_peak']:.3f}",

@@ -20,6 +20,8 @@ class Core(nn.Module, ABC):
 
     state_size: int
     output_size: int
+    pads: bool = True
+    """Whether ``unroll`` computes padded steps; False where a core has its own way with packed sequences."""
 
     def initial_state(self, batch: int) -> Float[Tensor, "B D"]:
         """The state at the start of an episode."""
@@ -52,6 +54,8 @@ class Core(nn.Module, ABC):
 class NoMemory(Core):
     """The identity, with a state of width 0: PPO without recurrence."""
 
+    pads = False
+
     def __init__(self, input_size: int) -> None:
         super().__init__()
         self.state_size = 0
@@ -74,6 +78,8 @@ class NoMemory(Core):
 
 class TorchCore(Core):
     """``torch.nn``'s RNN, GRU or LSTM. The state is laid out as ``[part, layer, hidden]`` (parts: h, and c of LSTM)."""
+
+    pads = False
 
     def __init__(self, rnn: nn.RNN | nn.GRU | nn.LSTM) -> None:
         super().__init__()

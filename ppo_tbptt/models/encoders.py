@@ -27,7 +27,7 @@ class NatureCNN(nn.Module):
         x, y, in_channels = shape
         layers: list[nn.Module] = []
         for out_channels, (kernel, stride) in zip(channels, self.KERNELS, strict=True):
-            layers += [orthogonal_(nn.Conv2d(in_channels, out_channels, kernel, stride), 2**0.5), nn.ReLU()]
+            layers += [orthogonal_(nn.Conv2d(in_channels, out_channels, kernel, stride), 2**0.5), nn.ReLU(inplace=True)]
             x, y = ((size - kernel) // stride + 1 for size in (x, y))
             in_channels = out_channels
         if x < 1 or y < 1:
@@ -40,7 +40,9 @@ class NatureCNN(nn.Module):
         self.output_size = x * y * in_channels
         self.dense: nn.Module = nn.Identity()
         if features is not None:
-            self.dense = nn.Sequential(orthogonal_(nn.Linear(self.output_size, features), 2**0.5), nn.ReLU())
+            self.dense = nn.Sequential(
+                orthogonal_(nn.Linear(self.output_size, features), 2**0.5), nn.ReLU(inplace=True)
+            )
             self.output_size = features
 
     def forward(self, frames: UInt8[Tensor, "M X Y C"]) -> Float[Tensor, "M F"]:
@@ -60,7 +62,7 @@ class MLP(nn.Module):
         super().__init__()
         layers: list[nn.Module] = []
         for hidden in hidden_sizes:
-            layers += [orthogonal_(nn.Linear(size, hidden), 2**0.5), nn.ReLU()]
+            layers += [orthogonal_(nn.Linear(size, hidden), 2**0.5), nn.ReLU(inplace=True)]
             size = hidden
         self.layers = nn.Sequential(*layers)
         self.output_size = size

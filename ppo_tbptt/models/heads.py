@@ -20,10 +20,10 @@ class Heads(nn.Module):
         self.value = orthogonal_(nn.Linear(hidden_size, 1), 1.0)
 
     def forward(self, x: Float[Tensor, "M H"]) -> tuple[Float[Tensor, "M K"], Float[Tensor, "M"]]:
-        x = F.relu(self.hidden(x))
-        policy = F.relu(self.policy_hidden(x))
+        x = F.relu(self.hidden(x), inplace=True)
+        policy = F.relu(self.policy_hidden(x), inplace=True)
         logits = torch.cat([branch(policy) for branch in self.policy], 1)
-        return logits, self.value(F.relu(self.value_hidden(x))).squeeze(1)
+        return logits, self.value(F.relu(self.value_hidden(x), inplace=True)).squeeze(1)
 
 
 def sample(
