@@ -63,10 +63,8 @@ def fake_rollout(agent: Agent, start: Tensor, *, seed: int = 0, store: str = "be
 
 def fake_targets(rollout: Rollout, seed: int = 1) -> Targets:
     generator = torch.Generator().manual_seed(seed)
-    shape = rollout.value.shape
-    return Targets(
-        advantage=torch.randn(shape, generator=generator), ret=rollout.value + torch.randn(shape, generator=generator)
-    )
+    advantage, error = (torch.randn(rollout.value.shape, generator=generator) for _ in range(2))
+    return Targets(advantage=advantage.to(rollout.value.device), ret=rollout.value + error.to(rollout.value.device))
 
 
 def naive_unroll(agent: Agent, rollout: Rollout, begins: Tensor) -> tuple[Tensor, Tensor, Tensor]:

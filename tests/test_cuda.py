@@ -1,0 +1,68 @@
+"""On a GPU: the same numbers as on the CPU, within the arithmetic's tolerance. Skipped where there is none."""
+
+from dataclasses import fields, replace
+
+import pytest
+import torch
+from helpers import NVEC, fake_rollout, fake_targets, small_agent
+from test_gradients import loss_of_sequences
+
+from ppo_tbptt.models import CORES, Agent
+from ppo_tbptt.models.heads import log_prob_and_entropy
+from ppo_tbptt.sequences import cut, gather
+from ppo_tbptt.types import Rollout
+
+pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA here")
+CUDA = torch.device("cuda")
+
+
+def to_cuda(rollout: Rollout) -> Rollout:
+    changes = {f.name: getattr(rollout, f.name) for f in fields(rollout)}
+    moved = {name: x.to(CUDA) for name, x in changes.items() if isinstance(x, torch.Tensor)}
+    return replace(rollout, obs={key: x.to(CUDA) for key, x in rollout.obs.items()}, **moved)
+
+
+def starts() -> torch.Tensor:
+    return torch.rand(23, 4, generator=torch.Generator().manual_seed(3)) < 0.15
+
+
+@pytest.mark.parametrize("core", CORES)
+@pytest.mark.parametrize(("precision", "tolerance"), [(torch.float32, 1e-4), (torch.bfloat16, 0.05)])
+def test_replay_on_cuda_of_a_rollout_from_the_cpu(core: str, precision: torch.dtype, tolerance: float) -> None:
+    """float32: sums in another order; bfloat16: see test_precision."""
+    agent = small_agent(core, 2)
+    rollout = fake_rollout(agent, starts())
+    agent.to(CUDA).precision = precision
+    batch = gather(to_cuda(rollout), fake_targets(to_cuda(rollout)), cut(rollout.start, 8), torch.arange(8))
+    with torch.no_grad():
+        logits, value = agent.unroll(batch.obs, batch.state, batch.batch_sizes)
+        log_prob, _ = log_prob_and_entropy(logits, batch.action, NVEC)
+    assert ((log_prob - batch.log_prob).exp() - 1).abs().max() < tolerance
+    assert (value - batch.value).abs().max() < tolerance
+
+
+@pytest.mark.parametrize("core", ["gru", "lstm"])
+def test_loss_and_gradients_equal_the_cpu(core: str) -> None:
+    results = []
+    for device in (torch.device("cpu"), CUDA):
+        agent = small_agent(core, 2)
+        rollout = fake_rollout(agent, starts())
+        if device == CUDA:
+            agent, rollout = agent.to(CUDA), to_cuda(rollout)
+        loss = loss_of_sequences(agent, rollout, 8)
+        gradient = torch.cat([g.flatten() for g in torch.autograd.grad(loss, list(agent.parameters()))])
+        results.append((loss.detach().cpu(), gradient.cpu()))
+    torch.testing.assert_close(results[0], results[1], rtol=1e-3, atol=1e-5)
+
+
+def test_the_published_network_in_bfloat16() -> None:
+    torch.manual_seed(0)
+    agent = Agent({"obs": (84, 84, 3)}, (4,))
+    frames = {"obs": torch.randint(0, 256, (8, 84, 84, 3), dtype=torch.uint8)}
+    state = torch.randn(8, 512) / 2
+    with torch.no_grad():
+        want = agent.step(frames, state)
+        agent.to(CUDA).precision = torch.bfloat16
+        got = agent.step({"obs": frames["obs"].to(CUDA)}, state.to(CUDA))
+    for x, y in zip(want, got, strict=True):
+        torch.testing.assert_close(x, y.cpu(), rtol=0.05, atol=0.05)
