@@ -1,6 +1,7 @@
 """``ppo-tbptt train | evaluate | enjoy | show | benchmark``: what a person types, and the exit codes.
 
-0 done, 2 wrong input (one line on standard error), 130 and 143 stopped by SIGINT and SIGTERM with a checkpoint written.
+0 done, 2 wrong input (one line on standard error), 130 and 143 stopped by SIGINT and SIGTERM with a checkpoint written,
+1 anything else that went wrong, such as the end of another rank of a distributed run (one line).
 """
 
 import sys
@@ -32,6 +33,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except _wrong_input() as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    except _lost_ranks() as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
 
 
 def _command(name: str) -> Callable[[list[str]], int]:
@@ -46,3 +50,9 @@ def _wrong_input() -> tuple[type[Exception], ...]:
     from ppo_tbptt.run_dir import RunDirError
 
     return (UsageError, ConfigError, EnvError, CheckpointError, DeviceError, RunDirError)
+
+
+def _lost_ranks() -> tuple[type[Exception], ...]:
+    from ppo_tbptt.distributed import DistributedError
+
+    return (DistributedError,)

@@ -20,8 +20,10 @@ PLAIN_SECONDS = 5.0
 class Display:
     """Shows reports as they come; a context manager."""
 
-    def __init__(self, config: Config, console: Console) -> None:
+    def __init__(self, config: Config, console: Console, *, batch_size: int, num_iterations: int) -> None:
         self._config = config
+        self._batch_size = batch_size  # over all ranks, as num_iterations
+        self._num_iterations = num_iterations
         self._console = console
         self._began = monotonic()
         self._first_step: int | None = None
@@ -45,7 +47,7 @@ class Display:
             self._progress.update(self._task, completed=report.env_steps, steps=steps, left=left)
             self._live.update(Group(self._progress, self._table(report)))
             return
-        last = report.iteration >= self._config.num_iterations
+        last = report.iteration >= self._num_iterations
         due = monotonic() - self._last_line >= PLAIN_SECONDS
         if due or last or report.iteration == 1 or any(tag.startswith("eval/") for tag in fresh):
             self._last_line = monotonic()
@@ -53,7 +55,7 @@ class Display:
 
     def _left(self, report: Report) -> str:
         if self._first_step is None:
-            self._first_step = report.env_steps - self._config.batch_size
+            self._first_step = report.env_steps - self._batch_size
         rate = (report.env_steps - self._first_step) / (monotonic() - self._began)
         return duration(max(0, self._config.total_steps - report.env_steps) / rate)
 
@@ -73,7 +75,7 @@ class Display:
             group, name = tag.split("/", 1)
             groups.setdefault(group, []).append(f"{name} [bold]{value:.4g}[/]")
         table = Table(show_header=False, box=None, padding=(0, 1))
-        table.add_row("iteration", f"[bold]{report.iteration:,}[/] of {self._config.num_iterations:,}")
+        table.add_row("iteration", f"[bold]{report.iteration:,}[/] of {self._num_iterations:,}")
         for group in ("episode", "env", "eval", "loss", "policy", "optim", "sequences", "time"):
             if group in groups:
                 table.add_row(group, "  ".join(groups[group]))

@@ -6,18 +6,20 @@ import torch
 from torch import Tensor, nn
 
 from ppo_tbptt.config import PPOConfig, Schedule
+from ppo_tbptt.distributed import World
 from ppo_tbptt.loss import normalize, ppo_loss
 from ppo_tbptt.models import Agent
 from ppo_tbptt.models.heads import log_prob_and_entropy
 from ppo_tbptt.schedules import schedule_value
 from ppo_tbptt.sequences import cut, gather, padding_fraction, split
+from ppo_tbptt.sharing import Moments, share_gradients, share_moments, share_steps
 from ppo_tbptt.timing import Timer
 from ppo_tbptt.types import LossStats, Minibatch, Rollout, Targets
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class UpdateStats:
-    """Figures of one update. The loss figures are means over all steps of all minibatches."""
+    """Figures of one update, over all ranks. The loss figures are means over all steps of all minibatches."""
 
     loss: dict[str, float]
     """By field of :class:`~ppo_tbptt.types.LossStats`, and ``grad_norm`` (before clipping, mean over updates)."""
@@ -34,14 +36,23 @@ class Learner:
     """Owns the optimiser and the order of the minibatches.
 
     ``generator`` (on the CPU) draws the permutations; ``total_steps`` is where schedules without a span of their own
-    end.
+    end. Each rank of ``world`` updates on its own rollout, and all step alike (see :mod:`ppo_tbptt.sharing`).
     """
 
-    def __init__(self, agent: Agent, config: PPOConfig, *, total_steps: int, generator: torch.Generator) -> None:
+    def __init__(
+        self,
+        agent: Agent,
+        config: PPOConfig,
+        *,
+        total_steps: int,
+        generator: torch.Generator,
+        world: World | None = None,
+    ) -> None:
         self.agent = agent
         self.config = config
         self.total_steps = total_steps
         self.generator = generator
+        self.world = world or World()
         self.optimizer = torch.optim.AdamW(
             agent.parameters(), lr=config.learning_rate.initial, weight_decay=config.weight_decay, fused=True
         )
@@ -52,8 +63,13 @@ class Learner:
         over = self.total_steps if schedule.over_steps is None else schedule.over_steps
         return schedule_value(schedule.initial, final, schedule.power, over, env_steps)
 
-    def loss(self, batch: Minibatch, *, clip_range: float, entropy_coef: float) -> LossStats:
-        """The loss of one minibatch with the current weights."""
+    def loss(
+        self, batch: Minibatch, *, clip_range: float, entropy_coef: float, moments: Moments | None = None
+    ) -> LossStats:
+        """The loss of one minibatch with the current weights.
+
+        ``moments``: mean and deviation of the advantages, where other ranks hold more of the minibatch.
+        """
         config = self.config
         logits, value = self.agent.unroll(batch.obs, batch.state, batch.batch_sizes)
         log_prob, entropy = log_prob_and_entropy(logits, batch.action, self.agent.action_nvec)
@@ -63,7 +79,7 @@ class Learner:
             value=value,
             old_log_prob=batch.log_prob,
             old_value=batch.value,
-            advantage=normalize(batch.advantage) if config.normalize_advantage else batch.advantage,
+            advantage=normalize(batch.advantage, moments) if config.normalize_advantage else batch.advantage,
             ret=batch.ret,
             clip_range=clip_range,
             value_coef=config.value_coef,
@@ -78,7 +94,7 @@ class Learner:
         With ``target_kl`` set the epochs stop early, after the first one whose mean ``approx_kl`` exceeds it; that
         costs one more wait per epoch.
         """
-        config = self.config
+        config, world = self.config, self.world
         learning_rate = self.scheduled(config.learning_rate, env_steps)
         entropy_coef = self.scheduled(config.entropy_coef, env_steps)
         clip_range = self.scheduled(config.clip_range, env_steps)
@@ -90,25 +106,35 @@ class Learner:
             sequences = cut(rollout.start, config.sequence_length)
             lengths = sequences.lengths
         names = [f.name for f in fields(LossStats)]
+        parameters = list(self.agent.parameters())
         sums: list[Tensor] = []  # [loss stats..., grad norm] x weight, one per update
         weights: list[float] = []
         padding: list[float] = []
         for _ in range(config.num_epochs):
             with timer("sequences"):
-                groups = split(lengths, config.num_minibatches, self.generator)
-                padding.append(padding_fraction(sequences, groups))
+                groups = split(lengths, config.num_minibatches, self.generator, keep_empty=world.size > 1)
+                padding.append(padding_fraction(sequences, [ids for ids in groups if len(ids)]))
+                groups, own, steps = share_steps(world, groups, lengths)
+                moments: list[Moments | None] = [None] * len(groups)
+                if config.normalize_advantage and world.size > 1:
+                    moments[:] = share_moments(world, targets.advantage, sequences, groups, steps)
             epoch_start = len(sums)
-            for ids in groups:
-                with timer("sequences"):
-                    batch = gather(rollout, targets, sequences, ids)
+            for ids, m, total, moment in zip(groups, own, steps, moments, strict=True):
+                self.optimizer.zero_grad(set_to_none=True)
+                figures = parameters[0].new_zeros(len(names))
+                if m:
+                    with timer("sequences"):
+                        batch = gather(rollout, targets, sequences, ids)
+                    with timer("learning"):
+                        stats = self.loss(batch, clip_range=clip_range, entropy_coef=entropy_coef, moments=moment)
+                        stats.loss.backward()
+                        figures = torch.stack([getattr(stats, name).detach() for name in names])
                 with timer("learning"):
-                    stats = self.loss(batch, clip_range=clip_range, entropy_coef=entropy_coef)
-                    self.optimizer.zero_grad(set_to_none=True)
-                    stats.loss.backward()
-                    norm = nn.utils.clip_grad_norm_(self.agent.parameters(), config.max_grad_norm)
+                    figures = share_gradients(world, parameters, figures, m / total)
+                    norm = nn.utils.clip_grad_norm_(parameters, config.max_grad_norm)
                     self.optimizer.step()
-                    sums.append(torch.stack([*(getattr(stats, name).detach() for name in names), norm]))
-                    weights.append(float(len(batch.value)))
+                    sums.append(torch.cat([figures, norm[None]]))
+                    weights.append(float(total))
             if config.target_kl is not None:
                 kl = _mean(sums[epoch_start:], weights[epoch_start:])[names.index("approx_kl")]
                 if float(kl) > config.target_kl:
@@ -116,15 +142,17 @@ class Learner:
 
         with timer("learning"):  # where a GPU catches up
             means = _mean(sums, weights).tolist()
+        own = [len(lengths), int(lengths.sum()), sum(padding) / len(padding)]
+        num_sequences, num_steps, padded = world.sum_(torch.tensor(own, dtype=torch.float64))
         return UpdateStats(
             loss=dict(zip([*names, "grad_norm"], means, strict=True)),
             learning_rate=learning_rate,
             entropy_coef=entropy_coef,
             clip_range=clip_range,
             num_updates=len(sums),
-            num_sequences=len(lengths),
-            mean_length=float(lengths.float().mean()),
-            padding_fraction=sum(padding) / len(padding),
+            num_sequences=int(num_sequences),
+            mean_length=float((num_steps / num_sequences).float()),
+            padding_fraction=float(padded / world.size),
         )
 
 

@@ -9,9 +9,13 @@ from torch import Tensor
 from ppo_tbptt.types import LossStats
 
 
-def normalize(advantage: Float[Tensor, "M"]) -> Float[Tensor, "M"]:
-    """Zero mean and unit (population) variance over the valid steps; a single step becomes 0."""
-    return (advantage - advantage.mean()) / (advantage.std(correction=0) + 1e-8)
+def normalize(advantage: Float[Tensor, "M"], moments: tuple[Tensor, Tensor] | None = None) -> Float[Tensor, "M"]:
+    """Zero mean and unit (population) variance over the valid steps; a single step becomes 0.
+
+    ``moments``: mean and deviation, where these steps are only a part of the minibatch.
+    """
+    mean, deviation = moments or (advantage.mean(), advantage.std(correction=0))
+    return (advantage - mean) / (deviation + 1e-8)
 
 
 def ppo_loss(

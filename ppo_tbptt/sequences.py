@@ -38,17 +38,21 @@ def cut(start: Bool[Tensor, "T N"], sequence_length: int | None) -> Sequences:
     return Sequences(index=index, mask=mask)
 
 
-def split(lengths: Int[Tensor, "S"], num_minibatches: int, generator: torch.Generator) -> list[Tensor]:
+def split(
+    lengths: Int[Tensor, "S"], num_minibatches: int, generator: torch.Generator, *, keep_empty: bool = False
+) -> list[Tensor]:
     """A fresh permutation of the sequences, split so that each minibatch holds about the same number of valid steps.
 
     Returns at most ``num_minibatches`` tensors of sequence numbers, none of them empty (there are fewer where there
     are fewer sequences). Each differs from the ideal number of steps by less than the longest sequence.
+    ``keep_empty``: exactly ``num_minibatches``, some of which may be empty.
     """
     order = torch.randperm(len(lengths), generator=generator)
     ends = lengths[order].cumsum(0)
     middle = 2 * ends - lengths[order]  # twice the middle of each sequence, to stay in integers
     group = middle * num_minibatches // (2 * int(ends[-1]))
-    return [ids for ids in order.split(torch.bincount(group).tolist()) if len(ids)]
+    sizes = torch.bincount(group, minlength=num_minibatches).tolist()
+    return [ids for ids in order.split(sizes) if keep_empty or len(ids)]
 
 
 def gather(rollout: Rollout, targets: Targets, sequences: Sequences, ids: Int[Tensor, "S"]) -> Minibatch:

@@ -28,6 +28,8 @@ LAYERS = """
     run_dir
     checkpoint metrics
     learner rollout
+    sharing streams
+    distributed
     models.build
     models
     models.agent

@@ -7,16 +7,22 @@ from types import FrameType, TracebackType
 
 
 class Stop:
-    """While active, the first SIGINT or SIGTERM is only noted in ``signal``; a second one ends the process at once."""
+    """While active, the first SIGINT or SIGTERM is only noted in ``signal``; a second one ends the process at once.
 
-    def __init__(self) -> None:
+    ``quiet``: without saying so.
+    """
+
+    def __init__(self, *, quiet: bool = False) -> None:
         self.signal: int = 0
+        self._quiet = quiet
         self._before: dict[int, object] = {}
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         if self.signal:
             os._exit(128 + number)
         self.signal = number
+        if self._quiet:
+            return
         text = "\nstopping after this iteration, with a checkpoint (once more to stop at once)\n"
         os.write(sys.stderr.fileno(), text.encode())
 

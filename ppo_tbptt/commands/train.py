@@ -5,6 +5,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 from time import strftime
+from typing import Literal
 
 import torch
 from rich.console import Console
@@ -15,6 +16,7 @@ from ppo_tbptt.commands.stop import Stop
 from ppo_tbptt.config import Config, parse_overrides
 from ppo_tbptt.console import Display
 from ppo_tbptt.device import has_fast_bfloat16
+from ppo_tbptt.distributed import World
 from ppo_tbptt.run_dir import RunDir
 from ppo_tbptt.trainer import Trainer
 
@@ -37,23 +39,41 @@ def run(argv: list[str]) -> int:
     )
     args, rest = parser.parse_with_overrides(argv)
     overrides = parse_overrides(rest)
-    console = Console()
     if args.resume is not None:
         if args.config is not None or args.run_dir is not None:
             raise UsageError("--resume takes its config and folder from the run; leave out CONFIG and --run-dir")
-        return _train(lambda: Trainer.resume(args.resume, overrides), console)
+        with World.join() as world:
+            return _train(lambda: Trainer.resume(args.resume, overrides, world=world), world)
     if args.config is None:
         raise UsageError("a CONFIG is needed, such as configs/quickstart.toml (or --resume RUN)")
     config = Config.load(args.config, overrides)
     run_dir = args.run_dir or Path("runs") / f"{args.config.stem}_{strftime('%Y%m%d-%H%M%S')}"
-    if args.go_on:
-        if (run_dir / "evaluations" / "final.json").is_file():
-            return _show_finished(RunDir.open(run_dir), console)
-        if RunDir(run_dir).periodic():
-            return _train(lambda: Trainer.resume(run_dir, overrides), console)
-        if RunDir(run_dir).config.is_file():
-            _clear_unstarted(RunDir(run_dir))
-    return _train(lambda: Trainer(config, run_dir), console)
+    with World.join() as world:
+        # Rank 0 decides for all: the others may have another clock, and find files that it has just written.
+        plan = _plan(run_dir, args.go_on) if world.rank == 0 else ""
+        plan, name = world.gather_json([plan, str(run_dir)])[0]
+        run_dir = Path(name)
+        if plan == "show":
+            return _show_finished(RunDir.open(run_dir), _console(world))
+        if plan == "go on":
+            return _train(lambda: Trainer.resume(run_dir, overrides, world=world), world)
+        return _train(lambda: Trainer(config, run_dir, world=world), world)
+
+
+def _console(world: World) -> Console:
+    return Console(quiet=world.rank > 0)
+
+
+def _plan(run_dir: Path, go_on: bool) -> Literal["start", "go on", "show"]:
+    run = RunDir(run_dir)
+    if go_on:
+        if (run.evaluations / "final.json").is_file():
+            return "show"
+        if run.periodic():
+            return "go on"
+        if run.config.is_file():
+            _clear_unstarted(run)
+    return "start"
 
 
 def _clear_unstarted(run: RunDir) -> None:
@@ -67,39 +87,52 @@ def _clear_unstarted(run: RunDir) -> None:
             folder.rmdir()
 
 
-def _train(make: Callable[[], Trainer], console: Console) -> int:
-    with Stop() as stop, make() as trainer:
+def _train(make: Callable[[], Trainer], world: World) -> int:
+    console = _console(world)
+    with Stop(quiet=world.size > 1) as stop, make() as trainer:
         assert trainer.run is not None
         _print_start(trainer, console)
-        with Display(trainer.config, console) as display:
+        number = 0
+        sizes = {"batch_size": trainer.batch_size, "num_iterations": trainer.num_iterations}
+        with Display(trainer.config, console, **sizes) as display:
             for report in trainer:
                 display.update(report)
-                if stop.signal:
+                number = world.largest(stop.signal)  # a signal to any rank stops all after the same iteration
+                if number:
                     break
-        if stop.signal:
+        if number:
             path = trainer.save()
             console.print(f"stopped at {trainer.env_steps:,} steps; checkpoint: {path}", soft_wrap=True)
             console.print(f"go on with: {_typed('train', f'--resume {trainer.run.path}')}", soft_wrap=True)
-            return 128 + stop.signal
-        return _finish(trainer, trainer.run, stop, console)
+            return 128 + number
+        code = _finish(trainer, trainer.run, stop, console) if world.rank == 0 else 0
+        return world.gather_json(code)[0]  # where the other ranks wait for rank 0
 
 
 def _print_start(trainer: Trainer, console: Console) -> None:
     config, spec = trainer.config, trainer.envs.spec
     parameters = sum(p.numel() for p in trainer.agent.parameters())
     where = "in this process" if not trainer.envs.num_workers else f"in {trainer.envs.num_workers} workers"
+    ranks = f" on each of {trainer.world.size} ranks" if trainer.world.size > 1 else ""
     threads = f", {torch.get_num_threads()} threads" if trainer.device.type == "cpu" else ""
     console.print(
-        f"{spec.env_id}: {config.env.num_envs} environments {where}; {config.core.kind} agent of {parameters:,} "
+        f"{spec.env_id}: {config.env.num_envs} environments {where}{ranks}; {config.core.kind} agent of {parameters:,} "
         f"parameters in {config.precision} on {trainer.device}{threads}",
         highlight=False,
         soft_wrap=True,
     )
     if trainer.device.type == "cpu" and config.precision == "float32" and has_fast_bfloat16():
         console.print("this CPU has bfloat16 arithmetic: --precision bfloat16 is faster", soft_wrap=True)
+    if trainer.restored_ranks not in (None, trainer.world.size):
+        console.print(
+            f"the checkpoint is of {trainer.restored_ranks} rank(s), this run of {trainer.world.size}: "
+            "action noise, minibatches and dropout begin new random streams",
+            highlight=False,
+            soft_wrap=True,
+        )
     resumed = f"going on after {trainer.iteration:,} iterations: " if trainer.iteration else ""
     console.print(
-        f"{resumed}{config.num_iterations - trainer.iteration:,} iterations of {config.batch_size:,} steps; "
+        f"{resumed}{trainer.num_iterations - trainer.iteration:,} iterations of {trainer.batch_size:,} steps; "
         f"run folder: {trainer.run.path if trainer.run else None}",
         highlight=False,
         soft_wrap=True,

@@ -12,8 +12,8 @@ class LevelSeeds:
     of them finishes first changes it, and a restart needs only the counts k.
     """
 
-    def __init__(self, seed: int, num_envs: int, first_seed: int, num_seeds: int) -> None:
-        """Start every stream at its first seed.
+    def __init__(self, seed: int, num_envs: int, first_seed: int, num_seeds: int, first_env: int = 0) -> None:
+        """Start every stream at its first seed. The environments are numbered from `first_env` on.
 
         Raises:
             ValueError: `seed` or `first_seed` is negative, or `num_envs` or `num_seeds` is not positive.
@@ -23,6 +23,7 @@ class LevelSeeds:
         if num_envs < 1 or num_seeds < 1:
             raise ValueError(f"must be at least 1: num_envs = {num_envs}, num_seeds = {num_seeds}")
         self._seed, self._first, self._num = seed, first_seed, num_seeds
+        self._first_env = first_env
         self._counts = [0] * num_envs
         self._current = np.empty(num_envs, np.int64)
         self.load_state(self._counts)
@@ -59,5 +60,5 @@ class LevelSeeds:
             self._current[index] = self._draw(index)
 
     def _draw(self, index: int) -> int:
-        sequence = np.random.SeedSequence(self._seed, spawn_key=(index, self._counts[index]))
+        sequence = np.random.SeedSequence(self._seed, spawn_key=(self._first_env + index, self._counts[index]))
         return self._first + int(np.random.Generator(np.random.Philox(sequence)).integers(self._num))

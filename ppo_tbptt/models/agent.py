@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from ppo_tbptt.models.cores import CORES
 from ppo_tbptt.models.encoders import Encoder
-from ppo_tbptt.models.heads import Heads
+from ppo_tbptt.models.heads import Heads, at_least_float32
 from ppo_tbptt.types import Obs
 
 
@@ -62,7 +62,7 @@ class Agent(nn.Module):
         with self._autocast():
             y, after = self.core(self.encoder(obs)[None], state)
             logits, value = self.heads(y[0])
-        return logits.float(), value.float(), after.float()
+        return at_least_float32(logits), at_least_float32(value), at_least_float32(after)
 
     def reset_state(self, state: Float[Tensor, "N D"], start: Bool[Tensor, "N"]) -> Float[Tensor, "N D"]:
         """``state`` with the rows where an episode starts replaced by the initial state."""
@@ -77,7 +77,7 @@ class Agent(nn.Module):
         """
         with self._autocast():
             logits, value = self.heads(self.core.unroll(self.encoder(obs), state, batch_sizes))
-        return logits.float(), value.float()
+        return at_least_float32(logits), at_least_float32(value)
 
     def _autocast(self) -> torch.autocast:
         return torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == torch.bfloat16)

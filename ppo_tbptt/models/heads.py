@@ -26,6 +26,11 @@ class Heads(nn.Module):
         return logits, self.value(F.relu(self.value_hidden(x), inplace=True)).squeeze(1)
 
 
+def at_least_float32(x: Tensor) -> Tensor:
+    """What autocast made half as wide, widened; float64 stays."""
+    return x.float() if x.dtype.itemsize < 4 else x
+
+
 def sample(
     logits: Float[Tensor, "M K"], noise: Float[Tensor, "M A"], nvec: tuple[int, ...]
 ) -> tuple[Int[Tensor, "M A"], Float[Tensor, "M A"]]:
@@ -35,7 +40,7 @@ def sample(
     same noise and logits give the same action on any device.
     """
     actions, log_probs = [], []
-    for branch, u in zip(logits.float().split(nvec, 1), noise.unbind(1), strict=True):
+    for branch, u in zip(at_least_float32(logits).split(nvec, 1), noise.unbind(1), strict=True):
         log_p = branch.log_softmax(1)
         action = (u[:, None] >= log_p.exp().cumsum(1)).sum(1).clamp(max=branch.shape[1] - 1)
         actions.append(action)
@@ -53,7 +58,7 @@ def log_prob_and_entropy(
 ) -> tuple[Float[Tensor, "M A"], Float[Tensor, "M"]]:
     """Log-probability of ``action`` per branch, and the entropy in nats summed over branches."""
     log_probs, entropies = [], []
-    for branch, chosen in zip(logits.float().split(nvec, 1), action.unbind(1), strict=True):
+    for branch, chosen in zip(at_least_float32(logits).split(nvec, 1), action.unbind(1), strict=True):
         log_p = branch.log_softmax(1)
         log_probs.append(log_p.gather(1, chosen[:, None]).squeeze(1))
         entropies.append(-(log_p.exp() * log_p).sum(1))
