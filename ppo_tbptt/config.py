@@ -169,7 +169,7 @@ class Config(Table):
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     """Arithmetic of the network; auto: bfloat16 on CUDA, float32 on the CPU. Weights, state and losses are float32."""
     total_steps: Steps
-    """Environment steps to train for, over all environments."""
+    """Environment steps to train for, over all environments (and all ranks, where several train)."""
     env: EnvConfig
     """[env]"""
     model: ModelConfig = ModelConfig()
@@ -199,7 +199,7 @@ class Config(Table):
 
     @property
     def batch_size(self) -> int:
-        """Environment steps per iteration."""
+        """Environment steps per iteration and rank."""
         return self.ppo.rollout_steps * self.env.num_envs
 
     @property
