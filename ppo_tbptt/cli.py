@@ -12,19 +12,22 @@ from importlib import import_module
 from ppo_tbptt.commands.parser import UsageError
 from ppo_tbptt.config import ConfigError
 
-SPIN = "10000"
-"""How long torch's idle threads spin for more work before they sleep; read when torch is imported.
+TUNED = {"GOMP_SPINCOUNT": "10000", "ONEDNN_PRIMITIVE_CACHE_CAPACITY": "32"}
+"""Read when torch is imported; what the user has set holds.
 
-By default they spin for milliseconds, on the very cores that the environments' workers need between two steps of the
-network. On 2 cores this made whole iterations 8 % faster (mortar_mayhem_grid, bfloat16) and 10 % (quickstart); not
-spinning at all made them 6 % slower.
+GOMP_SPINCOUNT: how long torch's idle threads spin for more work before they sleep. By default it is milliseconds, on
+    the very cores that the environments' workers need between two steps of the network. On 2 cores this made whole
+    iterations 8 % faster (mortar_mayhem_grid, bfloat16) and 10 % (quickstart); no spinning made them 6 % slower.
+ONEDNN_PRIMITIVE_CACHE_CAPACITY: compiled convolutions are kept by shape, 1024 of them by default, but no two
+    minibatches have the same number of steps: 200 MB for nothing (mortar_mayhem_grid, 16 x 256).
 """
 COMMANDS = ("train", "evaluate", "enjoy", "show", "benchmark")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code."""
-    os.environ.setdefault("GOMP_SPINCOUNT", SPIN)
+    for name, value in TUNED.items():
+        os.environ.setdefault(name, value)
     argv = list(sys.argv[1:] if argv is None else argv)
     if not argv or argv[0] in ("-h", "--help"):
         print(__doc__)

@@ -87,7 +87,6 @@ def _noise(job: tuple[int, int] | None, sampling_seed: int) -> np.random.Generat
     return np.random.default_rng((sampling_seed, *(job or (0, 0))))
 
 
-@torch.no_grad()
 def evaluate(
     agent: Agent,
     env: EnvConfig,
@@ -112,16 +111,18 @@ def evaluate(
     Raises:
         EnvError, WorkerError: see :mod:`ppo_tbptt.envs`.
     """
-    agent.eval()
     device, nvec = agent.device, agent.action_nvec
     num_envs = min(PARALLEL_EPISODES, len(seeds) * repeats)
     jobs = _Jobs(seeds, repeats, num_envs)
     own_limit = env.max_episode_steps
     limit = max_steps if own_limit is None else min(max_steps, own_limit)
     finished: list[tuple[int, Episode]] = []
-    with VectorEnv(
-        env.id, num_envs=num_envs, num_workers=num_workers, options=env.options, max_episode_steps=limit
-    ) as envs:
+    with (
+        agent.acting(),
+        VectorEnv(
+            env.id, num_envs=num_envs, num_workers=num_workers, options=env.options, max_episode_steps=limit
+        ) as envs,
+    ):
         spec = envs.spec
         envs.reset(_seed_array(jobs.now))
         generators = [_noise(job, sampling_seed) for job in jobs.now]

@@ -56,7 +56,6 @@ def begin(envs: VectorEnv, seeds: LevelSeeds, agent: Agent) -> Carry:
     )
 
 
-@torch.no_grad()
 def collect(
     envs: VectorEnv,
     seeds: LevelSeeds,
@@ -73,7 +72,13 @@ def collect(
     successor: 0 where terminated, V(final observation, state after the step) where truncated, and the next step's
     value otherwise, the last one from the carried observation and state.
     """
-    agent.eval()
+    with agent.acting():
+        return _collect(envs, seeds, agent, carry, storage, noise, timer)
+
+
+def _collect(
+    envs: VectorEnv, seeds: LevelSeeds, agent: Agent, carry: Carry, storage: Rollout, noise: Tensor, timer: Timer
+) -> Collected:
     device = agent.device
     nvec = agent.action_nvec
     noise = noise.to(device)

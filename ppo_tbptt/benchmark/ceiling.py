@@ -130,8 +130,7 @@ def _update(learner: Learner, batch: Minibatch) -> None:
     learner.optimizer.step()
 
 
-@torch.no_grad()
 def _acting_seconds(agent: Agent, obs: Obs) -> float:
-    agent.eval()
     state = agent.core.initial_state(len(next(iter(obs.values()))))
-    return seconds_per_call(lambda: agent.step(obs, state), agent.device)
+    with agent.acting():
+        return seconds_per_call(lambda: agent.step(obs, state), agent.device)

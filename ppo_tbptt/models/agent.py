@@ -1,6 +1,7 @@
 """Encoder, recurrent core and heads as one module."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -78,6 +79,16 @@ class Agent(nn.Module):
         with self._autocast():
             logits, value = self.heads(self.core.unroll(self.encoder(obs), state, batch_sizes))
         return at_least_float32(logits), at_least_float32(value)
+
+    @contextmanager
+    def acting(self) -> Iterator[None]:
+        """Around many calls of :meth:`step` with the same weights: no dropout, no gradients.
+
+        In bfloat16 the weights are converted once, not at every step, which is half of a step's time on a CPU.
+        """
+        self.eval()
+        with torch.no_grad(), self._autocast():
+            yield
 
     def _autocast(self) -> torch.autocast:
         return torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == torch.bfloat16)
