@@ -1,10 +1,11 @@
 """Checkpoints: plain tensors, numbers and strings in one file, written whole or not at all, never unpickled blindly."""
 
-import os
 from pathlib import Path
 from typing import Any
 
 import torch
+
+from ppo_tbptt.files import replacing
 
 FORMAT = 1
 """Raised whenever an older reader could misunderstand a newer file."""
@@ -17,23 +18,10 @@ class CheckpointError(ValueError):
 def save_checkpoint(path: Path, tree: dict[str, Any]) -> None:
     """Write ``tree`` (dicts, lists, tensors, numbers, strings) to ``path``.
 
-    The data goes to a temporary file beside it, is flushed to the disk and then takes the final name in one step:
-    a failed or interrupted write leaves the old file as it was.
+    A failed or interrupted write leaves the old file as it was.
     """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with temporary.open("wb") as file:
-            torch.save({"format": FORMAT, **tree}, file)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
-    folder = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
+    with replacing(path) as file:
+        torch.save({"format": FORMAT, **tree}, file)
 
 
 def load_checkpoint(path: Path) -> dict[str, Any]:

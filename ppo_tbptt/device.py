@@ -55,7 +55,7 @@ def _keep_freed_memory() -> None:
     """Let glibc's malloc keep what tensors free, for the next ones.
 
     By default large tensors are mapped anew each time and unmapped when freed, or given back at the heap's end, and
-    the kernel zeroes their pages every time: with the convolutions' activations that costs as much as the arithmetic.
+    the kernel zeroes their pages every time: for the convolutions' activations that can cost as much as the arithmetic.
     32 MiB is the highest threshold that malloc accepts; the process keeps what it once needed.
     """
     if not sys.platform.startswith("linux"):

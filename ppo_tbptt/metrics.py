@@ -5,6 +5,8 @@ import math
 from dataclasses import dataclass
 from pathlib import Path
 
+from ppo_tbptt.files import write_text
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Report:
@@ -37,9 +39,7 @@ class MetricsWriter:
         if resume_from is not None and self._path.exists():
             kept = [row for row in read_metrics(self._path) if row["iteration"] <= resume_from]
             text = "".join(_line(row) for row in kept)
-            temporary = self._path.with_suffix(".jsonl.tmp")
-            temporary.write_text(text, encoding="utf-8")
-            temporary.replace(self._path)
+            write_text(self._path, text)
             purge = int(kept[-1]["env_steps"]) + 1 if kept else 0
         self._file = self._path.open("a", encoding="utf-8")
         self._writer = SummaryWriter(str(folder), purge_step=purge, flush_secs=30)

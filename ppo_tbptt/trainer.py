@@ -20,6 +20,7 @@ from ppo_tbptt.device import prepare_device, resolve_precision
 from ppo_tbptt.distributed import World
 from ppo_tbptt.envs import Episode, LevelSeeds, VectorEnv, resolve_workers
 from ppo_tbptt.evaluation import Evaluation, evaluate
+from ppo_tbptt.files import write_text
 from ppo_tbptt.learner import Learner, UpdateStats
 from ppo_tbptt.metrics import MetricsWriter, Report
 from ppo_tbptt.models.build import build_agent
@@ -126,7 +127,7 @@ class Trainer(Iterator[Report]):
             self.run = RunDir(path)  # to know that there is one: only rank 0 writes
             return
         self.run = RunDir.open(path) if resumed else RunDir.create(path)
-        self.run.config.write_text(self.config.to_toml(), encoding="utf-8")
+        write_text(self.run.config, self.config.to_toml())
         self._writer = MetricsWriter(path, resume_from=self.iteration if resumed else None)
         self._writer.text("config", self.config.to_toml(), self.env_steps)
 

@@ -1,7 +1,6 @@
 """Evaluations: with a progress line, on the screen and in a file."""
 
 import json
-import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ from rich.progress import Progress
 from ppo_tbptt.commands.stop import Stop
 from ppo_tbptt.console import measures_table
 from ppo_tbptt.evaluation import Evaluation
+from ppo_tbptt.files import write_text
 from ppo_tbptt.intervals import Estimate
 
 
@@ -45,9 +45,7 @@ def save_evaluation(
     if path is None:
         return tree
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    temporary.write_text(json.dumps(tree, indent=1), encoding="utf-8")
-    temporary.replace(path)
+    write_text(path, json.dumps(tree, indent=1))
     return tree
 
 
