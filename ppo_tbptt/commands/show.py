@@ -3,7 +3,8 @@
 from pathlib import Path
 
 from rich.console import Console
-from rich.table import Table
+from rich.padding import Padding
+from rich.text import Text
 
 from ppo_tbptt.commands.parser import Parser, UsageError
 from ppo_tbptt.config import Config, describe_fields, parse_overrides
@@ -52,9 +53,7 @@ def _derived(config: Config) -> list[str]:
 
 
 def _print_defaults(console: Console) -> None:
-    table = Table(box=None, padding=(0, 2))
-    for name in ("field", "type", "default", "meaning"):
-        table.add_column(name, overflow="fold")
     for field in describe_fields():
-        table.add_row(f"[bold]{field.key}[/]", field.type.replace("[", "\\["), str(field.default), field.help)
-    console.print(table, highlight=False)
+        line = Text.assemble((field.key, "bold"), f" = {field.default}", (f"   {field.type}", "dim"))
+        console.print(line, soft_wrap=True)
+        console.print(Padding(Text(field.help), (0, 0, 0, 4)))
