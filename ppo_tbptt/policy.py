@@ -28,10 +28,12 @@ class Policy:
     takes. An array with one more leading axis is a batch: one action and one state per row.
     """
 
-    def __init__(self, agent: Agent, spec: EnvSpec, config: Config) -> None:
+    def __init__(self, agent: Agent, spec: EnvSpec, config: Config, *, env_steps: int = 0) -> None:
         self.agent = agent.eval()
         self.spec = spec
         self.config = config
+        self.env_steps = env_steps
+        """Environment steps that it was trained for."""
         self.value: Tensor | None = None
         """V of the last observation given to ``act``, ``[]`` or ``[N]``."""
         self._state: Tensor | None = None
@@ -52,10 +54,11 @@ class Policy:
             spec = EnvSpec.from_json(tree["spec"])
             agent = build_agent(config, spec, prepare_device(device))
             agent.load_state_dict(tree["agent"])
+            env_steps = int(tree["env_steps"])
         except (ConfigError, KeyError, TypeError, ValueError, RuntimeError) as error:
             reason = " ".join(str(error).split())[:200]
             raise CheckpointError(f"{file}: its weights and its config don't belong together ({reason})") from error
-        return cls(agent, spec, config)
+        return cls(agent, spec, config, env_steps=env_steps)
 
     def reset(self, mask: np.ndarray | None = None, *, seed: int | None = None) -> None:
         """Forget: of all rows, or of those where ``mask`` (bool ``[N]``) is True. ``seed`` restarts the sampling."""

@@ -4,7 +4,6 @@ from pathlib import Path
 
 from rich.console import Console
 
-from ppo_tbptt.checkpoint import load_checkpoint
 from ppo_tbptt.commands.parser import Parser, UsageError, env_overrides, positive, seed
 from ppo_tbptt.commands.results import default_path, evaluate_with_progress, print_evaluation, save_evaluation
 from ppo_tbptt.commands.stop import Stop
@@ -64,9 +63,8 @@ def run(argv: list[str]) -> int:
         )
         if evaluation is None:
             return 128 + stop.signal
-    env_steps = load_checkpoint(checkpoint)["env_steps"]
     target = args.json or (None if overrides else default_path(checkpoint, evaluation))
-    print_evaluation(save_evaluation(target, evaluation, checkpoint, env_steps), console)
+    print_evaluation(save_evaluation(target, evaluation, checkpoint, policy.env_steps), console)
     if target is not None:
         console.print(f"written to {target}", highlight=False, soft_wrap=True)
     return 0
