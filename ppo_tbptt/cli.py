@@ -1,4 +1,6 @@
-"""``ppo-tbptt train | evaluate | enjoy | show | benchmark``: what a person types, and the exit codes.
+"""``ppo-tbptt COMMAND ...``: what a person types, and the exit codes.
+
+train, evaluate, compare, plot, enjoy, probe, export, show, benchmark
 
 0 done, 2 wrong input (one line on standard error), 130 and 143 stopped by SIGINT and SIGTERM with a checkpoint written,
 1 anything else that went wrong, such as the end of another rank of a distributed run (one line).
@@ -21,7 +23,7 @@ GOMP_SPINCOUNT: how long torch's idle threads spin for more work before they sle
 ONEDNN_PRIMITIVE_CACHE_CAPACITY: compiled convolutions are kept by shape, 1024 of them by default, but no two
     minibatches have the same number of steps: 200 MB for nothing (mortar_mayhem_grid, 16 x 256).
 """
-COMMANDS = ("train", "evaluate", "enjoy", "show", "benchmark")
+COMMANDS = ("train", "evaluate", "compare", "plot", "enjoy", "probe", "export", "show", "benchmark")
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -45,6 +45,12 @@ class EnvConfig(Table):
     """Number of level seeds to train on."""
     max_episode_steps: Steps | None = None
     """Truncate longer episodes; none: as the environment does by itself."""
+    replay: bool = True
+    """Checkpoints hold what brings the environments back into the middle of their episodes: level seeds and actions."""
+    step_timeout: Annotated[float, Bounds(0, 1e6, above=True)] = 60.0
+    """Seconds after which a worker that has not answered is taken for hung, and is restarted."""
+    max_worker_restarts: Annotated[int, Bounds(0, SEED_LIMIT)] = 10
+    """Workers that may die, hang or raise in a run before it stops."""
     options: dict[str, Any] = dataclasses.field(default_factory=dict)
     """The environment's own reset options, `[env.options]`."""
 
@@ -139,6 +145,8 @@ class TrainConfig(Table):
 
     checkpoint_every: Count = 50
     """Iterations between checkpoints."""
+    checkpoint_minutes: Annotated[float, Bounds(0, 1e6, above=True)] | None = 15.0
+    """A checkpoint at the latest after so many minutes too; none: by iterations alone."""
     eval_every: Annotated[int, Bounds(0, SEED_LIMIT)] = 0
     """Iterations between evaluations on held-out seeds; 0: never during training."""
     keep_checkpoints: Count = 3
@@ -153,6 +161,12 @@ class TrainConfig(Table):
     """Take the likeliest action instead of drawing one."""
     eval_max_steps: Steps = 16_384
     """Cut evaluated episodes here, as endless ones may never end."""
+    video_every: Annotated[int, Bounds(0, SEED_LIMIT)] = 100
+    """Iterations between videos of a held-out episode, skipped where they would take over 3 % of the time; 0: never."""
+    max_nonfinite_updates: Count = 10
+    """Updates in a row that may be skipped because loss or gradient is not finite before the run stops."""
+    max_unwritable_minutes: Annotated[float, Bounds(0, 1e6)] = 30.0
+    """How long a run goes on while it cannot write its files (a full disk) before it stops."""
 
     def check(self) -> None:
         _check_seeds(self, "eval_first_seed", "eval_num_seeds")
@@ -168,6 +182,8 @@ class Config(Table):
     """One of "auto" (CUDA where there is any), "cpu", "cuda", "cuda:N"."""
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     """Arithmetic of the network; auto: bfloat16 on CUDA, float32 on the CPU. Weights, state and losses are float32."""
+    deterministic: bool = False
+    """On CUDA only algorithms that give the same bits twice, slower; a CPU does so anyway."""
     total_steps: Steps
     """Environment steps to train for, over all environments (and all ranks, where several train)."""
     env: EnvConfig

@@ -20,7 +20,7 @@ LAYERS = """
     __init__ __main__
     cli
     commands.*
-    benchmark.*
+    benchmark.* analysis.*
     console
     trainer
     evaluation watch
