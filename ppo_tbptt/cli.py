@@ -3,11 +3,13 @@
 train, evaluate, compare, plot, enjoy, probe, export, show, benchmark
 
 0 done, 2 wrong input (one line on standard error), 130 and 143 stopped by SIGINT and SIGTERM with a checkpoint written,
-1 anything else that went wrong, such as the end of another rank of a distributed run (one line).
+124 likewise by --max-minutes, 1 anything else that went wrong: environments that keep failing, a disk that stays full,
+another rank of a distributed run that is gone.
 """
 
 import os
 import sys
+import warnings
 from collections.abc import Callable, Sequence
 from importlib import import_module
 
@@ -30,6 +32,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code."""
     for name, value in TUNED.items():
         os.environ.setdefault(name, value)
+    warnings.showwarning = _show_warning
     argv = list(sys.argv[1:] if argv is None else argv)
     if not argv or argv[0] in ("-h", "--help"):
         print(__doc__)
@@ -47,9 +50,19 @@ def main(argv: Sequence[str] | None = None) -> int:
     except _wrong_input() as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    except _lost_ranks() as error:
+    except _failures() as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
+    except _out_of_memory() as error:
+        print(f"error: {' '.join(str(error).split())[:200]}", file=sys.stderr)
+        print(
+            "lower env.num_envs or ppo.rollout_steps, or raise ppo.num_minibatches; checkpoints stay", file=sys.stderr
+        )
+        return 1
+
+
+def _show_warning(message: Warning | str, category: type[Warning], *_: object, **__: object) -> None:
+    print(f"warning: {message}" if category is UserWarning else f"{category.__name__}: {message}", file=sys.stderr)
 
 
 def _command(name: str) -> Callable[[list[str]], int]:
@@ -66,7 +79,16 @@ def _wrong_input() -> tuple[type[Exception], ...]:
     return (UsageError, ConfigError, EnvError, CheckpointError, DeviceError, RunDirError)
 
 
-def _lost_ranks() -> tuple[type[Exception], ...]:
+def _failures() -> tuple[type[Exception], ...]:
     from ppo_tbptt.distributed import DistributedError
+    from ppo_tbptt.envs import WorkerError
+    from ppo_tbptt.learner import NonFiniteError
+    from ppo_tbptt.patience import UnwritableError
 
-    return (DistributedError,)
+    return (DistributedError, WorkerError, NonFiniteError, UnwritableError, OSError)
+
+
+def _out_of_memory() -> tuple[type[Exception], ...]:
+    import torch
+
+    return (torch.OutOfMemoryError,)

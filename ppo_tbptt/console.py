@@ -39,6 +39,8 @@ class Display:
         self._live = Live(console=console, refresh_per_second=4) if console.is_terminal else None
 
     def update(self, report: Report) -> None:
+        for note in report.notes:
+            self._console.print(note, highlight=False, soft_wrap=True)
         fresh = report.scalars
         self._known |= fresh
         left = self._left(report)
@@ -76,7 +78,7 @@ class Display:
             groups.setdefault(group, []).append(f"{name} [bold]{value:.4g}[/]")
         table = Table(show_header=False, box=None, padding=(0, 1))
         table.add_row("iteration", f"[bold]{report.iteration:,}[/] of {self._num_iterations:,}")
-        for group in ("episode", "env", "eval", "loss", "policy", "optim", "sequences", "time"):
+        for group in ("episode", "env", "eval", "loss", "policy", "optim", "sequences", "faults", "time"):
             if group in groups:
                 table.add_row(group, "  ".join(groups[group]))
         return table

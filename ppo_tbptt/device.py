@@ -1,6 +1,7 @@
 """Which device to compute on, and the host made ready for it."""
 
 import ctypes
+import os
 import sys
 
 import torch
@@ -12,8 +13,10 @@ class DeviceError(ValueError):
     """One line: the device that was asked for is not there."""
 
 
-def prepare_device(name: str) -> torch.device:
+def prepare_device(name: str, *, deterministic: bool = False) -> torch.device:
     """The device of that name, ready for use; ``auto`` is CUDA where there is one, else the CPU.
+
+    ``deterministic``: CUDA uses only algorithms that give the same bits twice, in the whole process from now on.
 
     Raises:
         DeviceError: CUDA was asked for and is not there, or there are fewer devices.
@@ -27,6 +30,10 @@ def prepare_device(name: str) -> torch.device:
             raise DeviceError(f"device: {name!r}: this machine or this build of torch has no CUDA; use 'cpu' or 'auto'")
         if device.index is not None and device.index >= count:
             raise DeviceError(f"device: {name!r}: this machine has {count} CUDA device(s), counted from 0")
+        if deterministic:
+            os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when the first matrix is multiplied
+            torch.use_deterministic_algorithms(True)
+            torch.backends.cudnn.benchmark = False
     if device.type == "cpu":
         _keep_freed_memory()
     return device

@@ -12,7 +12,7 @@ Nothing is ever pickled: what travels are tensors, and text.
 
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from datetime import timedelta
@@ -94,6 +94,17 @@ class World:
                 dist.all_reduce(x, group=self.nccl if x.is_cuda else None)
         return x
 
+    def start_sum_(self, x: Tensor) -> Callable[[], None]:
+        """Begin what `sum_` does; what is returned waits for it. All ranks begin and wait in the same order."""
+        with self._talking():
+            work = dist.all_reduce(x, group=self.nccl if x.is_cuda else None, async_op=True)
+
+        def wait() -> None:
+            with self._talking():
+                work.wait()  # type: ignore[union-attr]
+
+        return wait
+
     def broadcast_(self, x: Tensor) -> None:
         """Replace ``x`` by rank 0's."""
         if self.size > 1:
@@ -108,6 +119,15 @@ class World:
         with self._talking():
             dist.all_gather(gathered, x.contiguous())
         return gathered
+
+    def gather_rows(self, x: Tensor) -> list[Tensor]:
+        """Like `gather`, where the ranks have different numbers of rows (and rank 0 has the same row shape)."""
+        if self.size == 1:
+            return [x]
+        lengths = [int(n) for n in self.gather(torch.tensor(len(x)))]
+        padded = x.new_zeros(max(lengths), *x.shape[1:])
+        padded[: len(x)] = x
+        return [rows[:n] for rows, n in zip(self.gather(padded), lengths, strict=True)]
 
     def gather_json(self, value: Any) -> list[Any]:
         """Every rank's ``value`` (lists, dicts with text keys, text and numbers), by rank. Rank 0's is a broadcast."""

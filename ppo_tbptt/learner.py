@@ -1,8 +1,10 @@
 """The update: epochs over minibatches of whole sequences."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, fields
 
 import torch
+from jaxtyping import Bool
 from torch import Tensor, nn
 
 from ppo_tbptt.config import PPOConfig, Schedule
@@ -14,6 +16,7 @@ from ppo_tbptt.schedules import schedule_value
 from ppo_tbptt.sequences import cut, gather, padding_fraction, split
 from ppo_tbptt.sharing import Moments, share_gradients, share_moments, share_steps
 from ppo_tbptt.timing import Timer
+from ppo_tbptt.transfer import to_device
 from ppo_tbptt.types import LossStats, Minibatch, Rollout, Targets
 
 
@@ -27,9 +30,23 @@ class UpdateStats:
     entropy_coef: float
     clip_range: float
     num_updates: int
+    """Those that were skipped included."""
+    num_nonfinite: int
+    """Updates that were skipped because a figure of theirs, or their gradient, was NaN or infinite."""
     num_sequences: int
     mean_length: float
     padding_fraction: float
+
+
+class NonFiniteError(RuntimeError):
+    """Too many updates in a row had a loss or gradient that was NaN or infinite; the weights are those before them.
+
+    minibatch: the (last) one it happened with, None where this rank had no part in it.
+    """
+
+    def __init__(self, message: str, minibatch: Minibatch | None) -> None:
+        super().__init__(message)
+        self.minibatch = minibatch
 
 
 class Learner:
@@ -37,6 +54,9 @@ class Learner:
 
     ``generator`` (on the CPU) draws the permutations; ``total_steps`` is where schedules without a span of their own
     end. Each rank of ``world`` updates on its own rollout, and all step alike (see :mod:`ppo_tbptt.sharing`).
+
+    An update whose loss or gradient is not finite is skipped: neither weights nor the optimiser's state change.
+    ``max_nonfinite`` of them in a row, over the end of an iteration too, are the end.
     """
 
     def __init__(
@@ -47,12 +67,15 @@ class Learner:
         total_steps: int,
         generator: torch.Generator,
         world: World | None = None,
+        max_nonfinite: int = 10,
     ) -> None:
         self.agent = agent
         self.config = config
         self.total_steps = total_steps
         self.generator = generator
         self.world = world or World()
+        self.max_nonfinite = max_nonfinite
+        self._nonfinite_in_a_row = 0
         self.optimizer = torch.optim.AdamW(
             agent.parameters(), lr=config.learning_rate.initial, weight_decay=config.weight_decay, fused=True
         )
@@ -93,6 +116,9 @@ class Learner:
 
         With ``target_kl`` set the epochs stop early, after the first one whose mean ``approx_kl`` exceeds it; that
         costs one more wait per epoch.
+
+        Raises:
+            NonFiniteError: see the class.
         """
         config, world = self.config, self.world
         learning_rate = self.scheduled(config.learning_rate, env_steps)
@@ -108,7 +134,9 @@ class Learner:
         names = [f.name for f in fields(LossStats)]
         parameters = list(self.agent.parameters())
         sums: list[Tensor] = []  # [loss stats..., grad norm] x weight, one per update
+        skipped: list[Tensor] = []
         weights: list[float] = []
+        minibatches: list[Tensor] = []
         padding: list[float] = []
         for _ in range(config.num_epochs):
             with timer("sequences"):
@@ -132,31 +160,53 @@ class Learner:
                 with timer("learning"):
                     figures = share_gradients(world, parameters, figures, m / total)
                     norm = nn.utils.clip_grad_norm_(parameters, config.max_grad_norm)
-                    self.optimizer.step()
-                    sums.append(torch.cat([figures, norm[None]]))
+                    figures = torch.cat([figures, norm[None]])
+                    skip = figures.isfinite().logical_not().any()
+                    self._step_unless(skip)
+                    sums.append(figures)
+                    skipped.append(skip)
                     weights.append(float(total))
+                    minibatches.append(ids)
             if config.target_kl is not None:
-                kl = _mean(sums[epoch_start:], weights[epoch_start:])[names.index("approx_kl")]
+                means = _mean(sums[epoch_start:], weights[epoch_start:], skipped[epoch_start:])
+                kl = means[names.index("approx_kl")]
                 if float(kl) > config.target_kl:
                     break
 
         with timer("learning"):  # where a GPU catches up
-            means = _mean(sums, weights).tolist()
+            means = torch.cat([_mean(sums, weights, skipped), torch.stack(skipped)]).tolist()
+        flags = [bool(flag) for flag in means[-len(skipped) :]]
+        self._count(flags, lambda ids: gather(rollout, targets, sequences, ids) if len(ids) else None, minibatches)
         own = [len(lengths), int(lengths.sum()), sum(padding) / len(padding)]
         num_sequences, num_steps, padded = world.sum_(torch.tensor(own, dtype=torch.float64))
         return UpdateStats(
-            loss=dict(zip([*names, "grad_norm"], means, strict=True)),
+            loss=dict(zip([*names, "grad_norm"], means, strict=False)),
             learning_rate=learning_rate,
             entropy_coef=entropy_coef,
             clip_range=clip_range,
             num_updates=len(sums),
+            num_nonfinite=sum(flags),
             num_sequences=int(num_sequences),
             mean_length=float((num_steps / num_sequences).float()),
             padding_fraction=float(padded / world.size),
         )
 
+    def _step_unless(self, skip: Bool[Tensor, ""]) -> None:
+        """``optimizer.step()``, or nothing at all; decided on the device, as its fused kernels do for loss scaling."""
+        self.optimizer.grad_scale = None  # type: ignore[attr-defined]
+        self.optimizer.found_inf = skip.float()  # type: ignore[attr-defined]
+        self.optimizer.step()
 
-def _mean(rows: list[Tensor], weights: list[float]) -> Tensor:
-    stacked = torch.stack(rows)
-    weight = torch.tensor(weights, device=stacked.device)
-    return (stacked * weight[:, None]).sum(0) / weight.sum()
+    def _count(self, skipped: list[bool], minibatch: Callable[[Tensor], Minibatch | None], ids: list[Tensor]) -> None:
+        for update, skip in enumerate(skipped):
+            self._nonfinite_in_a_row = self._nonfinite_in_a_row + 1 if skip else 0
+            if self._nonfinite_in_a_row >= self.max_nonfinite:
+                text = f"loss or gradient was NaN or infinite in {self._nonfinite_in_a_row} updates in a row"
+                raise NonFiniteError(f"{text}; they were skipped", minibatch(ids[update]))
+
+
+def _mean(rows: list[Tensor], weights: list[float], skipped: list[Tensor]) -> Tensor:
+    """Of the rows that were not skipped; NaN where none is left."""
+    out = torch.stack(skipped)
+    weight = to_device(torch.tensor(weights), out.device).masked_fill(out, 0.0)
+    return (torch.stack(rows).masked_fill(out[:, None], 0.0) * weight[:, None]).sum(0) / weight.sum()

@@ -1,7 +1,10 @@
 """Where a run's numbers go: one object per iteration in ``metrics.jsonl``, and the same tags in TensorBoard."""
 
+import errno
 import json
 import math
+import os
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,12 +16,13 @@ class Report:
     """The figures of one iteration; the only source of every scalar on the console, in files and in tests.
 
     ``scalars`` are by TensorBoard tag; a tag without data in this iteration is absent, never NaN. Everything that
-    depends on the clock is under ``time/``.
+    depends on the clock is under ``time/``. ``notes`` are lines for the user: faults, and what came of them.
     """
 
     iteration: int
     env_steps: int
     scalars: dict[str, float]
+    notes: tuple[str, ...] = ()
 
     def row(self) -> dict[str, float]:
         return {"iteration": self.iteration, "env_steps": self.env_steps, **self.scalars}
@@ -41,20 +45,45 @@ class MetricsWriter:
             text = "".join(_line(row) for row in kept)
             write_text(self._path, text)
             purge = int(kept[-1]["env_steps"]) + 1 if kept else 0
-        self._file = self._path.open("a", encoding="utf-8")
+        self._file = self._path.open("ab", buffering=0)
+        self._whole = self._path.stat().st_size  # bytes of rows that are completely written
+        self._pending = b""  # rows that could not be written yet
         self._writer = SummaryWriter(str(folder), purge_step=purge, flush_secs=30)
 
     def write(self, report: Report) -> None:
-        self._file.write(_line(report.row()))
-        self._file.flush()
+        """Append a row, after those that could not be written before.
+
+        Raises:
+            OSError: it can't be written now; a later call will.
+        """
         for tag, value in report.scalars.items():
             self._writer.add_scalar(tag, value, report.env_steps)
+        self._pending += _line(report.row()).encode()
+        self.flush()
+
+    def flush(self) -> None:
+        """Write the rows that wait. Raises like `write`."""
+        if not self._pending:
+            return
+        os.ftruncate(self._file.fileno(), self._whole)  # half a row of a failed write
+        written = self._file.write(self._pending)
+        if written != len(self._pending):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self._path))
+        self._whole += written
+        self._pending = b""
+
+    def sync(self) -> None:
+        """Have all rows on the disk. Raises like `write`."""
+        self.flush()
+        os.fsync(self._file.fileno())
 
     def text(self, tag: str, text: str, env_steps: int = 0) -> None:
         """A text for TensorBoard's text tab, shown as written."""
         self._writer.add_text(tag, "\n".join("    " + line for line in text.splitlines()), env_steps)
 
     def close(self) -> None:
+        with suppress(OSError):
+            self.flush()
         self._file.close()
         self._writer.close()
 

@@ -1,8 +1,12 @@
-"""The layout of a run's folder, and which checkpoint a path stands for."""
+"""The layout of a run's folder, which checkpoint a path stands for, and who may write there."""
 
+import fcntl
+import os
+import warnings
+from contextlib import suppress
 from pathlib import Path
 
-from ppo_tbptt.checkpoint import CheckpointError
+from ppo_tbptt.checkpoint import CheckpointError, verify_checkpoint
 
 
 class RunDirError(ValueError):
@@ -18,6 +22,7 @@ class RunDir:
         self.metrics = path / "metrics.jsonl"
         self.checkpoints = path / "checkpoints"
         self.evaluations = path / "evaluations"
+        self.videos = path / "videos"
         self.best = self.checkpoints / "best.pt"
 
     @classmethod
@@ -29,7 +34,7 @@ class RunDir:
         """
         run = cls(path)
         try:
-            if path.exists() and (not path.is_dir() or any(path.iterdir())):
+            if path.exists() and (not path.is_dir() or any(entry.name != LOCK for entry in path.iterdir())):
                 raise RunDirError(
                     f"{path}: exists already; choose another --run-dir, or go on with it: --resume {path}"
                 )
@@ -60,20 +65,74 @@ class RunDir:
     def prune(self, keep: int) -> None:
         """Delete all periodic checkpoints but the newest ``keep``."""
         for path in self.periodic()[:-keep]:
-            path.unlink()
+            path.unlink(missing_ok=True)
 
     def newest(self) -> Path:
-        """Raises:
-        CheckpointError: there is none yet.
+        """The newest whole checkpoint. Warns of each newer one that is damaged.
+
+        Raises:
+            CheckpointError: there is none yet, or none is whole.
         """
-        periodic = self.periodic()
-        if not periodic:
+        paths = self.periodic()[::-1]
+        if not paths:
             raise CheckpointError(f"{self.path}: no checkpoint in this run yet")
-        return periodic[-1]
+        refused: list[CheckpointError] = []
+        for path in [*paths, *([self.best] if self.best.is_file() else [])]:
+            try:
+                verify_checkpoint(path)
+            except CheckpointError as error:
+                refused.append(error)
+                continue
+            for error in refused:
+                warnings.warn(f"{error}; {path.name} is used instead", stacklevel=2)
+            return path
+        raise CheckpointError(
+            f"{self.path}: none of its {len(refused)} checkpoints can be used; the newest: {refused[0]}"
+        )
+
+
+LOCK = ".lock"
+
+
+class RunLock:
+    """The right to write in a run's folder, for one process at a time; it ends with the process, however that ends."""
+
+    def __init__(self, path: Path) -> None:
+        """Take it.
+
+        Raises:
+            RunDirError: another process has it, or the folder can't be written.
+        """
+        try:
+            path.mkdir(parents=True, exist_ok=True)
+            self._file = (path / LOCK).open("ab+", buffering=0)
+        except OSError as error:
+            raise RunDirError(f"{path}: can't write in this run folder ({error.strerror})") from error
+        try:
+            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            self._file.seek(0)
+            owner = self._file.read(100).decode("ascii", "replace") or "of unknown number"
+            self._file.close()
+            raise RunDirError(f"{path}: another training (process {owner}) is writing there") from None
+        with suppress(OSError):  # only what the message above says
+            self._file.truncate(0)
+            self._file.write(str(os.getpid()).encode())
+
+    def release(self) -> None:
+        """Give it back. Harmless when repeated."""
+        self._file.close()
+
+
+def remove_leftovers(run: RunDir) -> None:
+    """Delete half-written files of a killed process. Only with the lock."""
+    for folder in (run.path, run.checkpoints, run.evaluations, run.videos):
+        for path in folder.glob(".*.tmp"):
+            path.unlink(missing_ok=True)
 
 
 def resolve_checkpoint(path: Path) -> Path:
-    """The checkpoint file that ``path`` (a run's folder, or a checkpoint) stands for: of a run, the newest.
+    """The checkpoint file that ``path`` (a run's folder, or a checkpoint) stands for: of a run, the newest whole one.
 
     Raises:
         CheckpointError, RunDirError: there is none.

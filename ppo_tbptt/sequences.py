@@ -13,6 +13,7 @@ import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
 
+from ppo_tbptt.transfer import to_device
 from ppo_tbptt.types import Minibatch, Rollout, Sequences, Targets
 
 
@@ -56,21 +57,27 @@ def split(
 
 
 def gather(rollout: Rollout, targets: Targets, sequences: Sequences, ids: Int[Tensor, "S"]) -> Minibatch:
-    """The minibatch of the sequences ``ids``, in descending order of length."""
+    """The minibatch of the sequences ``ids``, in descending order of length, on the device of ``rollout.value``.
+
+    Observations may be stored elsewhere, on the host.
+    """
     ids = ids[sequences.lengths[ids].argsort(descending=True, stable=True)]
     mask = sequences.mask[:, ids]
     batch_sizes = mask.sum(1)
     batch_sizes = batch_sizes[: int((batch_sizes > 0).sum())]
     index = sequences.index[:, ids]
     device = rollout.value.device
-    valid = index[mask].to(device, non_blocking=True)  # [M], time-major
-    first = index[0].to(device, non_blocking=True)  # [S']
+    steps, firsts = index[mask], index[0]  # [M], time-major, and [S']
+    valid, first = to_device(steps, device), to_device(firsts, device)
 
     def pick(x: Tensor, at: Tensor) -> Tensor:
         return x.flatten(0, 1).index_select(0, at)
 
+    def pick_obs(x: Tensor) -> Tensor:
+        return pick(x, valid) if x.device == device else to_device(pick(x, steps), device)
+
     return Minibatch(
-        obs={key: pick(x, valid) for key, x in rollout.obs.items()},
+        obs={key: pick_obs(x) for key, x in rollout.obs.items()},
         action=pick(rollout.action, valid),
         log_prob=pick(rollout.log_prob, valid),
         value=pick(rollout.value, valid),

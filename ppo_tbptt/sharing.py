@@ -15,6 +15,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from ppo_tbptt.distributed import World
+from ppo_tbptt.transfer import to_device
 from ppo_tbptt.types import Sequences
 
 Moments = tuple[Tensor, Tensor]
@@ -41,7 +42,7 @@ def share_moments(
     label = torch.empty(advantage.numel(), dtype=torch.int64)
     for number, ids in enumerate(groups):
         label[sequences.index[:, ids][sequences.mask[:, ids]]] = number
-    label = label.to(advantage.device)
+    label = to_device(label, advantage.device)
     x = advantage.flatten().double()
     count = torch.tensor(steps, dtype=x.dtype, device=x.device)
 
@@ -56,7 +57,10 @@ def share_moments(
 def share_gradients(
     world: World, parameters: Iterable[nn.Parameter], figures: Float[Tensor, "K"], weight: float
 ) -> Float[Tensor, "K"]:
-    """Replace the gradients by the sum over ranks of ``weight`` times theirs; ``figures`` likewise, as the result."""
+    """Replace the gradients by the sum over ranks of ``weight`` times theirs; ``figures`` likewise, as the result.
+
+    Large gradients are summed where they lie; the many small ones travel with the figures in one message.
+    """
     if world.size == 1:
         return figures
     parameters = list(parameters)
@@ -64,11 +68,19 @@ def share_gradients(
         if p.grad is None:  # a rank without steps
             p.grad = torch.zeros_like(p)
     grads = [p.grad for p in parameters if p.grad is not None]
-    bucket = world.sum_(torch.cat([*(g.flatten() for g in grads), figures.to(grads[0].dtype)]).mul_(weight))
-    *parts, figures = bucket.split([*(g.numel() for g in grads), len(figures)])
-    for g, part in zip(grads, parts, strict=True):
+    large = [world.start_sum_(g.mul_(weight)) for g in grads if _is_large(g)]
+    small = [g for g in grads if not _is_large(g)]
+    bucket = world.sum_(torch.cat([*(g.flatten() for g in small), figures.to(grads[0].dtype)]).mul_(weight))
+    *parts, figures = bucket.split([*(g.numel() for g in small), len(figures)])
+    for g, part in zip(small, parts, strict=True):
         g.copy_(part.view(g.shape))
+    for wait in large:
+        wait()
     return figures
+
+
+def _is_large(x: Tensor) -> bool:
+    return x.numel() >= 2**18 and x.is_contiguous()
 
 
 @torch.no_grad()

@@ -1,8 +1,10 @@
 """The outer loop: collect, compute targets, update, report."""
 
+import math
 from collections import deque
-from collections.abc import Iterator
-from dataclasses import astuple
+from collections.abc import Callable, Iterator
+from copy import deepcopy
+from dataclasses import astuple, fields
 from importlib.metadata import version
 from pathlib import Path
 from time import perf_counter
@@ -16,20 +18,25 @@ from torch import Tensor
 from ppo_tbptt.advantages import gae
 from ppo_tbptt.checkpoint import CheckpointError, load_checkpoint, save_checkpoint
 from ppo_tbptt.config import Config
+from ppo_tbptt.continuing import continued, describe_changes
 from ppo_tbptt.device import prepare_device, resolve_precision
 from ppo_tbptt.distributed import World
-from ppo_tbptt.envs import Episode, LevelSeeds, VectorEnv, resolve_workers
+from ppo_tbptt.envs import EnvSpec, Episode, LevelSeeds, VectorEnv, WorkerError, resolve_workers
 from ppo_tbptt.evaluation import Evaluation, evaluate
-from ppo_tbptt.files import write_text
-from ppo_tbptt.learner import Learner, UpdateStats
-from ppo_tbptt.metrics import MetricsWriter, Report
+from ppo_tbptt.journals import pack, unpack
+from ppo_tbptt.learner import Learner, NonFiniteError, UpdateStats
+from ppo_tbptt.metrics import Report
 from ppo_tbptt.models.build import build_agent
-from ppo_tbptt.rollout import begin, collect
+from ppo_tbptt.rollout import Collected, begin, collect
 from ppo_tbptt.run_dir import RunDir
+from ppo_tbptt.run_writer import RunWriter
 from ppo_tbptt.sharing import share_weights
 from ppo_tbptt.streams import Streams
 from ppo_tbptt.timing import Timer
-from ppo_tbptt.types import Rollout, Targets, empty_rollout
+from ppo_tbptt.types import Carry, Rollout, Targets, empty_rollout
+
+FINISH_SECONDS = 10.0
+"""An iteration that would take longer to finish is broken off when the run is to stop, and done again later."""
 
 
 class Trainer(Iterator[Report]):
@@ -43,13 +50,14 @@ class Trainer(Iterator[Report]):
         config: what to train.
         run_dir: folder for checkpoints, metrics and TensorBoard; None writes nothing.
         restore: a checkpoint's tree to go on from (see :meth:`resume`).
+        progress: called with how many environments, of how many, are back in their episodes (with ``restore``).
         world: the ranks that train together. Each has ``env.num_envs`` environments of its own, and steps count over
             all of them; each makes the same calls on its trainer and gets the same reports but for ``time/``; rank 0
             evaluates and writes.
 
     Raises:
         ConfigError, EnvError, DeviceError: something in the config does not fit the environment or the machine.
-        RunDirError: ``run_dir`` exists.
+        RunDirError: ``run_dir`` exists, can't be written, or another process trains there.
     """
 
     def __init__(
@@ -59,9 +67,10 @@ class Trainer(Iterator[Report]):
         *,
         restore: dict[str, Any] | None = None,
         world: World | None = None,
+        progress: Callable[[int, int], None] | None = None,
     ) -> None:
         world = world or World()
-        self.device = prepare_device(world.device_name(config.device))
+        self.device = prepare_device(world.device_name(config.device), deterministic=config.deterministic)
         self.world = world.using(self.device)
         precision = str(resolve_precision(config.precision, self.device)).removeprefix("torch.")
         self.config = config = config.replace(precision=precision)  # what was used is what is saved
@@ -73,23 +82,33 @@ class Trainer(Iterator[Report]):
             num_workers=_own_workers(config, world),
             options=env.options,
             max_episode_steps=env.max_episode_steps,
+            step_timeout=env.step_timeout,
+            max_restarts=env.max_worker_restarts,
+            journal=env.replay,
         )
+        self._writer: RunWriter | None = None
         try:
-            self._build(run_dir, restore)
+            self._build(run_dir, restore, progress)
         except BaseException:
-            self.envs.close()
+            self.close()
             raise
 
-    def _build(self, run_dir: str | Path | None, restore: dict[str, Any] | None) -> None:
+    def _build(
+        self,
+        run_dir: str | Path | None,
+        restore: dict[str, Any] | None,
+        progress: Callable[[int, int], None] | None,
+    ) -> None:
         config, spec = self.config, self.envs.spec
         self.agent = build_agent(config, spec, self.device)
-        self.streams = Streams(config.seed, self.world)
+        self.streams = Streams(config.seed, self.world, self.device)
         self.learner = Learner(
             self.agent,
             config.ppo,
             total_steps=config.total_steps,
             generator=self.streams.permutation,
             world=self.world,
+            max_nonfinite=config.train.max_nonfinite_updates,
         )
         env = config.env
         first_env = self.world.rank * env.num_envs
@@ -98,18 +117,28 @@ class Trainer(Iterator[Report]):
         self.env_steps = 0
         self.restored_ranks: int | None = None
         """How many ranks the checkpoint is of that this run goes on from."""
-        self._saved: int | None = None  # iteration of the newest checkpoint
         self.best: float | None = None
+        self.notes: list[str] = []
+        """Lines for the user that no report has carried yet."""
+        self._restarts_before = 0  # of workers, until this process went on with the run
+        self._nonfinite_updates = 0  # of the whole run, like the next
+        self._cut_episodes = 0
         self._recent: deque[float] = deque(maxlen=100)  # headline measure of the last training episodes
+        self._last_seconds = self._last_evaluation_seconds = math.inf  # how long they took, until known
+        self._expected_end = math.inf  # of this iteration, on the clock of perf_counter
+        self._before: dict[str, Any] | None = None  # the state before this iteration, while it may be dropped
         self._storage = self._empty_storage()
         if restore is not None:
             self._load_state(restore)
         share_weights(self.world, self.agent)
         self.run: RunDir | None = None
-        self._writer: MetricsWriter | None = None
         if run_dir is not None:
-            self._open_run(Path(run_dir), resumed=restore is not None)
-        self._carry = begin(self.envs, self.seeds, self.agent)
+            self.run = RunDir(Path(run_dir))
+            if self.world.rank == 0:
+                done = None if restore is None else self.iteration
+                self._writer = RunWriter(self.run.path, config, resumed_from=done)
+                self._writer.text("config", config.to_toml(), self.env_steps)
+        self._carry = self._begin() if restore is None else self._go_on(restore, progress)
 
     def _empty_storage(self) -> Rollout:
         spec = self.envs.spec
@@ -122,31 +151,34 @@ class Trainer(Iterator[Report]):
             device=self.device,
         )
 
-    def _open_run(self, path: Path, *, resumed: bool) -> None:
-        if self.world.rank > 0:
-            self.run = RunDir(path)  # to know that there is one: only rank 0 writes
-            return
-        self.run = RunDir.open(path) if resumed else RunDir.create(path)
-        write_text(self.run.config, self.config.to_toml())
-        self._writer = MetricsWriter(path, resume_from=self.iteration if resumed else None)
-        self._writer.text("config", self.config.to_toml(), self.env_steps)
-
     @classmethod
     def resume(
-        cls, run_dir: str | Path, overrides: dict[str, Any] | None = None, *, world: World | None = None
+        cls,
+        run_dir: str | Path,
+        overrides: dict[str, Any] | None = None,
+        *,
+        world: World | None = None,
+        progress: Callable[[int, int], None] | None = None,
     ) -> "Trainer":
-        """Go on with the run in ``run_dir`` from its newest checkpoint.
+        """Go on with the run in ``run_dir`` from its newest whole checkpoint, as if it had never stopped.
 
-        The saved config holds, with ``overrides`` (dotted keys) over it. Model, optimiser, schedules, counters and
-        generators go on; the environments begin new episodes. With another number of ranks in ``world`` than the
-        checkpoint has, the generators of action noise, minibatches and dropout begin anew; level seeds go on.
+        The saved config holds, with ``overrides`` (dotted keys) over it; ``notes`` say what differs. Environments are
+        brought back into the middle of their episodes by playing these again. With the same settings, number of ranks
+        and of threads, the numbers are those of a run that was never interrupted, bit for bit on a CPU; where that
+        can't be, ``notes`` say why. With another number of ranks, or of environments, the generators of action noise,
+        minibatches and dropout and all episodes begin anew; level seeds go on.
 
         Raises:
             RunDirError, CheckpointError, ConfigError: nothing to go on with, or overrides that don't fit it.
         """
         run = RunDir.open(Path(run_dir))
-        config = Config.load(run.config, overrides)
-        return cls(config, run_dir, restore=load_checkpoint(run.newest()), world=world)
+        tree = load_checkpoint(run.newest())
+        asked = Config.load(run.config, overrides)
+        saved = Config.from_dict(tree["config"], source="the config in the checkpoint")
+        config = continued(saved, asked)
+        trainer = cls(config, run_dir, restore=tree, world=world, progress=progress)
+        trainer.notes[:0] = [f"changed: {line}" for line in describe_changes(saved, trainer.config)]
+        return trainer
 
     @property
     def batch_size(self) -> int:
@@ -166,6 +198,7 @@ class Trainer(Iterator[Report]):
         if self.env_steps >= config.total_steps:
             raise StopIteration
         began = perf_counter()
+        self._keep_state(began)
         noise = torch.rand(
             config.ppo.rollout_steps,
             config.env.num_envs,
@@ -174,10 +207,10 @@ class Trainer(Iterator[Report]):
         )
         timer = Timer()
         collected = collect(self.envs, self.seeds, self.agent, self._carry, self._storage, noise, timer)
-        self._carry = collected.carry
         targets = self._targets(collected.rollout)
-        stats = self.learner.update(collected.rollout, targets, self.env_steps, timer)
-        seconds = perf_counter() - began
+        stats = self._update(collected.rollout, targets, timer)
+        self._carry = collected.carry
+        seconds = self._last_seconds = perf_counter() - began
         self.iteration += 1
         self.env_steps += self.batch_size
 
@@ -186,16 +219,57 @@ class Trainer(Iterator[Report]):
             **_episode_scalars(episodes),
             **_update_scalars(stats),
             **_explained_variance(collected.rollout, targets, self.world),
+            **self._fault_scalars(collected, stats),
             "time/steps_per_second": self.batch_size / seconds,
             "time/iteration_seconds": seconds,
             **{f"time/{part}": spent / seconds for part, spent in timer.seconds.items()},
         }
-        scalars.update(self._evaluate_when_due(episodes))
-        report = Report(iteration=self.iteration, env_steps=self.env_steps, scalars=scalars)
+        score, evaluated = self._evaluate_when_due(episodes)
+        scalars.update(evaluated)
+        self._before = None
+        report = Report(iteration=self.iteration, env_steps=self.env_steps, scalars=scalars, notes=self._take_notes())
         if self._writer is not None:
-            self._writer.write(report)
+            self._writer.report(report)
+        if score is not None:
+            self._save_best(score)
         self._checkpoint_when_due()
         return report
+
+    def _update(self, rollout: Rollout, targets: Targets, timer: Timer) -> UpdateStats:
+        try:
+            return self.learner.update(rollout, targets, self.env_steps, timer)
+        except NonFiniteError as error:
+            self._before = None
+            if self.run is None or error.minibatch is None:
+                raise
+            path = self.run.path / f"nonfinite_rank{self.world.rank}.pt"
+            batch = {f.name: getattr(error.minibatch, f.name) for f in fields(error.minibatch)}
+            save_checkpoint(path, {"iteration": self.iteration + 1, "minibatch": batch})
+            raise NonFiniteError(f"{error}; the last minibatch is in {path}", error.minibatch) from error
+
+    def _fault_scalars(self, collected: Collected, stats: UpdateStats) -> dict[str, float]:
+        """Counts since the run began."""
+        self.notes += collected.faults
+        self._cut_episodes += collected.cut_episodes
+        self._nonfinite_updates += stats.num_nonfinite
+        if stats.num_nonfinite:
+            text = f"iteration {self.iteration}: {stats.num_nonfinite} of {stats.num_updates} updates skipped"
+            self.notes.append(f"{text}: loss or gradient was NaN or infinite")
+        own = torch.tensor([self._restarts_before + self.envs.restarts, self._cut_episodes])
+        restarts, cut = (int(x) for x in torch.stack(self.world.gather(own)).sum(0))
+        return {
+            "faults/worker_restarts": float(restarts),
+            "faults/cut_episodes": float(cut),
+            "faults/nonfinite_updates": float(self._nonfinite_updates),
+        }
+
+    def _take_notes(self) -> tuple[str, ...]:
+        if self._writer is not None:
+            self.notes += self._writer.patience.notes
+            self._writer.patience.notes.clear()
+        taken = tuple(self.notes)
+        self.notes.clear()
+        return taken
 
     def _targets(self, rollout: Rollout) -> Targets:
         ppo = self.config.ppo
@@ -230,54 +304,103 @@ class Trainer(Iterator[Report]):
         }
         return evaluate(self.agent, self.config.env, **{**defaults, **kwargs})
 
-    def _evaluate_when_due(self, episodes: list[Episode]) -> dict[str, float]:
+    def _evaluate_when_due(self, episodes: list[Episode]) -> tuple[float | None, dict[str, float]]:
+        """The headline measure, where there was an evaluation, and all scalars of it."""
         headline = self.envs.spec.headline
         self._recent.extend(_headline(episode, headline) for episode in episodes)
-        every = self.config.train.eval_every
-        if not every or self.iteration % every:
-            return {}
+        if not self._evaluates_after(self.iteration):
+            return None, {}
         began = perf_counter()
-        measures = {name: e.mean for name, e in self.evaluate().measures.items()} if self.world.rank == 0 else {}
+        measures = self._measures() if self.world.rank == 0 else {}
         measures = self.world.gather_json(measures)[0]  # where the other ranks wait for rank 0
-        self._save_best(measures[headline])
         scalars = {f"eval/{name}": value for name, value in measures.items()}
-        return {**scalars, "time/evaluation_seconds": perf_counter() - began}
+        self._last_evaluation_seconds = perf_counter() - began
+        return measures[headline], {**scalars, "time/evaluation_seconds": self._last_evaluation_seconds}
 
-    def _save_best(self, score: float) -> None:
-        if self.run is not None and (self.best is None or score > self.best):
-            self.best = score
-            self._write(self.run.best)
+    def _evaluates_after(self, iteration: int) -> bool:
+        every = self.config.train.eval_every
+        return bool(every) and iteration % every == 0
 
-    def _write(self, path: Path) -> None:
-        state = self.state_dict()
-        if self.world.rank == 0:
-            save_checkpoint(path, state)
+    def _measures(self) -> dict[str, float]:
+        """Of an evaluation, which is done again where a worker fails, as long as restarts are left."""
+        while True:
+            try:
+                return {name: e.mean for name, e in self.evaluate().measures.items()}
+            except WorkerError as error:
+                if self.envs.restarts >= self.config.env.max_worker_restarts:
+                    raise
+                self.envs.restarts += 1
+                self.notes.append(f"the evaluation is done again: {str(error).splitlines()[0]}")
 
     # --- checkpoints ------------------------------------------------------------------------------------------------
+
+    def _save_best(self, score: float) -> None:
+        if self.run is None or (self.best is not None and score <= self.best):
+            return
+        before, self.best = self.best, score
+        tree = self.state_dict()
+        if not self._on_rank_0(lambda writer: writer.best(tree)):
+            self.best = before
+
+    def _on_rank_0(self, write: Callable[[RunWriter], bool]) -> bool:
+        """What ``write`` returned on the rank that writes."""
+        return self.world.gather_json(self._writer is None or write(self._writer))[0]
 
     def _checkpoint_when_due(self) -> None:
         if self.run is None:
             return
         train = self.config.train
-        if self.iteration % train.checkpoint_every == 0 or self.env_steps >= self.config.total_steps:
-            if not train.eval_every and len(self._recent) == self._recent.maxlen:
-                self._save_best(float(np.mean(self._recent)))
+        last = self.env_steps >= self.config.total_steps
+        due = self.iteration % train.checkpoint_every == 0 or last
+        if due and not train.eval_every and len(self._recent) == self._recent.maxlen:
+            self._save_best(float(np.mean(self._recent)))
+        if last:
+            tree = self.state_dict()
+            if self._writer is not None:
+                self._writer.last(self.iteration, tree)
+        elif due or self.world.largest(int(self._writer is not None and self._writer.due())):
             self.save()
 
     def save(self) -> Path | None:
-        """Write a checkpoint now and delete those that retention no longer keeps; None without a run folder.
+        """Write a checkpoint now and delete those that retention no longer keeps.
 
-        All ranks call it together.
+        Returns its path; None without a run folder or where it can't be written (the notes say so then). All ranks
+        call it together.
         """
         if self.run is None:
             return None
-        path = self.run.checkpoint(self.iteration)
-        if self._saved != self.iteration:
-            self._write(path)
-            self._saved = self.iteration
-            if self.world.rank == 0:
-                self.run.prune(self.config.train.keep_checkpoints)
-        return path
+        if not self._on_rank_0(lambda writer: writer.saved == self.iteration):
+            tree = self.state_dict()
+            if not self._on_rank_0(lambda writer: writer.checkpoint(self.iteration, tree)):
+                return None
+        return self.run.checkpoint(self.iteration)
+
+    def _keep_state(self, began: float) -> None:
+        """Before an iteration that may take long: what a checkpoint needs if it is broken off."""
+        seconds = self._last_seconds
+        if self._evaluates_after(self.iteration + 1):
+            seconds += self._last_evaluation_seconds
+        self._expected_end = began + seconds
+        if self._writer is not None and self.world.size == 1 and seconds > FINISH_SECONDS:
+            self._before = deepcopy(self.state_dict())
+
+    def may_drop(self) -> bool:
+        """Whether an exception may now break off the iteration, because it is expected to go on for long.
+
+        What has been saved with :meth:`save_dropped` goes on before that iteration. Not where several ranks train.
+        """
+        return self._before is not None and self._expected_end - perf_counter() > FINISH_SECONDS
+
+    def save_dropped(self) -> Path | None:
+        """Like :meth:`save`, after an exception in the middle of an iteration: that one is lost, and done again later.
+
+        The trainer is of no further use then.
+        """
+        assert self.run is not None and self._writer is not None and self._before is not None
+        iteration = self._before["iteration"]
+        if self._writer.saved == iteration or self._writer.checkpoint(iteration, self._before):
+            return self.run.checkpoint(iteration)
+        return None
 
     def state_dict(self) -> dict[str, Any]:
         """All that a resumed run needs, as plain tensors, numbers and strings. All ranks call it together."""
@@ -296,17 +419,36 @@ class Trainer(Iterator[Report]):
             "level_seeds": torch.cat(counts).tolist(),
             "generators": first,
             "generators_of_other_ranks": others,
+            "environments": self._environments(),
+            "faults": self.world.gather_json(
+                [self._restarts_before + self.envs.restarts, self._cut_episodes, self._nonfinite_updates]
+            ),
         }
 
+    def _environments(self) -> list[dict[str, Tensor]]:
+        """By rank: each environment's episode so far, and the agent's state in it."""
+        own = {"start": self._carry.start.cpu(), "state": self._carry.state.cpu()}
+        if self.config.env.replay:
+            own |= pack(self.envs.journal())
+        gathered = {name: self.world.gather_rows(x) for name, x in own.items()}
+        return [{name: xs[rank] for name, xs in gathered.items()} for rank in range(self.world.size)]
+
     def _load_state(self, tree: dict[str, Any]) -> None:
+        saved, spec = EnvSpec.from_json(tree["spec"]), self.envs.spec
+        for name in ("obs", "action_nvec", "discrete"):
+            old, new = getattr(saved, name), getattr(spec, name)
+            if old != new:
+                text = f"{spec.env_id}: its {name} is {new} now and was {old} when the run was saved"
+                raise CheckpointError(f"{text}; the agent can't play it")
         try:
             self.agent.load_state_dict(tree["agent"])
             self.learner.optimizer.load_state_dict(tree["optimizer"])
             self.iteration, self.env_steps = tree["iteration"], tree["env_steps"]
-            self._saved = self.iteration
             self.best = tree["best"]
             self._recent.extend(tree["recent"])
-            self._load_streams(tree["level_seeds"], [tree["generators"], *tree.get("generators_of_other_ranks", [])])
+            self._load_streams(tree["level_seeds"], [tree["generators"], *tree["generators_of_other_ranks"]])
+            faults = tree["faults"][self.world.rank if self.restored_ranks == self.world.size else 0]
+            self._restarts_before, self._cut_episodes, self._nonfinite_updates = faults
         except (KeyError, RuntimeError, ValueError, TypeError) as error:
             reason = " ".join(str(error).split())[:300]
             raise CheckpointError(f"the checkpoint does not fit this config: {reason}") from error
@@ -319,13 +461,45 @@ class Trainer(Iterator[Report]):
             self.streams.load_state(ranks)
         else:
             self.streams.begin(self.env_steps)
-            counts = (counts + [0] * num_envs * size)[: num_envs * size]
-        if len(counts) != num_envs * size:
-            raise ValueError(f"level seeds of {len(counts)} environments, not {num_envs * size}")
+            text = f"the checkpoint is of {len(ranks)} rank(s), this run of {size}"
+            self.notes.append(f"{text}: action noise, minibatches and dropout begin new random streams")
+        counts = (counts + [0] * num_envs * size)[: num_envs * size]
         self.seeds.load_state(counts[num_envs * rank :][:num_envs])
 
+    def _begin(self) -> Carry:
+        return begin(self.envs, self.seeds, self.agent)
+
+    def _go_on(self, tree: dict[str, Any], progress: Callable[[int, int], None] | None) -> Carry:
+        """Back into the episodes of the checkpoint, or, where that can't be, into new ones; a note says so then."""
+        saved, own = tree["config"]["env"], self.config.to_dict()["env"]
+        ranks, num_envs = tree["environments"], self.config.env.num_envs
+        changed = [key for key in ("options", "max_episode_steps", "num_envs") if saved.get(key) != own.get(key)]
+        reason = f"env.{changed[0]} is another" if changed else ""
+        if len(ranks) != self.world.size:
+            reason = "the number of ranks is another"
+        elif not self.config.env.replay or "steps" not in ranks[0]:
+            reason = "env.replay is, or was, false"
+        if reason:
+            self.notes.append(f"not exact: all environments begin new episodes, because {reason}")
+            return self._begin()
+        mine = ranks[self.world.rank]
+        exact = self.envs.restore(unpack(mine), self.seeds.current, progress)
+        self.seeds.advance(~exact)
+        if not exact.all():
+            which = ", ".join(map(str, np.flatnonzero(~exact)[:10].tolist()))
+            self.notes.append(
+                f"not exact: {int((~exact).sum())} of {num_envs} environments (number {which}) did not repeat their "
+                "episodes when played again, and begin new ones"
+            )
+        new = torch.from_numpy(~exact).to(self.device)
+        return Carry(
+            obs={key: torch.from_numpy(x).to(self.device, copy=True) for key, x in self.envs.obs.items()},
+            start=mine["start"].to(self.device) | new,
+            state=mine["state"].to(self.device),
+        )
+
     def close(self) -> None:
-        """Stop the workers and flush the metrics. May be called again."""
+        """Stop the workers, flush the metrics and give the run's folder free. May be called again."""
         self.envs.close()
         if self._writer is not None:
             self._writer.close()

@@ -23,11 +23,13 @@ LAYERS = """
     benchmark.* analysis.*
     console
     trainer
+    run_writer
     evaluation watch
-    policy
+    policy continuing
     run_dir
-    checkpoint metrics
+    checkpoint metrics journals
     learner rollout
+    acting
     sharing streams
     distributed
     models.build
@@ -41,8 +43,8 @@ LAYERS = """
     config_io
     config_tree
     config_values
-    advantages files intervals loss schedules sequences timing
-    types
+    advantages files intervals patience loss schedules sequences timing
+    types transfer
 """
 RANK = {name: rank for rank, line in enumerate(LAYERS.strip().splitlines()) for name in line.split()}
 

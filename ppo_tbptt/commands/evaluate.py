@@ -62,7 +62,7 @@ def run(argv: list[str]) -> int:
             total=args.num_seeds * args.repeats,
         )
         if evaluation is None:
-            return 128 + stop.signal
+            return stop.code
     target = args.json or (None if overrides else default_path(checkpoint, evaluation))
     print_evaluation(save_evaluation(target, evaluation, checkpoint, policy.env_steps), console)
     if target is not None:

@@ -67,6 +67,14 @@ def positive(text: str) -> int:
     return value
 
 
+def minutes(text: str) -> float:
+    """A time in minutes, above 0, for ``type=``."""
+    value = float(text)
+    if not 0 < value < 1e7:
+        raise argparse.ArgumentTypeError(f"{value} is not a time in minutes; must be above 0")
+    return value
+
+
 def seed(text: str) -> int:
     """An integer from 0 to 2**31 - 1, for ``type=``."""
     value = int(text)

@@ -28,7 +28,7 @@ def evaluate_with_progress(
 
         def progress(finished: int) -> None:
             bar.update(task, completed=finished)
-            if stop.signal:
+            if stop.code:
                 raise _Stopped
 
         try:

@@ -2,22 +2,24 @@
 
 import json
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from time import strftime
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from rich.console import Console
+from rich.progress import Progress, TaskID
 
-from ppo_tbptt.commands.parser import Parser, UsageError
+from ppo_tbptt.commands.parser import Parser, UsageError, minutes
 from ppo_tbptt.commands.results import evaluate_with_progress, print_evaluation, save_evaluation
-from ppo_tbptt.commands.stop import Stop
+from ppo_tbptt.commands.stop import TIMED_OUT, Dropped, Stop
 from ppo_tbptt.config import Config, parse_overrides
 from ppo_tbptt.console import Display
 from ppo_tbptt.device import has_fast_bfloat16
 from ppo_tbptt.distributed import World
-from ppo_tbptt.run_dir import RunDir
+from ppo_tbptt.run_dir import RunDir, RunLock
 from ppo_tbptt.trainer import Trainer
 
 
@@ -37,13 +39,15 @@ def run(argv: list[str]) -> int:
         action="store_true",
         help="start --run-dir, or go on with it where it is unfinished, or show its result where it is finished",
     )
+    parser.option("--max-minutes", type=minutes, help="stop in time for this budget, with a checkpoint; exit code 124")
     args, rest = parser.parse_with_overrides(argv)
     overrides = parse_overrides(rest)
+    stop = Stop(minutes=args.max_minutes)
     if args.resume is not None:
         if args.config is not None or args.run_dir is not None:
             raise UsageError("--resume takes its config and folder from the run; leave out CONFIG and --run-dir")
         with World.join() as world:
-            return _train(lambda: Trainer.resume(args.resume, overrides, world=world), world)
+            return _train(lambda progress: Trainer.resume(args.resume, overrides, **progress), world, stop)
     if args.config is None:
         raise UsageError("a CONFIG is needed, such as configs/quickstart.toml (or --resume RUN)")
     config = Config.load(args.config, overrides)
@@ -56,8 +60,8 @@ def run(argv: list[str]) -> int:
         if plan == "show":
             return _show_finished(RunDir.open(run_dir), _console(world))
         if plan == "go on":
-            return _train(lambda: Trainer.resume(run_dir, overrides, world=world), world)
-        return _train(lambda: Trainer(config, run_dir, world=world), world)
+            return _train(lambda progress: Trainer.resume(run_dir, overrides, **progress), world, stop)
+        return _train(lambda progress: Trainer(config, run_dir, **progress), world, stop)
 
 
 def _console(world: World) -> Console:
@@ -78,35 +82,73 @@ def _plan(run_dir: Path, go_on: bool) -> Literal["start", "go on", "show"]:
 
 def _clear_unstarted(run: RunDir) -> None:
     """A run that was killed before its first checkpoint has nothing to go on from: start it again."""
+    lock = RunLock(run.path)  # it may only just have begun, elsewhere
     for path in [run.config, run.metrics, *run.path.glob("events.out.tfevents.*")]:
         path.unlink(missing_ok=True)
-    for folder in (run.checkpoints, run.evaluations):
+    for folder in (run.checkpoints, run.evaluations, run.videos):
         if folder.is_dir():
             for path in folder.iterdir():
                 path.unlink()
             folder.rmdir()
+    lock.release()
 
 
-def _train(make: Callable[[], Trainer], world: World) -> int:
+def _train(make: Callable[[dict[str, Any]], Trainer], world: World, stop: Stop) -> int:
     console = _console(world)
-    with Stop(quiet=world.size > 1) as stop, make() as trainer:
+    with stop, _replaying(console) as progress, make({"world": world, "progress": progress}) as trainer:
         assert trainer.run is not None
         _print_start(trainer, console)
-        number = 0
+        stop.may_drop = trainer.may_drop
         sizes = {"batch_size": trainer.batch_size, "num_iterations": trainer.num_iterations}
-        with Display(trainer.config, console, **sizes) as display:
-            for report in trainer:
-                display.update(report)
-                number = world.largest(stop.signal)  # a signal to any rank stops all after the same iteration
-                if number:
-                    break
-        if number:
-            path = trainer.save()
-            console.print(f"stopped at {trainer.env_steps:,} steps; checkpoint: {path}", soft_wrap=True)
-            console.print(f"go on with: {_typed('train', f'--resume {trainer.run.path}')}", soft_wrap=True)
-            return 128 + number
+        try:
+            with Display(trainer.config, console, **sizes) as display:
+                code = _iterate(trainer, display, stop, world)
+            path = trainer.save() if code else None
+        except Dropped:
+            code, path = stop.code, trainer.save_dropped()
+        if code:
+            _print_stopped(trainer.run, path, console)
+            return code
         code = _finish(trainer, trainer.run, stop, console) if world.rank == 0 else 0
         return world.gather_json(code)[0]  # where the other ranks wait for rank 0
+
+
+def _iterate(trainer: Trainer, display: Display, stop: Stop, world: World) -> int:
+    """Train to the end (0), or until a signal or the end of the budget (the exit code)."""
+    for report in trainer:
+        display.update(report)
+        # A signal to any rank stops all after the same iteration.
+        code = world.largest(
+            stop.code or TIMED_OUT * stop.is_late(ahead=1.5 * report.scalars["time/iteration_seconds"])
+        )
+        if code and report.env_steps < trainer.config.total_steps:
+            return code
+    return 0
+
+
+@contextmanager
+def _replaying(console: Console) -> Iterator[Callable[[int, int], None]]:
+    """A progress line for environments that play their episodes again."""
+    with Progress(console=console, transient=True, disable=not console.is_terminal) as bar:
+        task: TaskID | None = None
+
+        def progress(done: int, total: int) -> None:
+            nonlocal task
+            if task is None:
+                task = bar.add_task("back into the environments' episodes", total=total)
+            bar.update(task, completed=done)
+            if done == total:
+                bar.stop()
+
+        yield progress
+
+
+def _print_stopped(run: RunDir, path: Path | None, console: Console) -> None:
+    if path is None:
+        console.print("stopped; a checkpoint could not be written, so the newest is an older one", soft_wrap=True)
+    else:
+        console.print(f"stopped; checkpoint: {path}", highlight=False, soft_wrap=True)
+    console.print(f"go on with: {_typed('train', f'--resume {run.path}')}", highlight=False, soft_wrap=True)
 
 
 def _print_start(trainer: Trainer, console: Console) -> None:
@@ -123,13 +165,9 @@ def _print_start(trainer: Trainer, console: Console) -> None:
     )
     if trainer.device.type == "cpu" and config.precision == "float32" and has_fast_bfloat16():
         console.print("this CPU has bfloat16 arithmetic: --precision bfloat16 is faster", soft_wrap=True)
-    if trainer.restored_ranks not in (None, trainer.world.size):
-        console.print(
-            f"the checkpoint is of {trainer.restored_ranks} rank(s), this run of {trainer.world.size}: "
-            "action noise, minibatches and dropout begin new random streams",
-            highlight=False,
-            soft_wrap=True,
-        )
+    for note in trainer.notes:
+        console.print(note, highlight=False, soft_wrap=True)
+    trainer.notes.clear()
     resumed = f"going on after {trainer.iteration:,} iterations: " if trainer.iteration else ""
     console.print(
         f"{resumed}{trainer.num_iterations - trainer.iteration:,} iterations of {trainer.batch_size:,} steps; "
@@ -144,14 +182,14 @@ def _finish(trainer: Trainer, run: RunDir, stop: Stop, console: Console) -> int:
     checkpoint = run.checkpoint(trainer.iteration)
     evaluation = evaluate_with_progress(trainer.evaluate, "held-out levels", stop, console)
     forgetful = None
-    if trainer.agent.core.state_size and not stop.signal:
+    if trainer.agent.core.state_size and not stop.code:
         forgetful = evaluate_with_progress(
             lambda **kwargs: trainer.evaluate(forget_every=1, **kwargs), "the same without memory", stop, console
         )
     if evaluation is None or (trainer.agent.core.state_size and forgetful is None):
         again = _typed("train", f"--resume {run.path}")
         console.print(f"stopped before the evaluation was done; go on with: {again}", soft_wrap=True)
-        return 128 + stop.signal
+        return stop.code
     extra = {"headline_without_memory": None if forgetful is None else forgetful.measures[forgetful.headline].mean}
     save_evaluation(run.evaluations / "final.json", evaluation, checkpoint, trainer.env_steps, extra)
     return _show_finished(run, console)

@@ -91,4 +91,8 @@ class Agent(nn.Module):
             yield
 
     def _autocast(self) -> torch.autocast:
-        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == torch.bfloat16)
+        kind = self.device.type
+        # A graph must convert the weights itself: those converted outside of it are gone, or old, when it is replayed.
+        captured = kind == "cuda" and torch.cuda.is_current_stream_capturing()
+        enabled = self.precision == torch.bfloat16
+        return torch.autocast(kind, torch.bfloat16, enabled=enabled, cache_enabled=not captured)

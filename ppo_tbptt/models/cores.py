@@ -11,6 +11,8 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
+from ppo_tbptt.transfer import to_device
+
 
 class Core(nn.Module, ABC):
     """What turns features into features with memory.
@@ -46,7 +48,7 @@ class Core(nn.Module, ABC):
         if len(x) == longest * most:
             return self(x.view(longest, most, -1), state)[0].flatten(0, 1)
         valid = torch.arange(most) < batch_sizes[:, None]  # [L, S]
-        position = valid.flatten().nonzero().squeeze(1).to(x.device, non_blocking=True)  # [M], into [L * S]
+        position = to_device(valid.flatten().nonzero().squeeze(1), x.device)  # [M], into [L * S]
         padded = x.new_zeros(longest * most, x.shape[1]).index_copy(0, position, x)
         return self(padded.view(longest, most, -1), state)[0].flatten(0, 1).index_select(0, position)
 

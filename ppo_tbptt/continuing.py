@@ -1,0 +1,52 @@
+"""What may change when a run goes on, and what its settings then mean."""
+
+from typing import Any
+
+from ppo_tbptt.config import Config, ConfigError
+
+_FIXED = ("model.", "core.kind", "core.hidden_size", "core.num_layers", "env.id")
+_MISSING = object()
+
+
+def changed_keys(before: dict[str, Any], after: dict[str, Any], prefix: str = "") -> dict[str, tuple[Any, Any]]:
+    """The dotted keys in which two configs (as trees) differ, with both values; None where one has none."""
+    changes: dict[str, tuple[Any, Any]] = {}
+    for key in {**before, **after}:
+        old, new = before.get(key, _MISSING), after.get(key, _MISSING)
+        if isinstance(old, dict) and isinstance(new, dict):
+            changes |= changed_keys(old, new, f"{prefix}{key}.")
+        elif old != new:
+            changes[prefix + key] = (None if old is _MISSING else old, None if new is _MISSING else new)
+    return changes
+
+
+def continued(saved: Config, config: Config) -> Config:
+    """``config`` for a run that went by ``saved`` so far.
+
+    Schedules that were to end with the run keep the span that they had, whatever ``total_steps`` is now.
+
+    Raises:
+        ConfigError: something differs that cannot change in a run.
+    """
+    changes = changed_keys(saved.to_dict(), config.to_dict())
+    fixed = [key for key in changes if key.startswith(_FIXED)]
+    if fixed:
+        old, new = changes[fixed[0]]
+        raise ConfigError(
+            f"{fixed[0]}: the run was started with {old!r}, which can't become {new!r} in the middle of it; "
+            "start a new run for that"
+        )
+    spans = {}
+    for name in ("learning_rate", "entropy_coef", "clip_range"):
+        before, now = getattr(saved.ppo, name), getattr(config.ppo, name)
+        if before == now and now.final is not None and now.over_steps is None:
+            spans[name] = {"over_steps": saved.total_steps}
+    return config.replace(ppo=spans) if saved.total_steps != config.total_steps else config
+
+
+def describe_changes(saved: Config, config: Config) -> list[str]:
+    """A line for each setting that differs."""
+    return [
+        f"{key}: {'none' if old is None else old} -> {'none' if new is None else new}"
+        for key, (old, new) in changed_keys(saved.to_dict(), config.to_dict()).items()
+    ]

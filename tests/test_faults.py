@@ -1,0 +1,307 @@
+"""What happens to a run when a process, the disk, the arithmetic or a worker fails: the table in the README, row by row."""
+
+import errno
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from configs_for_tests import tiny
+from test_resume import assert_same, results
+
+from ppo_tbptt import run_writer
+from ppo_tbptt.checkpoint import load_checkpoint, save_checkpoint
+from ppo_tbptt.cli import main
+from ppo_tbptt.config import Config
+from ppo_tbptt.envs import WorkerError
+from ppo_tbptt.learner import NonFiniteError
+from ppo_tbptt.metrics import Report, read_metrics
+from ppo_tbptt.patience import UnwritableError
+from ppo_tbptt.run_dir import RunDir, RunDirError
+from ppo_tbptt.trainer import Trainer
+
+ROOT = Path(__file__).parent.parent
+IN_WORKERS: dict[str, Any] = {"num_workers": 2}
+FAULTY: dict[str, Any] = {"options": {"step_at": 5}}  # of every episode
+RARELY_FAULTY: dict[str, Any] = {"options": {"step_at": 30}}
+
+
+def finish(trainer: Trainer) -> list[Report]:
+    reports = list(trainer)
+    assert all(p.isfinite().all() for p in trainer.agent.parameters())
+    return reports
+
+
+# --- the trainer is killed ------------------------------------------------------------------------------------------
+
+KILLED = tiny(
+    total_steps=64 * 40,
+    env={"num_workers": 1},
+    core={"hidden_size": 128},
+    train={"checkpoint_every": 1, "eval_every": 10, "keep_checkpoints": 2},
+)
+
+
+def start(config: Path, run: Path) -> subprocess.Popen[bytes]:
+    command = [sys.executable, str(ROOT / "scripts" / "train.py"), str(config), "--run-dir", str(run), "--continue"]
+    return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+
+
+def kill_at_random_moments(config: Config, folder: Path, kills: int, seed: int) -> None:
+    """Kill a run again and again until it is finished; it must then equal one that was left alone.
+
+    The checkpoints are large and frequent for the task's size, so that many kills hit the writing of one. A run that
+    finishes before all kills are done is repeated.
+    """
+    moments = random.Random(seed)
+    path = folder / "config.toml"
+    path.write_text(config.to_toml())
+    with Trainer(config, folder / "whole") as trainer:
+        list(trainer)
+    done = number = 0
+    while done < kills:
+        run = folder / f"run_{number}"
+        number += 1
+        while True:
+            process = start(path, run)
+            began = RunDir(run).periodic()
+            while done < kills and process.poll() is None and RunDir(run).periodic() == began:
+                time.sleep(0.01)  # to be killed where it works, not while it imports torch
+            try:
+                _, error = process.communicate(timeout=moments.uniform(0, 0.5) if done < kills else 100)
+                assert process.returncode == 0, error.decode()
+                break
+            except subprocess.TimeoutExpired:
+                process.kill()
+                _, error = process.communicate()
+                assert not error.decode().strip(), error.decode()
+                done += 1
+        assert_same(results(folder / "whole"), results(run))
+        assert not list(run.rglob(".*.tmp"))
+
+
+def test_kill_9_of_the_trainer(tmp_path: Path) -> None:
+    kill_at_random_moments(KILLED, tmp_path, kills=2, seed=0)
+
+
+@pytest.mark.slow
+def test_kill_9_of_the_trainer_at_50_random_moments(tmp_path: Path) -> None:
+    kill_at_random_moments(KILLED, tmp_path, kills=50, seed=1)
+
+
+# --- workers --------------------------------------------------------------------------------------------------------
+
+
+def test_kill_9_of_a_worker(tmp_path: Path) -> None:
+    with Trainer(tiny(env=IN_WORKERS), tmp_path / "run") as trainer:
+        next(trainer)
+        os.kill(trainer.envs.worker_pids[1], signal.SIGKILL)
+        report = next(trainer)
+        assert report.scalars["faults/worker_restarts"] == 1
+        assert len(report.notes) == 1 and "SIGKILL" in report.notes[0]
+        assert finish(trainer)[-1].scalars["faults/worker_restarts"] == 1
+    assert [row["faults/worker_restarts"] for row in read_metrics(tmp_path / "run" / "metrics.jsonl")] == [0, 1, 1, 1]
+
+
+def test_a_worker_that_hangs(tmp_path: Path) -> None:
+    with Trainer(tiny(env={**IN_WORKERS, "step_timeout": 1.0}), tmp_path / "run") as trainer:
+        next(trainer)
+        os.kill(trainer.envs.worker_pids[0], signal.SIGSTOP)
+        report = next(trainer)
+        assert report.scalars["faults/worker_restarts"] == 1
+        assert "1" in report.notes[0] and "answer" in report.notes[0]
+        finish(trainer)
+
+
+def test_after_max_worker_restarts_the_run_stops_with_the_last_words(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = tiny(env={"id": "ppo_tbptt/Faulty-v0", **FAULTY, "num_workers": 1, "max_worker_restarts": 2})
+    with Trainer(config, tmp_path / "run") as trainer, pytest.raises(WorkerError, match="2 restarts") as caught:
+        list(trainer)
+    assert "Traceback" in str(caught.value)
+    path = tmp_path / "config.toml"
+    path.write_text(config.to_toml())
+    assert main(["train", str(path), "--run-dir", str(tmp_path / "cli")]) == 1
+    assert "Traceback" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_an_environment_that_raises_now_and_then(workers: int, tmp_path: Path) -> None:
+    config = tiny(env={"id": "ppo_tbptt/Faulty-v0", **RARELY_FAULTY, "num_workers": workers, "max_worker_restarts": 99})
+    with Trainer(config, tmp_path / "run") as trainer:
+        reports = finish(trainer)
+    assert reports[-1].scalars["faults/worker_restarts"] > 0
+    assert any("Traceback" in note for report in reports for note in report.notes)
+
+
+# --- the disk -------------------------------------------------------------------------------------------------------
+
+
+class Disk:
+    """Makes ``save_checkpoint`` fail while ``full``."""
+
+    def __init__(self, patch: pytest.MonkeyPatch) -> None:
+        self.full = False
+        patch.setattr(run_writer, "save_checkpoint", self.save)
+        patch.setattr(run_writer, "RETRY_SECONDS", 0.0)
+
+    def save(self, path: Path, tree: dict[str, Any]) -> None:
+        if self.full:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        save_checkpoint(path, tree)
+
+
+def test_a_disk_that_is_full_for_a_while(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    disk = Disk(monkeypatch)
+    config = tiny(train={"checkpoint_every": 1, "keep_checkpoints": 9}, total_steps=384)
+    with Trainer(config, tmp_path / "run") as trainer:
+        run = RunDir(tmp_path / "run")
+        next(trainer)
+        disk.full = True
+        notes = [note for _ in range(3) for note in next(trainer).notes]
+        assert [path.stem for path in run.periodic()] == ["iteration_0000001"], "the old checkpoint stays"
+        disk.full = False
+        notes += [note for report in finish(trainer) for note in report.notes]
+    assert len(notes) == 2 and "No space left" in notes[0] and "again" in notes[1]
+    assert [path.stem[-1] for path in run.periodic()] == ["1", "5", "6"]
+    assert len(read_metrics(run.metrics)) == 6
+
+
+def test_a_disk_that_stays_full(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    disk = Disk(monkeypatch)
+    config = tiny(train={"checkpoint_every": 1, "max_unwritable_minutes": 0.0})
+    with Trainer(config, tmp_path / "run") as trainer:
+        next(trainer)
+        disk.full = True
+        with pytest.raises(UnwritableError, match=r"checkpoints for 0 minutes \(No space left"):
+            next(trainer)
+    with Trainer.resume(tmp_path / "run") as trainer:
+        assert trainer.iteration == 1
+
+
+LIMITED = """
+import resource, signal, sys
+from ppo_tbptt.cli import main
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[1]), int(sys.argv[1])))
+sys.exit(main(sys.argv[2:]))
+"""
+
+
+@pytest.mark.parametrize("size", [0, 2_000, 6_000])
+def test_files_that_can_really_not_be_written(size: int, tmp_path: Path) -> None:
+    """No file may become larger than ``size``: none at all, no metrics, or metrics and no checkpoint."""
+    path, run = tmp_path / "config.toml", tmp_path / "run"
+    path.write_text(tiny(train={"max_unwritable_minutes": 0.0}).to_toml())
+    command = [sys.executable, "-c", LIMITED, str(size), "train", str(path), "--run-dir", str(run)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=100, check=False)
+    assert done.returncode in (1, 2), done.stderr
+    assert done.stderr.startswith("error: ") and "too large" in done.stderr
+    assert len(done.stderr.strip().splitlines()) == 1
+    assert not list(run.rglob("*.pt"))
+
+
+# --- numbers --------------------------------------------------------------------------------------------------------
+
+
+def poison(trainer: Trainer, when: Callable[[int], bool]) -> None:
+    plain, count = trainer.learner.loss, iter(range(10**6))
+
+    def loss(*args: Any, **kwargs: Any) -> Any:
+        stats = plain(*args, **kwargs)
+        if when(next(count)):
+            stats.loss.mul_(torch.inf)
+        return stats
+
+    trainer.learner.loss = loss  # type: ignore[method-assign]
+
+
+def test_a_loss_that_is_not_finite(tmp_path: Path) -> None:
+    with Trainer(tiny(), tmp_path / "run") as trainer:
+        poison(trainer, lambda k: k == 5)
+        reports = finish(trainer)
+    assert [report.scalars["faults/nonfinite_updates"] for report in reports] == [0, 1, 1, 1]
+    assert "1 of 4 updates skipped" in reports[1].notes[0]
+
+
+def test_a_loss_that_stays_not_finite(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    with Trainer(tiny(train={"checkpoint_every": 1, "max_nonfinite_updates": 6}), run) as trainer:
+        poison(trainer, lambda k: k >= 4)
+        next(trainer)
+        with pytest.raises(NonFiniteError, match="6 updates in a row"):
+            list(trainer)
+    assert RunDir(run).newest().name == "iteration_0000002.pt"
+    assert all(x.isfinite().all() for x in load_checkpoint(RunDir(run).newest())["agent"].values())
+    saved = torch.load(run / "nonfinite_rank0.pt", weights_only=True)
+    assert saved["iteration"] == 3
+    assert len(saved["minibatch"]["value"]) > 0
+    assert all(x.isfinite().all() for x in saved["minibatch"]["obs"].values())
+
+
+# --- the rest -------------------------------------------------------------------------------------------------------
+
+
+def test_two_trainers_in_one_folder(tmp_path: Path) -> None:
+    with Trainer(tiny(train={"checkpoint_every": 1}), tmp_path / "run") as trainer:
+        next(trainer)
+        before = {path: path.read_bytes() for path in (tmp_path / "run").rglob("*") if path.is_file()}
+        with pytest.raises(RunDirError, match=rf"another training \(process {os.getpid()}\)"):
+            Trainer.resume(tmp_path / "run")
+        assert before == {path: path.read_bytes() for path in (tmp_path / "run").rglob("*") if path.is_file()}
+        next(trainer)
+    Trainer.resume(tmp_path / "run").close()
+
+
+def test_a_full_gpu_is_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "config.toml"
+    path.write_text(tiny(train={"checkpoint_every": 1}).to_toml())
+    plain = Trainer._targets
+
+    def targets(self: Trainer, *args: Any) -> Any:
+        if self.iteration == 2:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB.\nMore text")
+        return plain(self, *args)
+
+    monkeypatch.setattr(Trainer, "_targets", targets)
+    assert main(["train", str(path), "--run-dir", str(tmp_path / "run")]) == 1
+    error = capsys.readouterr().err.strip().splitlines()
+    assert len(error) == 1
+    assert "env.num_envs" in error[0] and "ppo.num_minibatches" in error[0]
+    assert RunDir(tmp_path / "run").newest().name == "iteration_0000002.pt"
+
+
+def test_a_budget_of_time(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path, run = tmp_path / "config.toml", tmp_path / "run"
+    path.write_text(tiny(total_steps=10**9).to_toml())
+    assert main(["train", str(path), "--run-dir", str(run), "--max-minutes", "0.02"]) == 124
+    assert "go on with" in capsys.readouterr().out
+    done = read_metrics(run / "metrics.jsonl")[-1]["iteration"]
+    assert RunDir(run).newest() == RunDir(run).checkpoint(int(done))
+    assert main(["train", str(path), "--run-dir", str(run), "--max-minutes", "nan"]) == 2
+
+
+def test_a_signal_drops_a_long_iteration_and_nothing_else(tmp_path: Path) -> None:
+    """The first iteration would take minutes; what is left behind resumes."""
+    path, run = tmp_path / "config.toml", tmp_path / "run"
+    long = tiny(total_steps=10**6, ppo={"rollout_steps": 100_000, "num_minibatches": 50_000, "num_epochs": 100})
+    path.write_text(long.to_toml())
+    process = start(path, run)
+    while not (run / "config.toml").exists():
+        time.sleep(0.05)
+    time.sleep(1)
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(timeout=20) == 143
+    assert [path.name for path in RunDir(run).periodic()] == ["iteration_0000000.pt"]
+    assert json.dumps(load_checkpoint(RunDir(run).newest())["iteration"]) == "0"
