@@ -54,10 +54,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 1
     except _out_of_memory() as error:
-        print(f"error: {' '.join(str(error).split())[:200]}", file=sys.stderr)
-        print(
-            "lower env.num_envs or ppo.rollout_steps, or raise ppo.num_minibatches; checkpoints stay", file=sys.stderr
-        )
+        remedy = "lower env.num_envs or ppo.rollout_steps, or raise ppo.num_minibatches; the checkpoints stay"
+        print(f"error: the GPU's memory is full; {remedy} ({' '.join(str(error).split())[:200]})", file=sys.stderr)
         return 1
 
 

