@@ -73,6 +73,9 @@ class Trainer(Iterator[Report]):
             num_workers=_own_workers(config, world),
             options=env.options,
             max_episode_steps=env.max_episode_steps,
+            journal=env.replay,
+            step_timeout=env.step_timeout,
+            max_restarts=env.max_worker_restarts,
         )
         try:
             self._build(run_dir, restore)
