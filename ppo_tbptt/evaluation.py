@@ -120,7 +120,12 @@ def evaluate(
     with (
         agent.acting(),
         VectorEnv(
-            env.id, num_envs=num_envs, num_workers=num_workers, options=env.options, max_episode_steps=limit
+            env.id,
+            num_envs=num_envs,
+            num_workers=num_workers,
+            options=env.options,
+            max_episode_steps=limit,
+            step_timeout=env.step_timeout,
         ) as envs,
     ):
         spec = envs.spec

@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from ppo_tbptt.envs import Episode, LevelSeeds, VectorEnv
@@ -22,6 +22,71 @@ class Collected:
     carry: Carry
     episodes: list[Episode]
     """Those that ended during the rollout, in order of time, then environment."""
+    cut_episodes: int
+    """Those that a failure ended after at least one step; they are not among ``episodes``."""
+    faults: list[str]
+    """A text for each restart of environments since the last rollout."""
+
+
+@dataclass(slots=True)
+class _Decision:
+    """What the agent makes of N observations."""
+
+    state: Float[Tensor, "N D"]
+    """What the core was fed."""
+    action: Int[Tensor, "N A"]
+    log_prob: Float[Tensor, "N A"]
+    value: Float[Tensor, "N"]
+    after: Float[Tensor, "N D"]
+    """The core's state after the step."""
+
+    @classmethod
+    def make(cls, agent: Agent, obs: Obs, carried: Tensor, start: Tensor, noise: Tensor) -> "_Decision":
+        state = agent.reset_state(carried, start)
+        logits, value, after = agent.step(obs, state)
+        action, log_prob = sample(logits, noise, agent.action_nvec)
+        return cls(state=state, action=action, log_prob=log_prob, value=value, after=after)
+
+    def store(self, storage: Rollout, t: int, start: Bool[Tensor, "N"]) -> None:
+        storage.start[t] = start
+        storage.state[t] = self.state
+        storage.action[t] = self.action
+        storage.log_prob[t] = self.log_prob
+        storage.value[t] = self.value
+
+    def where(self, rows: Bool[Tensor, "N"], other: "_Decision") -> "_Decision":
+        """This one in ``rows``, the other elsewhere."""
+        return _Decision(
+            state=torch.where(rows[:, None], self.state, other.state),
+            action=torch.where(rows[:, None], self.action, other.action),
+            log_prob=torch.where(rows[:, None], self.log_prob, other.log_prob),
+            value=torch.where(rows, self.value, other.value),
+            after=torch.where(rows[:, None], self.after, other.after),
+        )
+
+
+@dataclass(slots=True)
+class _Cuts:
+    """Episodes that a failure cut: where, and the value of what would have come next."""
+
+    count: int = 0
+    t: list[int] = field(default_factory=list)
+    rows: list[Bool[Tensor, "N"]] = field(default_factory=list)
+    next_value: list[Float[Tensor, "N"]] = field(default_factory=list)
+
+    def add(self, t: int, rows: Bool[Tensor, "N"], value: Float[Tensor, "N"]) -> None:
+        """Step t was lost in ``rows``, where an episode was under way; ``value`` is that of t's observations."""
+        self.count += int(rows.sum())
+        if t > 0:  # else the last completed step is the previous rollout's, which counted on this very value
+            self.t.append(t - 1)
+            self.rows.append(rows)
+            self.next_value.append(value)
+
+    def mark(self, storage: Rollout) -> None:
+        """Truncate the cut episodes at their last completed steps."""
+        for t, rows, value in zip(self.t, self.rows, self.next_value, strict=True):
+            storage.truncated[t] |= rows
+            storage.next_value[t] = torch.where(rows, value, storage.next_value[t])
 
 
 @dataclass(slots=True)
@@ -47,13 +112,22 @@ class _FinalObservations:
 
 def begin(envs: VectorEnv, seeds: LevelSeeds, agent: Agent) -> Carry:
     """Reset all environments; every one is at the start of an episode."""
-    envs.reset(seeds.current)
+    lost = envs.reset(seeds.current)
     seeds.advance(np.ones(envs.num_envs, dtype=np.bool_))
+    _restart(envs, seeds, lost)
     return Carry(
         obs={key: torch.from_numpy(x).to(agent.device, copy=True) for key, x in envs.obs.items()},
         start=torch.ones(envs.num_envs, dtype=torch.bool, device=agent.device),
         state=agent.core.initial_state(envs.num_envs),
     )
+
+
+def _restart(envs: VectorEnv, seeds: LevelSeeds, lost: np.ndarray | None) -> None:
+    """Begin new episodes where they are lost, each try with the next level seeds."""
+    while lost is not None:
+        current = seeds.current
+        seeds.advance(lost)
+        lost = envs.restart(current)
 
 
 def collect(
@@ -80,51 +154,60 @@ def _collect(
     envs: VectorEnv, seeds: LevelSeeds, agent: Agent, carry: Carry, storage: Rollout, noise: Tensor, timer: Timer
 ) -> Collected:
     device = agent.device
-    nvec = agent.action_nvec
     noise = noise.to(device)
     current: Obs = {key: torch.from_numpy(x) for key, x in envs.obs.items()}  # views of shared memory
     reward = np.full((storage.num_steps, storage.num_envs), np.nan, dtype=np.float32)
     terminated = np.zeros(reward.shape, dtype=np.bool_)
     truncated = np.zeros(reward.shape, dtype=np.bool_)
-    finals = _FinalObservations()
+    finals, cuts = _FinalObservations(), _Cuts()
     episodes: list[Episode] = []
 
-    start, after = carry.start, carry.state
+    start, carried = carry.start, carry.state
     for key, x in carry.obs.items():
         storage.obs[key][0].copy_(x)
     for t in range(storage.num_steps):
         with timer("inference"):
-            state = agent.reset_state(after, start)
-            logits, value, after = agent.step({key: x[t] for key, x in storage.obs.items()}, state)
-            action, log_prob = sample(logits, noise[t], nvec)
-            storage.start[t] = start
-            storage.state[t] = state
-            storage.action[t] = action
-            storage.log_prob[t] = log_prob
-            storage.value[t] = value
-            host_action = action.cpu().numpy()
+            obs = {key: x[t] for key, x in storage.obs.items()}  # views
+            decision = _Decision.make(agent, obs, carried, start, noise[t])
+            decision.store(storage, t, start)
+            host_action = decision.action.cpu().numpy()
         with timer("environments"):
             outcome = envs.step(host_action, seeds.current)
+            while outcome.lost is not None:
+                lost = torch.from_numpy(outcome.lost).to(device)
+                cuts.add(t, lost & ~start, decision.value)
+                _restart(envs, seeds, outcome.lost)
+                for key, x in current.items():
+                    obs[key][lost] = x[torch.from_numpy(outcome.lost)].to(device)
+                start = start | lost
+                decision = _Decision.make(agent, obs, carried, start, noise[t]).where(lost, decision)
+                decision.store(storage, t, start)
+                host_action = decision.action.cpu().numpy()
+                outcome = envs.step_lost(host_action, seeds.current)
         reward[t], terminated[t], truncated[t] = outcome.reward, outcome.terminated, outcome.truncated
         end = outcome.terminated | outcome.truncated
         if end.any():
             seeds.advance(end)
             episodes += outcome.episodes
             if outcome.truncated.any():
-                finals.add(t, envs, outcome.truncated, after)
+                finals.add(t, envs, outcome.truncated, decision.after)
         with timer("transfer"):
+            carried = decision.after
             start = torch.from_numpy(end).to(device)
             if t + 1 < storage.num_steps:
                 for key, x in current.items():
                     storage.obs[key][t + 1].copy_(x)
 
-    carry = Carry(obs={key: x.to(device, copy=True) for key, x in current.items()}, start=start, state=after)
+    carry = Carry(obs={key: x.to(device, copy=True) for key, x in current.items()}, start=start, state=carried)
     storage.reward.copy_(torch.from_numpy(reward))
     storage.terminated.copy_(torch.from_numpy(terminated))
     storage.truncated.copy_(torch.from_numpy(truncated))
     storage.next_value[:-1] = storage.value[1:]
-    storage.next_value[-1] = agent.step(carry.obs, agent.reset_state(after, start))[1]
+    storage.next_value[-1] = agent.step(carry.obs, agent.reset_state(carried, start))[1]
     if finals.t:
         storage.next_value[finals.t, finals.n] = finals.value(agent)
+    cuts.mark(storage)
     storage.next_value[storage.terminated] = 0.0
-    return Collected(rollout=storage, carry=carry, episodes=episodes)
+    return Collected(
+        rollout=storage, carry=carry, episodes=episodes, cut_episodes=cuts.count, faults=envs.take_faults()
+    )

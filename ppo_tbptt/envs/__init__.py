@@ -1,6 +1,7 @@
 """Environments: one at a time (`make_env`), or N of them over shared memory (`VectorEnv`). Imports no torch."""
 
 from ppo_tbptt.envs.errors import EnvError, WorkerError
+from ppo_tbptt.envs.journal import EpisodeJournal
 from ppo_tbptt.envs.memory_gym import MEMORY_GYM_IDS
 from ppo_tbptt.envs.pool import resolve_workers
 from ppo_tbptt.envs.seeds import LevelSeeds
@@ -14,6 +15,7 @@ __all__ = [
     "EnvError",
     "EnvSpec",
     "Episode",
+    "EpisodeJournal",
     "LevelSeeds",
     "SingleEnv",
     "StepResult",

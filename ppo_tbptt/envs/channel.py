@@ -7,8 +7,8 @@ from typing import Any
 
 _LENGTH = struct.Struct("<I")
 
-RESET, STEP = b"r", b"s"
-"""What a vector asks for, each answered by one message: empty, or JSON with `episodes` or an error."""
+RESET, STEP, JOURNAL, RESTORE = b"r", b"s", b"j", b"R"
+"""What a vector asks for; RESTORE is followed by JSON. See `EnvGroup.answers` for what it gets, or it is an error."""
 
 EMPTY = b""
 
@@ -22,9 +22,12 @@ def send(connection: socket.socket, payload: bytes) -> None:
 
     Raises:
         Closed: nobody will receive it.
+        TimeoutError: nobody took it within the connection's timeout, if it has one.
     """
     try:
         connection.sendall(_LENGTH.pack(len(payload)) + payload)
+    except TimeoutError:
+        raise
     except OSError as error:
         raise Closed(str(error)) from None
 
@@ -34,6 +37,7 @@ def receive(connection: socket.socket) -> bytes:
 
     Raises:
         Closed: none will come.
+        TimeoutError: none came within the connection's timeout, if it has one.
     """
     (size,) = _LENGTH.unpack(_exactly(connection, _LENGTH.size))
     return _exactly(connection, size) if size else EMPTY
@@ -55,6 +59,8 @@ def _exactly(connection: socket.socket, size: int) -> bytes:
     while size:
         try:
             chunk = connection.recv(size)
+        except TimeoutError:
+            raise
         except OSError as error:
             raise Closed(str(error)) from None
         if not chunk:

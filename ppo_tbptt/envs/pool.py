@@ -9,14 +9,19 @@ import subprocess
 import sys
 import time
 import weakref
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
+from dataclasses import asdict
 from typing import Any, Literal
 
 from ppo_tbptt.envs import channel
 from ppo_tbptt.envs.blocks import Blocks, anonymous_file
 from ppo_tbptt.envs.errors import EnvError, WorkerError
-from ppo_tbptt.envs.spec import EnvSpec, Episode
+from ppo_tbptt.envs.request import EnvRequest
+from ppo_tbptt.envs.spec import EnvSpec
 from ppo_tbptt.envs.worker import BOOTSTRAP, THREADS
+
+START_PATIENCE_S = 300.0
+"""How long a worker may take to import what it needs and to make its environments."""
 
 _GRACE_S = 2.0
 """How long a worker may take to close its environments before it is cut off, and then to exit before it is killed."""
@@ -42,58 +47,87 @@ class WorkerPool:
     Workers are plain interpreters, neither forked (threads, CUDA) nor started by multiprocessing (which would import
     the user's `__main__` again); they get numbers and text over a socket, and arrays through shared memory.
 
-    spec: what the environments look like.  blocks: the shared arrays.
+    spec: what the environments look like.  blocks: the shared arrays.  slices: the environments of each worker.
     """
 
     spec: EnvSpec
     blocks: Blocks
 
-    def __init__(
-        self, env_id: str, options: Mapping[str, Any] | None, max_episode_steps: int | None, slices: Sequence[range]
-    ) -> None:
+    def __init__(self, request: EnvRequest, slices: Sequence[range], step_timeout: float | None) -> None:
         """Start the workers and wait until all have made their environments.
 
         Raises:
             EnvError: the request cannot be met.
             WorkerError: an environment or a worker failed.
         """
-        self._slices = list(slices)
+        self.slices = list(slices)
+        self._request, self._timeout = request, step_timeout
         self._num_envs = slices[-1].stop
         self._processes: list[subprocess.Popen[bytes]] = []
         self._connections: list[socket.socket] = []
-        lifeline, self._lifeline = os.pipe()
-        self._finalizer = weakref.finalize(self, _end, self._processes, self._connections, self._lifeline, os.getpid())
+        self._lifeline, ours = os.pipe()
+        self._descriptors = [self._lifeline, ours]
+        self._finalizer = weakref.finalize(
+            self, _end, self._processes, self._connections, self._descriptors, os.getpid()
+        )
         try:
-            for indices in self._slices:
-                self._spawn(lifeline)
-                task: dict[str, Any] = {"env_id": env_id, "options": options}
-                task |= {"max_episode_steps": max_episode_steps, "num_envs": self._num_envs}
-                task |= {"indices": [indices.start, indices.stop]}
-                self._tell(len(self._processes) - 1, json.dumps(task).encode())
-            self._meet()
+            for worker in range(len(self.slices)):
+                self._spawn(worker)
+            specs = [self._greet(worker) for worker in range(len(self.slices))]
+            self.spec = specs[0]
+            if any(spec != self.spec for spec in specs):
+                raise WorkerError(f"{self.spec.env_id} looks different in every worker: {specs}")
+            size = Blocks.size(self.spec, self._num_envs)
+            self._memory = anonymous_file(size)
+            self._descriptors.append(self._memory)
+            self.blocks = Blocks(self.spec, self._num_envs, mmap.mmap(self._memory, size))
+            self.blocks.poison()
+            for worker in range(len(self.slices)):
+                self._share(worker)
         except BaseException:
             self.close()
             raise
-        finally:
-            os.close(lifeline)
 
-    def send(self, command: bytes) -> None:
-        """Give `command` to every worker without waiting for it."""
-        for worker in range(len(self._processes)):
-            self._tell(worker, command)
-
-    def receive(self) -> list[Episode]:
-        """Wait until every worker has done what it was told; the episodes that ended, by index.
+    def tell(self, worker: int, command: bytes) -> None:
+        """Give `command` to a worker without waiting for it.
 
         Raises:
-            WorkerError: one failed.
+            WorkerError: it is gone.
         """
-        episodes: list[Episode] = []
-        for worker in range(len(self._processes)):
-            answer = self._hear(worker)
-            if answer:
-                episodes += [Episode(*fields) for fields in answer["episodes"]]
-        return episodes
+        connection = self._connections[worker]
+        connection.settimeout(self._timeout)
+        try:
+            channel.send(connection, command)
+        except channel.Closed:
+            raise self._death(worker) from None
+        except TimeoutError:
+            raise WorkerError(f"{self._name(worker)} did not answer within {self._timeout:g} s") from None
+
+    def hear(self, worker: int, since: float) -> Any:
+        """Wait for the next answer of a worker, for as long as the timeout of steps after `since` (monotonic clock).
+
+        Raises:
+            EnvError: the environments cannot be made as they were asked for.
+            WorkerError: an environment or the worker failed, or gave no answer in time.
+        """
+        return self._hear(worker, since, self._timeout)
+
+    def renew(self, worker: int) -> None:
+        """Kill a worker, whatever it does, and start another with the same environments on the same memory.
+
+        Raises:
+            EnvError, WorkerError: the new one failed, or its environments look different.
+        """
+        if not self._finalizer.alive:
+            raise WorkerError("the workers have been ended")
+        self._connections[worker].close()
+        self._processes[worker].kill()
+        self._processes[worker].wait()  # from here on nobody writes to its part of the memory
+        self._spawn(worker)
+        spec = self._greet(worker)
+        if spec != self.spec:
+            raise WorkerError(f"{self._name(worker)} was restarted, and looks different: {spec}, not {self.spec}")
+        self._share(worker)
 
     @property
     def pids(self) -> list[int]:
@@ -104,65 +138,67 @@ class WorkerPool:
         """End the workers, gently if they listen, and reap them. Harmless when repeated."""
         self._finalizer()
 
-    def _spawn(self, lifeline: int) -> None:
+    def _spawn(self, worker: int) -> None:
         ours, theirs = socket.socketpair()
-        self._connections.append(ours)
+        self._connections[worker : worker + 1] = [ours]
         path = [entry or os.getcwd() for entry in sys.path]
-        argument = json.dumps([path, [theirs.fileno(), lifeline]])
+        argument = json.dumps([path, [theirs.fileno(), self._lifeline]])
         # The signals are blocked until the worker ignores them: a Ctrl-C in between must not end it.
         blocked = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
         try:
             process = subprocess.Popen(
                 [sys.executable, "-c", BOOTSTRAP, argument],
                 stdin=subprocess.DEVNULL,
-                pass_fds=(theirs.fileno(), lifeline),
+                pass_fds=(theirs.fileno(), self._lifeline),
                 env={**os.environ, **dict.fromkeys(THREADS, "1")},
             )
-            self._processes.append(process)
+            self._processes[worker : worker + 1] = [process]
+        except OSError as error:
+            raise WorkerError(f"{self._name(worker)} could not be started: {error}") from error
         finally:
             signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
             theirs.close()
+        indices = self.slices[worker]
+        task = {"request": asdict(self._request), "num_envs": self._num_envs}
+        self.tell(worker, json.dumps({**task, "indices": [indices.start, indices.stop]}).encode())
 
-    def _meet(self) -> None:
-        specs = [EnvSpec.from_json(self._hear(worker)["spec"]) for worker in range(len(self._processes))]
-        self.spec = specs[0]
-        if any(spec != self.spec for spec in specs):
-            raise WorkerError(f"{self.spec.env_id} looks different in every worker: {specs}")
-        size = Blocks.size(self.spec, self._num_envs)
-        descriptor = anonymous_file(size)
+    def _hear(self, worker: int, since: float, patience: float | None) -> Any:
+        connection = self._connections[worker]
+        # An answer that is already there is heard however late it is.
+        connection.settimeout(None if patience is None else max(since + patience - time.monotonic(), 0.001))
         try:
-            self.blocks = Blocks(self.spec, self._num_envs, mmap.mmap(descriptor, size))
-            self.blocks.poison()
-            for worker, connection in enumerate(self._connections):
-                try:
-                    socket.send_fds(connection, [b"m"], [descriptor])
-                except OSError:
-                    raise self._death(worker) from None
-        finally:
-            os.close(descriptor)
-
-    def _tell(self, worker: int, payload: bytes) -> None:
-        try:
-            channel.send(self._connections[worker], payload)
+            answer = channel.receive_json(connection)
         except channel.Closed:
             raise self._death(worker) from None
-
-    def _hear(self, worker: int) -> Any:
-        try:
-            answer = channel.receive_json(self._connections[worker])
-        except channel.Closed:
-            raise self._death(worker) from None
+        except TimeoutError:
+            raise WorkerError(f"{self._name(worker)} did not answer within {patience:g} s") from None
         if answer and "error" in answer:
-            raise EnvError(answer["error"]) if answer["by_user"] else WorkerError(answer["error"])
+            if answer["blame"] == "user":
+                raise EnvError(answer["error"])
+            about = f"{self._name(worker)} failed:\n" if answer["blame"] == "worker" else ""
+            raise WorkerError(about + answer["error"])
         return answer
+
+    def _greet(self, worker: int) -> EnvSpec:
+        return EnvSpec.from_json(self._hear(worker, time.monotonic(), START_PATIENCE_S)["spec"])
+
+    def _share(self, worker: int) -> None:
+        try:
+            socket.send_fds(self._connections[worker], [b"m"], [self._memory])
+        except OSError:
+            raise self._death(worker) from None
+
+    def _name(self, worker: int) -> str:
+        indices = self.slices[worker]
+        return f"worker {worker} (environments {indices.start} to {indices.stop - 1})"
 
     def _death(self, worker: int) -> WorkerError:
         _wait([self._processes[worker]], _GRACE_S)
-        code, indices = self._processes[worker].returncode, self._slices[worker]
+        code = self._processes[worker].returncode
         how = "hung up"
         if code is not None:
             how = f"exited with status {code}" if code >= 0 else f"was killed by {signal.Signals(-code).name}"
-        return WorkerError(f"worker {worker} (environments {indices.start} to {indices.stop - 1}) {how}")
+        return WorkerError(f"{self._name(worker)} {how}")
 
 
 def _wait(processes: Sequence[subprocess.Popen[bytes]], seconds: float) -> bool:
@@ -175,13 +211,16 @@ def _wait(processes: Sequence[subprocess.Popen[bytes]], seconds: float) -> bool:
     return True
 
 
-def _end(processes: list[subprocess.Popen[bytes]], connections: list[socket.socket], lifeline: int, owner: int) -> None:
+def _end(
+    processes: list[subprocess.Popen[bytes]], connections: list[socket.socket], descriptors: list[int], owner: int
+) -> None:
     if os.getpid() != owner:
         return  # a fork of the vector's process has no say over its workers
     for connection in connections:
         connection.close()
     ended = _wait(processes, _GRACE_S)
-    os.close(lifeline)
+    for descriptor in descriptors:
+        os.close(descriptor)
     if not ended and not _wait(processes, _GRACE_S):
         for process in processes:
             process.kill()

@@ -1,5 +1,6 @@
 """One environment behind one contract, whatever its observation and action spaces are called."""
 
+import copy
 import math
 from collections.abc import Mapping
 from typing import Any, SupportsInt
@@ -11,6 +12,7 @@ from ppo_tbptt.envs import creation, memory_gym
 from ppo_tbptt.envs.errors import EnvError, WorkerError
 from ppo_tbptt.envs.spec import ArraySpec, EnvSpec, Episode, Observation, action_spec, observation_specs
 
+_FLOAT32_MAX = float(np.finfo(np.float32).max)
 _NOT_FIGURES = frozenset({"reward", "length", "ground_truth", "episode", "TimeLimit.truncated"})
 
 
@@ -56,6 +58,7 @@ class SingleEnv:
         if self._memory_gym:
             creation.try_options(env_id, self._bare, options)
         self.spec = self._make_spec(env_id)
+        self._action_space = copy.deepcopy(env.action_space)
         self._renders = getattr(env, "render_mode", None) is not None
         self._shown: str | None = None
         self._seed = self._length = 0
@@ -79,11 +82,19 @@ class SingleEnv:
         )
 
     def reset(self, seed: SupportsInt) -> Observation:
-        """Begin an episode of the level `seed` and return its first observation (arrays of the caller's own)."""
+        """Begin an episode of the level `seed` and return its first observation (arrays of the caller's own).
+
+        Raises:
+            WorkerError: the observation is not what its space says, or the action space has changed.
+            Exception: whatever the environment raises.
+        """
         self._seed, self._length, self._return = int(seed), 0, 0.0
         if self._memory_gym:
             memory_gym.before_reset(self._bare, self._options)
         obs, _ = self._env.reset(seed=self._seed, options=dict(self._options) if self._options else None)
+        if self._env.action_space != self._action_space:
+            change = f"from {self._action_space} to {self._env.action_space}"
+            raise WorkerError(f"{self.where()}: the action space has changed {change}")
         if self._memory_gym:
             if getattr(self._bare, "num_coins", None) == 0:
                 # Searing Spotlights will divide by the number of coins: a numpy NaN neither raises then, nor warns.
@@ -107,8 +118,8 @@ class SingleEnv:
         obs, reward, terminated, truncated, info = self._env.step(int(choice[0]) if self.spec.discrete else choice)
         self._length += 1
         reward, terminated = float(reward), bool(terminated)
-        if not math.isfinite(reward):
-            raise WorkerError(f"{self.where()}: the reward is {reward}")
+        if not abs(reward) <= _FLOAT32_MAX:  # nor is NaN
+            raise WorkerError(f"{self.where()}: the reward is {reward}, not finite in float32")
         self._return += reward
         truncated = not terminated and (bool(truncated) or self._length == self._limit)
         episode = self._episode(terminated, info) if terminated or truncated else None

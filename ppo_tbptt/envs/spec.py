@@ -90,6 +90,9 @@ class Episode:
 class StepResult:
     """Outcome of one step of N environments: `reward` f32 [N], `terminated`, `truncated` bool [N], `episodes` by index.
 
+    lost: bool [N], the environments that did not take the step because they or their worker failed, with their
+        episodes gone: no reward, no flag. None, as nearly always, where all is well. See `VectorEnv.restart`.
+
     The arrays are the caller's to keep.
     """
 
@@ -97,6 +100,7 @@ class StepResult:
     terminated: np.ndarray
     truncated: np.ndarray
     episodes: list[Episode]
+    lost: np.ndarray | None = None
 
 
 def observation_specs(space: gym.Space[Any], env_id: str) -> dict[str, ArraySpec]:

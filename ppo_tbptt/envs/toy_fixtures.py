@@ -1,5 +1,8 @@
 """Environments for tests of the machinery: every number they give out can be told from its place."""
 
+import os
+import signal
+import sys
 import time
 from typing import Any, ClassVar, SupportsInt
 
@@ -125,32 +128,52 @@ class DictToy(ImageToy):
 
 
 class Faulty(ToyEnv):
-    """Fails as told, -1 for never. Otherwise observation `[t]`, reward 0, terminated after 1000 steps.
+    """Fails as told, -1 for never. Else observation `[t, level seed]`, reward 0, terminated after `length` steps.
 
-    step_at: step (from 1) that raises.  reset_at: reset (from 1) that raises.  reward_at, obs_at: step with NaN
-    there.  hang_at: step that takes a minute.
+    level: the level seed it fails at, -1 for all.  seconds: that each step takes.
+    step_at: step (from 1) that raises.  exit_at: that ends the interpreter.  kill_at: that kills the process.
+    hang_at: that takes a minute.  reward_at, obs_at: with NaN there.  shape_at: with an observation of three numbers.
+    reset_at: reset (from 1, 0 for every) that raises.  space_at: likewise, after which there are three actions.
     """
 
-    default_reset_parameters: ClassVar[dict[str, Any]] = dict.fromkeys(
-        ("step_at", "reset_at", "reward_at", "obs_at", "hang_at"), -1
-    )
+    default_reset_parameters: ClassVar[dict[str, Any]] = {
+        "length": 1000,
+        "seconds": 0,
+        **dict.fromkeys(("level", "step_at", "exit_at", "kill_at", "hang_at"), -1),
+        **dict.fromkeys(("reward_at", "obs_at", "shape_at", "reset_at", "space_at"), -1),
+    }
     minimum = -1
-    observation_space = vector_box(1)
+    observation_space = vector_box(2)
     action_space = gym.spaces.Discrete(2)
     resets = 0
 
     def begin(self, seed: int | None) -> None:
+        self.level = seed or 0
         self.resets += 1
-        if self.resets == self.options["reset_at"]:
+        self.fails = self.options["level"] in (-1, seed)
+        if self._now("reset_at", 0, self.resets):
             raise RuntimeError("as told, in reset")
+        if self._now("space_at", 0, self.resets):
+            self.action_space = gym.spaces.Discrete(3)
 
     def observe(self) -> np.ndarray:
-        return vector(np.nan if self.t == self.options["obs_at"] else self.t)
+        if self._now("shape_at", self.t):
+            return vector(0, 0, 0)
+        return vector(np.nan if self._now("obs_at", self.t) else self.t, self.level)
 
     def step(self, action: Any) -> Step:
         self.t += 1
-        if self.t == self.options["step_at"]:
+        time.sleep(self.options["seconds"])
+        if self._now("step_at", self.t):
             raise RuntimeError("as told, in step")
-        if self.t == self.options["hang_at"]:
+        if self._now("exit_at", self.t):
+            sys.exit("as told")
+        if self._now("kill_at", self.t):
+            os.kill(os.getpid(), signal.SIGKILL)
+        if self._now("hang_at", self.t):
             time.sleep(60)
-        return self.observe(), np.nan if self.t == self.options["reward_at"] else 0.0, self.t == 1000, False, {}
+        reward = np.nan if self._now("reward_at", self.t) else 0.0
+        return self.observe(), reward, self.t == self.options["length"], False, {}
+
+    def _now(self, option: str, *when: int) -> bool:
+        return self.fails and self.options[option] in when

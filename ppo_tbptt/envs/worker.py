@@ -5,14 +5,15 @@ import os
 import signal
 import socket
 import threading
+import traceback
 from contextlib import suppress
-from dataclasses import astuple
 from typing import Any
 
 from ppo_tbptt.envs import channel
 from ppo_tbptt.envs.blocks import Blocks
 from ppo_tbptt.envs.errors import EnvError, WorkerError
 from ppo_tbptt.envs.group import EnvGroup
+from ppo_tbptt.envs.request import EnvRequest
 
 BOOTSTRAP = """\
 import json, sys
@@ -48,7 +49,9 @@ def main(connection_descriptor: int, lifeline_descriptor: int) -> None:
         except channel.Closed:
             pass  # the vector was closed
         except (EnvError, WorkerError) as error:
-            _report(connection, error)
+            _report(connection, str(error), "user" if isinstance(error, EnvError) else "environment")
+        except BaseException:
+            _report(connection, traceback.format_exc(), "worker")
 
 
 def _die_with_parent(descriptor: int) -> None:
@@ -60,20 +63,16 @@ def _die_with_parent(descriptor: int) -> None:
 
 def _serve(connection: socket.socket) -> None:
     task: dict[str, Any] = channel.receive_json(connection)
-    group = EnvGroup(task["env_id"], task["options"], task["max_episode_steps"], range(*task["indices"]))
+    group = EnvGroup(EnvRequest(**task["request"]), range(*task["indices"]))
     try:
         channel.send_json(connection, {"spec": group.spec.to_json()})
         group.attach(_map(connection, group, task["num_envs"]))
         while True:
-            if channel.receive(connection) == channel.STEP:
-                episodes = group.step()
-                if episodes:
-                    channel.send_json(connection, {"episodes": [astuple(episode) for episode in episodes]})
-                else:
+            for answer in group.answers(channel.receive(connection)):
+                if answer is None:
                     channel.send(connection, channel.EMPTY)
-            else:
-                group.reset()
-                channel.send(connection, channel.EMPTY)
+                else:
+                    channel.send_json(connection, answer)
     finally:
         group.close()
 
@@ -87,6 +86,6 @@ def _map(connection: socket.socket, group: EnvGroup, num_envs: int) -> Blocks:
     return Blocks(group.spec, num_envs, memory)
 
 
-def _report(connection: socket.socket, error: Exception) -> None:
+def _report(connection: socket.socket, error: str, blame: str) -> None:
     with suppress(channel.Closed):  # then the vector no longer wants to know
-        channel.send_json(connection, {"error": str(error), "by_user": isinstance(error, EnvError)})
+        channel.send_json(connection, {"error": error, "blame": blame})

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from ppo_tbptt.envs import Episode, LevelSeeds, VectorEnv, WorkerError, make_env
+from ppo_tbptt.envs.pool import WorkerPool
 from ppo_tbptt.envs.toy_fixtures import tracer_length, tracer_reward, tracer_terminates
 
 TRACER = "ppo_tbptt/Tracer-v0"
@@ -163,8 +164,8 @@ def test_a_vector_of_one_is_a_single_environment() -> None:
 
 def test_a_forgotten_vector_ends_its_workers() -> None:
     envs = VectorEnv(TRACER, num_envs=2, num_workers=2)
-    assert envs._pool is not None
-    processes = envs._pool._processes
+    assert isinstance(envs._crew, WorkerPool)
+    processes = envs._crew._processes
     assert all(process.poll() is None for process in processes)
     del envs
     gc.collect()
