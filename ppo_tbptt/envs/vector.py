@@ -240,7 +240,7 @@ class VectorEnv:
         return exact
 
     def take_faults(self) -> list[str]:
-        """What happened, one text for each restart since the last call: a line, and the traceback where there is one."""
+        """A text for each restart since the last call: a line, and the traceback where there is one."""
         faults, self._faults = self._faults, []
         return faults
 
