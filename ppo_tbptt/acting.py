@@ -14,12 +14,12 @@ from torch import Tensor
 
 from ppo_tbptt.models import Agent
 from ppo_tbptt.models.heads import sample
-from ppo_tbptt.types import Obs
+from ppo_tbptt.types import Obs, Rollout
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Acted:
-    """What one step gives. On a GPU the tensors are overwritten by the next step: copy what is to stay."""
+class Decision:
+    """What the agent makes of N observations."""
 
     state: Float[Tensor, "N D"]
     """What the core was fed: initial where an episode starts."""
@@ -27,67 +27,99 @@ class Acted:
     log_prob: Float[Tensor, "N A"]
     value: Float[Tensor, "N"]
     after: Float[Tensor, "N D"]
+    """The core's state after the step."""
+
+    def store(self, storage: Rollout, t: int, start: Bool[Tensor, "N"]) -> None:
+        storage.start[t] = start
+        storage.state[t] = self.state
+        storage.action[t] = self.action
+        storage.log_prob[t] = self.log_prob
+        storage.value[t] = self.value
+
+    def where(self, rows: Bool[Tensor, "N"], other: "Decision") -> "Decision":
+        """This one in ``rows``, the other elsewhere."""
+        return Decision(
+            state=torch.where(rows[:, None], self.state, other.state),
+            action=torch.where(rows[:, None], self.action, other.action),
+            log_prob=torch.where(rows[:, None], self.log_prob, other.log_prob),
+            value=torch.where(rows, self.value, other.value),
+            after=torch.where(rows[:, None], self.after, other.after),
+        )
+
+    def clone(self) -> "Decision":
+        return Decision(
+            state=self.state.clone(),
+            action=self.action.clone(),
+            log_prob=self.log_prob.clone(),
+            value=self.value.clone(),
+            after=self.after.clone(),
+        )
 
 
-def act(
+def decide(
     agent: Agent,
     obs: Obs,
-    after: Float[Tensor, "N D"],
+    carried: Float[Tensor, "N D"],
     start: Bool[Tensor, "N"],
     noise: Float[Tensor, "N A"],
-) -> Acted:
-    """One step from ``after``, the core's state after the step before; call it inside ``agent.acting()``."""
-    state = agent.reset_state(after, start)
+) -> Decision:
+    """One step from ``carried``, the core's state after the step before; call it inside ``agent.acting()``."""
+    state = agent.reset_state(carried, start)
     logits, value, after = agent.step(obs, state)
     action, log_prob = sample(logits, noise, agent.action_nvec)
-    return Acted(state=state, action=action, log_prob=log_prob, value=value, after=after)
+    return Decision(state=state, action=action, log_prob=log_prob, value=value, after=after)
 
 
 class Actor:
-    """Calls :func:`act`, on a GPU through a graph that it captures at its first call (of fixed shapes from then on)."""
+    """Calls :func:`decide`; on a GPU through a graph, captured at the first call, whose shapes then hold.
+
+    What it returns there is overwritten by its next call: ``clone`` what is to stay.
+    """
 
     def __init__(self, agent: Agent) -> None:
-        self._agent = agent
+        self.agent = agent
         self._graph: torch.cuda.CUDAGraph | None = None
         self._captures = agent.device.type == "cuda"
+
+    @property
+    def captured(self) -> bool:
+        """Whether it acts through a graph."""
+        return self._graph is not None
 
     def __call__(
         self,
         obs: Obs,
-        after: Float[Tensor, "N D"],
+        carried: Float[Tensor, "N D"],
         start: Bool[Tensor, "N"],
         noise: Float[Tensor, "N A"],
-    ) -> Acted:
+    ) -> Decision:
         if self._captures:
             self._captures = False
             try:
-                self._capture(obs, after, start, noise)
+                self._capture(obs, carried, start, noise)
             except RuntimeError as error:
                 reason = " ".join(str(error).split())[:200]
                 warnings.warn(f"acting without a CUDA graph, slower: it could not be captured ({reason})", stacklevel=2)
         if self._graph is None:
-            return act(self._agent, obs, after, start, noise)
-        self._fill(obs, after, start, noise)
+            return decide(self.agent, obs, carried, start, noise)
+        for key, x in obs.items():
+            self._obs[key].copy_(x)
+        self._carried.copy_(carried)
+        self._start.copy_(start)
+        self._noise.copy_(noise)
         self._graph.replay()
-        return self._acted
+        return self._decision
 
-    def _capture(self, obs: Obs, after: Tensor, start: Tensor, noise: Tensor) -> None:
+    def _capture(self, obs: Obs, carried: Tensor, start: Tensor, noise: Tensor) -> None:
         self._obs = {key: x.clone() for key, x in obs.items()}
-        self._after, self._start, self._noise = after.clone(), start.clone(), noise.clone()
+        self._carried, self._start, self._noise = carried.clone(), start.clone(), noise.clone()
         side, current = torch.cuda.Stream(), torch.cuda.current_stream()
         side.wait_stream(current)
         with torch.cuda.stream(side):  # libraries choose their algorithms and allocate before anything is captured
             for _ in range(3):
-                act(self._agent, self._obs, self._after, self._start, self._noise)
+                decide(self.agent, self._obs, self._carried, self._start, self._noise)
         current.wait_stream(side)
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph):
-            self._acted = act(self._agent, self._obs, self._after, self._start, self._noise)
+            self._decision = decide(self.agent, self._obs, self._carried, self._start, self._noise)
         self._graph = graph
-
-    def _fill(self, obs: Obs, after: Tensor, start: Tensor, noise: Tensor) -> None:
-        for key, x in obs.items():
-            self._obs[key].copy_(x, non_blocking=True)
-        self._after.copy_(after)
-        self._start.copy_(start)
-        self._noise.copy_(noise)

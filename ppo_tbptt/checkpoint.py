@@ -52,7 +52,7 @@ def save_checkpoint(path: Path, tree: dict[str, Any]) -> None:
     with replacing(path) as file:
         hashing = _Hashing(file)
         try:
-            torch.save(tree, hashing)
+            torch.save(tree, hashing)  # type: ignore[arg-type]  # it needs no more than these two methods
         except RuntimeError as error:  # torch's zip writer, on top of the OSError of the file
             if isinstance(error.__context__, OSError):
                 raise error.__context__ from None

@@ -4,12 +4,12 @@ from dataclasses import dataclass, field
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float
 from torch import Tensor
 
+from ppo_tbptt.acting import Actor
 from ppo_tbptt.envs import Episode, LevelSeeds, VectorEnv
 from ppo_tbptt.models import Agent
-from ppo_tbptt.models.heads import sample
 from ppo_tbptt.timing import Timer
 from ppo_tbptt.types import Carry, Obs, Rollout
 
@@ -29,43 +29,6 @@ class Collected:
 
 
 @dataclass(slots=True)
-class _Decision:
-    """What the agent makes of N observations."""
-
-    state: Float[Tensor, "N D"]
-    """What the core was fed."""
-    action: Int[Tensor, "N A"]
-    log_prob: Float[Tensor, "N A"]
-    value: Float[Tensor, "N"]
-    after: Float[Tensor, "N D"]
-    """The core's state after the step."""
-
-    @classmethod
-    def make(cls, agent: Agent, obs: Obs, carried: Tensor, start: Tensor, noise: Tensor) -> "_Decision":
-        state = agent.reset_state(carried, start)
-        logits, value, after = agent.step(obs, state)
-        action, log_prob = sample(logits, noise, agent.action_nvec)
-        return cls(state=state, action=action, log_prob=log_prob, value=value, after=after)
-
-    def store(self, storage: Rollout, t: int, start: Bool[Tensor, "N"]) -> None:
-        storage.start[t] = start
-        storage.state[t] = self.state
-        storage.action[t] = self.action
-        storage.log_prob[t] = self.log_prob
-        storage.value[t] = self.value
-
-    def where(self, rows: Bool[Tensor, "N"], other: "_Decision") -> "_Decision":
-        """This one in ``rows``, the other elsewhere."""
-        return _Decision(
-            state=torch.where(rows[:, None], self.state, other.state),
-            action=torch.where(rows[:, None], self.action, other.action),
-            log_prob=torch.where(rows[:, None], self.log_prob, other.log_prob),
-            value=torch.where(rows, self.value, other.value),
-            after=torch.where(rows[:, None], self.after, other.after),
-        )
-
-
-@dataclass(slots=True)
 class _Cuts:
     """Episodes that a failure cut: where, and the value of what would have come next."""
 
@@ -80,7 +43,7 @@ class _Cuts:
         if t > 0:  # else the last completed step is the previous rollout's, which counted on this very value
             self.t.append(t - 1)
             self.rows.append(rows)
-            self.next_value.append(value)
+            self.next_value.append(value.clone())
 
     def mark(self, storage: Rollout) -> None:
         """Truncate the cut episodes at their last completed steps."""
@@ -103,7 +66,7 @@ class _FinalObservations:
             self.t.append(t)
             self.n.append(n)
             self.obs.append({key: x[n].copy() for key, x in envs.final_obs.items()})
-            self.state.append(after[n])
+            self.state.append(after[n].clone())
 
     def value(self, agent: Agent) -> Float[Tensor, "E"]:
         obs = {key: torch.from_numpy(np.stack([o[key] for o in self.obs])).to(agent.device) for key in self.obs[0]}
@@ -133,7 +96,7 @@ def _restart(envs: VectorEnv, seeds: LevelSeeds, lost: np.ndarray | None) -> Non
 def collect(
     envs: VectorEnv,
     seeds: LevelSeeds,
-    agent: Agent,
+    actor: Actor,
     carry: Carry,
     storage: Rollout,
     noise: Float[Tensor, "T N A"],
@@ -146,13 +109,14 @@ def collect(
     successor: 0 where terminated, V(final observation, state after the step) where truncated, and the next step's
     value otherwise, the last one from the carried observation and state.
     """
-    with agent.acting():
-        return _collect(envs, seeds, agent, carry, storage, noise, timer)
+    with actor.agent.acting():
+        return _collect(envs, seeds, actor, carry, storage, noise, timer)
 
 
 def _collect(
-    envs: VectorEnv, seeds: LevelSeeds, agent: Agent, carry: Carry, storage: Rollout, noise: Tensor, timer: Timer
+    envs: VectorEnv, seeds: LevelSeeds, actor: Actor, carry: Carry, storage: Rollout, noise: Tensor, timer: Timer
 ) -> Collected:
+    agent = actor.agent
     device = agent.device
     noise = noise.to(device)
     current: Obs = {key: torch.from_numpy(x) for key, x in envs.obs.items()}  # views of shared memory
@@ -168,7 +132,7 @@ def _collect(
     for t in range(storage.num_steps):
         with timer("inference"):
             obs = {key: x[t] for key, x in storage.obs.items()}  # views
-            decision = _Decision.make(agent, obs, carried, start, noise[t])
+            decision = actor(obs, carried, start, noise[t])
             decision.store(storage, t, start)
             host_action = decision.action.cpu().numpy()
         with timer("environments"):
@@ -180,7 +144,8 @@ def _collect(
                 for key, x in current.items():
                     obs[key][lost] = x[torch.from_numpy(outcome.lost)].to(device)
                 start = start | lost
-                decision = _Decision.make(agent, obs, carried, start, noise[t]).where(lost, decision)
+                kept = decision.clone()
+                decision = actor(obs, carried, start, noise[t]).where(lost, kept)
                 decision.store(storage, t, start)
                 host_action = decision.action.cpu().numpy()
                 outcome = envs.step_lost(host_action, seeds.current)
@@ -198,7 +163,7 @@ def _collect(
                 for key, x in current.items():
                     storage.obs[key][t + 1].copy_(x)
 
-    carry = Carry(obs={key: x.to(device, copy=True) for key, x in current.items()}, start=start, state=carried)
+    carry = Carry(obs={key: x.to(device, copy=True) for key, x in current.items()}, start=start, state=carried.clone())
     storage.reward.copy_(torch.from_numpy(reward))
     storage.terminated.copy_(torch.from_numpy(terminated))
     storage.truncated.copy_(torch.from_numpy(truncated))

@@ -63,7 +63,7 @@ class Streams:
 def _numpy_state() -> Float64[Tensor, "627"]:
     """NumPy's Mersenne twister: 624 words (a double holds each exactly), position, and a normal number kept over."""
     _, key, position, has_gauss, gauss = np.random.get_state(legacy=True)
-    return torch.tensor([*key.tolist(), position, has_gauss, gauss], dtype=torch.float64)
+    return torch.tensor([*map(int, key), position, has_gauss, gauss], dtype=torch.float64)
 
 
 def _python_state() -> Float64[Tensor, "627"]:

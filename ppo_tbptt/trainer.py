@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ppo_tbptt.acting import Actor
 from ppo_tbptt.advantages import gae
 from ppo_tbptt.checkpoint import CheckpointError, load_checkpoint, save_checkpoint
 from ppo_tbptt.config import Config
@@ -101,6 +102,7 @@ class Trainer(Iterator[Report]):
     ) -> None:
         config, spec = self.config, self.envs.spec
         self.agent = build_agent(config, spec, self.device)
+        self._actor = Actor(self.agent)
         self.streams = Streams(config.seed, self.world, self.device)
         self.learner = Learner(
             self.agent,
@@ -210,7 +212,7 @@ class Trainer(Iterator[Report]):
             generator=self.streams.noise,
         )
         timer = Timer()
-        collected = collect(self.envs, self.seeds, self.agent, self._carry, self._storage, noise, timer)
+        collected = collect(self.envs, self.seeds, self._actor, self._carry, self._storage, noise, timer)
         targets = self._targets(collected.rollout)
         stats = self._update(collected.rollout, targets, timer)
         self._carry = collected.carry

@@ -1,15 +1,21 @@
 """On a GPU: the same numbers as on the CPU, within the arithmetic's tolerance. Skipped where there is none."""
 
 from dataclasses import fields, replace
+from pathlib import Path
 
 import pytest
 import torch
+from configs_for_tests import tiny
 from helpers import NVEC, fake_rollout, fake_targets, small_agent
 from test_gradients import loss_of_sequences
 
+from ppo_tbptt.acting import Actor, decide
+from ppo_tbptt.checkpoint import load_checkpoint
 from ppo_tbptt.models import CORES, Agent
 from ppo_tbptt.models.heads import log_prob_and_entropy
+from ppo_tbptt.run_dir import RunDir
 from ppo_tbptt.sequences import cut, gather
+from ppo_tbptt.trainer import Trainer
 from ppo_tbptt.types import Rollout
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA here")
@@ -66,3 +72,48 @@ def test_the_published_network_in_bfloat16() -> None:
         got = agent.step({"obs": frames["obs"].to(CUDA)}, state.to(CUDA))
     for x, y in zip(want, got, strict=True):
         torch.testing.assert_close(x, y.cpu(), rtol=0.05, atol=0.05)
+
+
+@pytest.mark.parametrize("core", CORES)
+@pytest.mark.parametrize("precision", [torch.float32, torch.bfloat16])
+def test_the_captured_graph_acts_like_plain_calls_also_when_the_weights_have_changed(
+    core: str, precision: torch.dtype
+) -> None:
+    agent = small_agent(core, 2).to(CUDA)
+    agent.precision = precision
+    actor = Actor(agent)
+    for change in range(3):
+        with torch.no_grad():
+            for p in agent.parameters():
+                p.mul_(1.0 + 0.1 * change)
+        with agent.acting():
+            after = torch.randn(4, agent.core.state_size, device=CUDA)
+            for _ in range(3):
+                obs = {"obs": torch.randn(4, 5, device=CUDA)}
+                start, noise = torch.rand(4, device=CUDA) < 0.3, torch.rand(4, len(NVEC), device=CUDA)
+                want, got = decide(agent, obs, after, start, noise).clone(), actor(obs, after, start, noise)
+                for f in fields(want):
+                    torch.testing.assert_close(getattr(got, f.name), getattr(want, f.name), rtol=1e-3, atol=1e-4)
+                after = got.after
+    assert actor.captured
+
+
+def test_a_resumed_run_on_cuda(tmp_path: Path) -> None:
+    """20 iterations, interrupted after each third: within the arithmetic's tolerance, and bit for bit if asked."""
+    for deterministic in (False, True):
+        config = tiny(device="cuda", deterministic=deterministic, precision="float32", total_steps=64 * 20)
+        folder = tmp_path / str(deterministic)
+        with Trainer(config, folder / "whole") as trainer:
+            list(trainer)
+        with Trainer(config, folder / "parts") as trainer:
+            next(trainer)
+            trainer.save()
+        while trainer.iteration < 20:
+            with Trainer.resume(folder / "parts") as trainer:
+                for _ in range(min(3, 20 - trainer.iteration)):
+                    next(trainer)
+                trainer.save()
+        whole, parts = (load_checkpoint(RunDir(folder / name).newest())["agent"] for name in ("whole", "parts"))
+        tolerance = 0.0 if deterministic else 1e-3
+        for name in whole:
+            torch.testing.assert_close(parts[name], whole[name], rtol=tolerance, atol=tolerance)

@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from ppo_tbptt.acting import Actor
 from ppo_tbptt.envs import LevelSeeds, VectorEnv
 from ppo_tbptt.envs.toy_fixtures import tracer_length, tracer_reward, tracer_terminates
 from ppo_tbptt.models import Agent
@@ -59,7 +60,7 @@ def test_every_field_of_every_row(num_workers: int) -> None:
         fresh = [True] * ENVS
         ended = 0
         for number in range(2):
-            result = collect(envs, seeds, agent, carry, storage(agent), noise(number), Timer())
+            result = collect(envs, seeds, Actor(agent), carry, storage(agent), noise(number), Timer())
             rollout, carry = result.rollout, result.carry
             for t in range(STEPS):
                 obs = torch.tensor(place, dtype=torch.float32)
@@ -116,8 +117,8 @@ def test_replay_of_collected_rollouts() -> None:
     agent = tracer_agent()
     with tracer() as (envs, seeds):
         carry = begin(envs, seeds, agent)
-        carry = collect(envs, seeds, agent, carry, storage(agent), noise(0), Timer()).carry
-        rollout = collect(envs, seeds, agent, carry, storage(agent), noise(1), Timer()).rollout
+        carry = collect(envs, seeds, Actor(agent), carry, storage(agent), noise(0), Timer()).carry
+        rollout = collect(envs, seeds, Actor(agent), carry, storage(agent), noise(1), Timer()).rollout
     assert rollout.state[0].abs().max() > 0.01
     targets = Targets(advantage=torch.zeros(STEPS, ENVS), ret=torch.zeros(STEPS, ENVS))
     for length in (1, 3, 16, None):
@@ -139,7 +140,9 @@ def test_dropout_does_not_act_while_acting() -> None:
     for _ in range(2):
         with tracer() as (envs, seeds):
             values.append(
-                collect(envs, seeds, agent, begin(envs, seeds, agent), storage(agent), noise(), Timer()).rollout.value
+                collect(
+                    envs, seeds, Actor(agent), begin(envs, seeds, agent), storage(agent), noise(), Timer()
+                ).rollout.value
             )
         agent.train()
     assert torch.equal(*values)
@@ -160,7 +163,7 @@ def test_images_stay_bytes_and_channels_last(env_id: str) -> None:
         )
         seeds = LevelSeeds(0, 2, 0, 10)
         draws = torch.rand(5, 2, len(envs.spec.action_nvec))
-        rollout = collect(envs, seeds, agent, begin(envs, seeds, agent), kept, draws, Timer()).rollout
+        rollout = collect(envs, seeds, Actor(agent), begin(envs, seeds, agent), kept, draws, Timer()).rollout
     frames = rollout.obs["image" if "Dict" in env_id else "obs"]
     assert frames.dtype == torch.uint8
     assert frames.shape == (5, 2, 84, 84, 3)

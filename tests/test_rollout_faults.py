@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from ppo_tbptt.acting import Actor
 from ppo_tbptt.envs import LevelSeeds, VectorEnv, WorkerError
 from ppo_tbptt.models import Agent
 from ppo_tbptt.rollout import Collected, begin, collect
@@ -51,7 +52,7 @@ def run(envs: VectorEnv, seeds: LevelSeeds, agent: Agent, carry: Carry, number: 
         state_size=agent.core.state_size,
         device=torch.device("cpu"),
     )
-    return collect(envs, seeds, agent, carry, storage, noise, Timer())
+    return collect(envs, seeds, Actor(agent), carry, storage, noise, Timer())
 
 
 class Simulation:

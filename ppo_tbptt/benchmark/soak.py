@@ -1,0 +1,90 @@
+"""A long training that is watched: does memory grow, do files, threads or processes pile up, does it slow down?"""
+
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import mean, median
+from time import monotonic
+
+from ppo_tbptt.benchmark.memory import MEGABYTE, process_bytes
+from ppo_tbptt.config import Config
+from ppo_tbptt.metrics import read_metrics
+from ppo_tbptt.trainer import Trainer
+
+WARMUP = 0.2
+"""Share of the time after which everything should have its final size."""
+MEMORY_GROWTH = 0.02
+"""How much more memory all processes may hold in the last fifth than in the one after the warm-up."""
+SLOWDOWN = 0.05
+"""How much fewer steps per second (median) the last fifth may make."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sample:
+    """One look at all processes of the training, between two iterations."""
+
+    minutes: float
+    memory_mb: float
+    files: int
+    threads: int
+    processes: int
+    steps_per_second: float
+    """Since the look before."""
+
+
+def soak(config: Config, run_dir: Path, *, minutes: float, seconds_between: float) -> Iterator[Sample]:
+    """Train for so long and look every so often (Linux only).
+
+    Raises:
+        RuntimeError: the config's training is over before that.
+    """
+    with Trainer(config, run_dir) as trainer:
+        began = looked = monotonic()
+        steps = 0
+        for _ in trainer:
+            steps += trainer.batch_size
+            now = monotonic()
+            if now - looked >= seconds_between:
+                yield _look(trainer, (now - began) / 60, steps / (now - looked))
+                looked, steps = monotonic(), 0
+            if now - began >= 60 * minutes:
+                return
+    raise RuntimeError(f"the training was over within {minutes:g} minutes; give it more total_steps")
+
+
+def _look(trainer: Trainer, minutes: float, steps_per_second: float) -> Sample:
+    own = os.getpid()
+    children = Path(f"/proc/{own}/task/{own}/children").read_text(encoding="ascii").split()
+    pids = [own, *map(int, children)]
+    assert set(trainer.envs.worker_pids) <= set(pids)
+    return Sample(
+        minutes=minutes,
+        memory_mb=sum(process_bytes(pid) for pid in pids) / MEGABYTE,
+        files=sum(len(os.listdir(f"/proc/{pid}/fd")) for pid in pids),
+        threads=sum(len(os.listdir(f"/proc/{pid}/task")) for pid in pids),
+        processes=len(pids),
+        steps_per_second=steps_per_second,
+    )
+
+
+def problems(samples: Sequence[Sample], metrics: Path) -> list[str]:
+    """What grew, slowed down or is missing, a line each."""
+    total = samples[-1].minutes
+    first = [s for s in samples if WARMUP * total <= s.minutes < 2 * WARMUP * total]
+    last = [s for s in samples if s.minutes >= (1 - WARMUP) * total]
+    found = []
+    before, after = mean(s.memory_mb for s in first), mean(s.memory_mb for s in last)
+    if after > (1 + MEMORY_GROWTH) * before:
+        found.append(f"memory grew from {before:.1f} to {after:.1f} MB")
+    for name in ("files", "threads", "processes"):
+        most_before, most_after = (max(getattr(s, name) for s in part) for part in (first, last))
+        if most_after > most_before:
+            found.append(f"{name} grew from {most_before} to {most_after}")
+    fast, slow = median(s.steps_per_second for s in first), median(s.steps_per_second for s in last)
+    if slow < (1 - SLOWDOWN) * fast:
+        found.append(f"steps per second fell from {fast:,.0f} to {slow:,.0f}")
+    iterations = [row["iteration"] for row in read_metrics(metrics)]
+    if iterations != list(range(1, len(iterations) + 1)):
+        found.append(f"{metrics} does not hold each of {len(iterations)} iterations once")
+    return found

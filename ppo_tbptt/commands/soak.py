@@ -1,0 +1,44 @@
+"""``soak``: train for long and watch memory, files, threads, processes and speed."""
+
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+from rich.console import Console
+
+from ppo_tbptt.benchmark.soak import Sample, problems, soak
+from ppo_tbptt.commands.parser import Parser, minutes
+from ppo_tbptt.config import Config, parse_overrides
+
+
+def run(argv: list[str]) -> int:
+    parser = Parser(
+        "soak",
+        "Train for long and watch memory, files, threads, processes and speed; exit code 1 if any went wrong.",
+        "Every field of the config can be set, as for train.",
+    )
+    parser.add_argument("config", type=Path, metavar="CONFIG", help="such as configs/toy_poc_memory.toml")
+    parser.option("--minutes", type=minutes, default=30.0, help="for how long (default 30)")
+    args, rest = parser.parse_with_overrides(argv)
+    config = Config.load(args.config, {"total_steps": "1e12", **parse_overrides(rest)})
+    console = Console(width=100, highlight=False)
+    samples: list[Sample] = []
+    with TemporaryDirectory() as folder:
+        watched = soak(
+            config, Path(folder) / "run", minutes=args.minutes, seconds_between=max(1.0, 60 * args.minutes / 120)
+        )
+        for sample in watched:
+            samples.append(sample)
+            if len(samples) % 10 == 1:
+                console.print(_line(sample))
+        found = problems(samples, Path(folder) / "run" / "metrics.jsonl")
+    console.print(_line(samples[-1]))
+    for problem in found:
+        console.print(problem)
+    if not found:
+        console.print("nothing grew, nothing slowed down, and the metrics are whole")
+    return 1 if found else 0
+
+
+def _line(s: Sample) -> str:
+    counts = f"{s.files:>4} files  {s.threads:>3} threads  {s.processes:>2} processes"
+    return f"{s.minutes:>6.1f} min  {s.memory_mb:>8.1f} MB  {counts}  {s.steps_per_second:>8,.0f} steps/s"
