@@ -23,9 +23,10 @@ LAYERS = """
     benchmark.* analysis.*
     console
     trainer
-    evaluation watch
+    evaluation export watch
     policy
     run_dir
+    weights
     checkpoint metrics
     learner rollout
     sharing streams

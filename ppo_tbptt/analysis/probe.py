@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from ppo_tbptt.config import EnvConfig
-from ppo_tbptt.disturbances import AddNoise, Disturbance, Measure, Shuffle
+from ppo_tbptt.disturbances import AddNoise, Measure, Shuffle
 from ppo_tbptt.evaluation import Evaluation, evaluate
 from ppo_tbptt.intervals import Estimate
 from ppo_tbptt.models import Agent
@@ -90,7 +90,7 @@ def probe(
     trials: list[Trial] = []
     total: int | None = None
 
-    def play(kind: Any, amount: float | None = None, **how: int | Disturbance) -> Evaluation:
+    def play(kind: Any, amount: float | None = None, **how: Any) -> Evaluation:
         def report(finished: int) -> None:
             if progress is not None:
                 progress(len(trials) * len(seeds) * repeats + finished, total)
@@ -103,7 +103,7 @@ def probe(
             sampling_seed=sampling_seed,
             progress=report,
             **protocol,
-            **how,  # type: ignore[arg-type]
+            **how,
         )
         trials.append(Trial(kind=kind, amount=amount, measures=evaluation.measures, capped=evaluation.capped))
         return evaluation

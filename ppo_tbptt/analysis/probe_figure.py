@@ -62,7 +62,8 @@ def _label(figure: Figure, lines: Sequence[tuple[Trial, str, str, object]], name
     """The names of horizontal lines at their right ends, moved apart where they would overlap."""
     axes = figure.axes[0]
     bottom, top = axes.get_ylim()
-    order = sorted(reversed(lines), key=lambda line: line[0].measures[name].mean)
+    order = sorted(lines, key=lambda line: line[0].measures[name].mean, reverse=True)
+    order.reverse()  # of equals the first is the highest
     wanted = [(line[0].measures[name].mean - bottom) / (top - bottom) for line in order]
     for (trial, text, color, _), y, place in zip(order, wanted, _apart(wanted, 0.06), strict=True):
         axes.annotate(
@@ -86,7 +87,7 @@ def _label(figure: Figure, lines: Sequence[tuple[Trial, str, str, object]], name
 
 
 def _apart(places: Sequence[float], gap: float) -> list[float]:
-    """Rising ``places`` between 0 and 1, at least ``gap`` apart, each as near to where it was as a single sweep gets."""
+    """Rising ``places`` between 0 and 1, at least ``gap`` apart, and about where they were."""
     moved = np.array(places, dtype=np.float64)
     for i in range(1, len(moved)):
         moved[i] = max(moved[i], moved[i - 1] + gap)
