@@ -13,6 +13,7 @@ import torch
 from configs_for_tests import tiny
 from safetensors.torch import load_file, save_file
 
+import ppo_tbptt.policy
 from ppo_tbptt import export
 from ppo_tbptt.checkpoint import CheckpointError
 from ppo_tbptt.cli import main
@@ -219,6 +220,29 @@ def test_hostile_weights_are_refused_in_one_line(case: str, tmp_path: Path) -> N
     save_file(load_file(good), bad, {key: value for key, value in metadata.items() if value is not None})
     with pytest.raises(CheckpointError, match=r"^\S*bad\.safetensors: [^\n]*$"):
         Policy.load(bad)
+
+
+def test_a_file_is_not_given_more_memory_than_it_brings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    policy = untrained("PocMemory", "gru")
+    giant = policy.config.replace(core={"hidden_size": 4_000})
+    save_weights(tmp_path / "a.safetensors", policy.agent.state_dict(), giant, policy.spec, 7)
+    built: list[str] = []
+
+    def build(config: Config, spec: Any, device: torch.device) -> Any:
+        built.append(device.type)
+        return build_agent(config, spec, device)
+
+    monkeypatch.setattr(ppo_tbptt.policy, "build_agent", build)
+    with pytest.raises(CheckpointError, match=r"expected, .* found"):
+        Policy.load(tmp_path / "a.safetensors")
+    assert built == ["meta"]
+
+
+def test_onnxruntime_is_not_needed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("onnxscript")
+    monkeypatch.setitem(sys.modules, "onnxruntime", None)
+    assert not export_onnx(untrained("PocMemory", "gru"), tmp_path / "a.onnx").run
+    assert (tmp_path / "a.onnx").exists()
 
 
 def test_files_that_are_no_safetensors(tmp_path: Path) -> None:
