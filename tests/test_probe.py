@@ -79,6 +79,10 @@ def test_the_command_leaves_table_figures_and_picture(run: Path, capsys: pytest.
     assert tree["checkpoint"].endswith("iteration_0000001.pt")
     assert (tree["headline"], tree["longest"], tree["env_steps"]) == ("success", 6, 64)
     assert set(tree["trials"][0]["measures"]["success"]) == {"mean", "ci95"}
+    # What reads a run's evaluations finds the undisturbed one in it.
+    assert main(["evaluate", str(run), *SMALL, "--max-steps", "6", "--json", str(run.parent / "same.json")]) == 0
+    same = json.loads((run.parent / "same.json").read_text())
+    assert {key: tree[key] for key in same} == same
     assert data.with_suffix(".png").read_bytes().startswith(b"\x89PNG")
 
 

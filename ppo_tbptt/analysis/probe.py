@@ -58,11 +58,9 @@ class Probe:
         return [trial for trial in self.trials if trial.kind == kind]
 
     def to_dict(self) -> dict[str, Any]:
-        shared = self.intact.to_dict()
-        for key in ("per_episode", "measures", "capped", "forget_every"):
-            del shared[key]
+        """The undisturbed evaluation, as any other, and the trials beside it."""
         trials = [trial.to_dict() for trial in self.trials]
-        return {**shared, "longest": self.longest, "state_rms": self.state_rms, "trials": trials}
+        return {**self.intact.to_dict(), "longest": self.longest, "state_rms": self.state_rms, "trials": trials}
 
 
 def probe(
