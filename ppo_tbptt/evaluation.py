@@ -8,6 +8,7 @@ import numpy as np
 import torch
 
 from ppo_tbptt.config import EnvConfig
+from ppo_tbptt.disturbances import Disturbance, EpisodeKey
 from ppo_tbptt.envs import EnvSpec, Episode, VectorEnv
 from ppo_tbptt.intervals import Estimate, estimate
 from ppo_tbptt.models import Agent
@@ -51,10 +52,7 @@ class Evaluation:
             "forget_every": self.forget_every,
             "capped": self.capped,
             "headline": self.headline,
-            "measures": {
-                name: {"mean": e.mean, "ci95": None if e.ci95 is None else list(e.ci95)}
-                for name, e in self.measures.items()
-            },
+            "measures": {name: e.to_dict() for name, e in self.measures.items()},
             "per_episode": self.per_episode,
         }
 
@@ -64,13 +62,13 @@ class _Jobs:
 
     def __init__(self, seeds: Sequence[int], repeats: int, num_envs: int) -> None:
         self._waiting = [(seed, repeat) for seed in seeds for repeat in range(repeats)][::-1]
-        self.now: list[tuple[int, int] | None] = [self._pop() for _ in range(num_envs)]
-        self.next: list[tuple[int, int] | None] = [self._pop() for _ in range(num_envs)]
+        self.now: list[EpisodeKey | None] = [self._pop() for _ in range(num_envs)]
+        self.next: list[EpisodeKey | None] = [self._pop() for _ in range(num_envs)]
 
-    def _pop(self) -> tuple[int, int] | None:
+    def _pop(self) -> EpisodeKey | None:
         return self._waiting.pop() if self._waiting else None
 
-    def finish(self, env: int) -> tuple[int, int]:
+    def finish(self, env: int) -> EpisodeKey:
         done = self.now[env]
         if done is None:
             raise AssertionError(f"environment {env} ended an episode without having one to play")
@@ -78,11 +76,11 @@ class _Jobs:
         return done
 
 
-def _seed_array(jobs: list[tuple[int, int] | None]) -> np.ndarray:
+def _seed_array(jobs: list[EpisodeKey | None]) -> np.ndarray:
     return np.array([-1 if job is None else job[0] for job in jobs], dtype=np.int64)
 
 
-def _noise(job: tuple[int, int] | None, sampling_seed: int) -> np.random.Generator:
+def _noise(job: EpisodeKey | None, sampling_seed: int) -> np.random.Generator:
     """The action noise of one episode: a function of the sampling seed, the level seed and the repeat alone."""
     return np.random.default_rng((sampling_seed, *(job or (0, 0))))
 
@@ -97,6 +95,7 @@ def evaluate(
     sampling_seed: int = 0,
     max_steps: int = 16_384,
     forget_every: int | None = None,
+    disturb: Disturbance | None = None,
     num_workers: int | Literal["auto"] = "auto",
     progress: Callable[[int], None] | None = None,
 ) -> Evaluation:
@@ -105,8 +104,8 @@ def evaluate(
     Several run in parallel, each environment with its own recurrent state, reset where an episode starts. The same
     agent, seeds and ``sampling_seed`` give the same numbers whatever the number of workers. An episode that reaches
     ``max_steps`` is cut there and counted as capped. ``forget_every = k`` wipes the recurrent state every k steps of
-    an episode, which shows what the agent owes to its memory. ``progress`` is called with the number of finished
-    episodes.
+    an episode, which shows what the agent owes to its memory; ``disturb`` does anything else to it
+    (:mod:`ppo_tbptt.disturbances`). ``progress`` is called after every step with the number of finished episodes.
 
     Raises:
         EnvError, WorkerError: see :mod:`ppo_tbptt.envs`.
@@ -131,12 +130,15 @@ def evaluate(
         spec = envs.spec
         envs.reset(_seed_array(jobs.now))
         generators = [_noise(job, sampling_seed) for job in jobs.now]
-        start = torch.ones(num_envs, dtype=torch.bool, device=device)
         state = agent.core.initial_state(num_envs)
         age = np.zeros(num_envs, dtype=np.int64)  # steps done in the current episode
         while any(job is not None for job in jobs.now):
             obs = {key: torch.from_numpy(x).to(device, copy=True) for key, x in envs.obs.items()}
-            logits, _, state = agent.step(obs, agent.reset_state(state, start))
+            wipe = age == 0 if forget_every is None else age % forget_every == 0
+            state = agent.reset_state(state, torch.from_numpy(wipe).to(device))
+            if disturb is not None:
+                state = disturb(state, age, jobs.now)
+            logits, _, state = agent.step(obs, state)
             if greedy:
                 action = mode(logits, nvec)
             else:
@@ -144,13 +146,11 @@ def evaluate(
                 action, _ = sample(logits, torch.from_numpy(noise).to(device), nvec)
             outcome = envs.step(action.cpu().numpy(), _seed_array(jobs.next))
             age = np.where(outcome.terminated | outcome.truncated, 0, age + 1)
-            wipe = age == 0 if forget_every is None else age % forget_every == 0
-            start = torch.from_numpy(wipe).to(device)
             for episode in outcome.episodes:
                 _, repeat = jobs.finish(episode.index)
                 generators[episode.index] = _noise(jobs.now[episode.index], sampling_seed)
                 finished.append((repeat, episode))
-            if outcome.episodes and progress is not None:
+            if progress is not None:
                 progress(len(finished))
     finished.sort(key=lambda item: (item[1].seed, item[0]))
     rows = [

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -12,6 +13,9 @@ class Estimate:
 
     mean: float
     ci95: tuple[float, float] | None
+
+    def to_dict(self) -> dict[str, Any]:
+        return {"mean": self.mean, "ci95": None if self.ci95 is None else list(self.ci95)}
 
 
 def estimate(per_level: Sequence[Sequence[float]], *, proportion: bool) -> Estimate:

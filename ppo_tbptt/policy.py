@@ -8,13 +8,14 @@ import torch
 from torch import Tensor
 
 from ppo_tbptt.checkpoint import CheckpointError, load_checkpoint
-from ppo_tbptt.config import Config, ConfigError
+from ppo_tbptt.config import Config
 from ppo_tbptt.device import prepare_device
 from ppo_tbptt.envs import EnvSpec
 from ppo_tbptt.models import Agent
 from ppo_tbptt.models.build import build_agent
 from ppo_tbptt.models.heads import mode, sample
 from ppo_tbptt.run_dir import resolve_checkpoint
+from ppo_tbptt.weights import SUFFIX, load_weights
 
 
 class Policy:
@@ -42,20 +43,23 @@ class Policy:
 
     @classmethod
     def load(cls, path: str | Path, *, device: str = "cpu") -> "Policy":
-        """From a run's folder (its newest checkpoint) or a checkpoint file.
+        """From a run's folder (its newest checkpoint), a checkpoint file or exported weights (``.safetensors``).
 
         Raises:
             CheckpointError, RunDirError: nothing that can be loaded is there.
+            DeviceError: there is no such device.
         """
         file = resolve_checkpoint(Path(path))
-        tree = load_checkpoint(file)
+        tree = load_weights(file) if file.suffix == SUFFIX else load_checkpoint(file)
+        where = prepare_device(device)
         try:
             config = Config.from_dict(tree["config"], source=str(file))
             spec = EnvSpec.from_json(tree["spec"])
-            agent = build_agent(config, spec, prepare_device(device))
+            _check_shapes(config, spec, tree["agent"])
+            agent = build_agent(config, spec, where)
             agent.load_state_dict(tree["agent"])
             env_steps = int(tree["env_steps"])
-        except (ConfigError, KeyError, TypeError, ValueError, RuntimeError) as error:
+        except Exception as error:  # the file may hold anything
             reason = " ".join(str(error).split())[:200]
             raise CheckpointError(f"{file}: its weights and its config don't belong together ({reason})") from error
         return cls(agent, spec, config, env_steps=env_steps)
@@ -117,3 +121,17 @@ class Policy:
         if len(batched) != 1:
             raise ValueError("some observations have a batch axis and some have none")
         return tensors, batched.pop()
+
+
+def _check_shapes(config: Config, spec: EnvSpec, weights: dict[str, Tensor]) -> None:
+    """Before memory is taken for it: whether the agent that a file describes has the weights that the file holds.
+
+    Raises:
+        ValueError: other names or shapes.
+    """
+    with torch.device("meta"):
+        expected = build_agent(config, spec, torch.device("meta")).state_dict()
+    for name in expected.keys() | weights.keys():
+        shapes = [list(tree[name].shape) if name in tree else "nothing" for tree in (expected, weights)]
+        if shapes[0] != shapes[1]:
+            raise ValueError(f"{name}: {shapes[0]} expected, {shapes[1]} found")

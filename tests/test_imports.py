@@ -24,9 +24,10 @@ LAYERS = """
     console
     trainer
     run_writer
-    evaluation watch
+    evaluation export watch
     policy continuing
     run_dir
+    weights
     checkpoint metrics journals
     learner rollout
     acting
@@ -43,7 +44,7 @@ LAYERS = """
     config_io
     config_tree
     config_values
-    advantages files intervals patience loss schedules sequences timing
+    advantages disturbances files intervals patience loss schedules sequences timing
     types transfer
 """
 RANK = {name: rank for rank, line in enumerate(LAYERS.strip().splitlines()) for name in line.split()}

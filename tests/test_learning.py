@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from ppo_tbptt import Config, Policy
+from ppo_tbptt.disturbances import Shuffle
 from ppo_tbptt.trainer import Trainer
 
 CONFIGS = Path(__file__).parent.parent / "configs"
@@ -72,6 +73,7 @@ def test_poc_memory_needs_and_uses_memory(kind: str) -> None:
     trainer = train("toy_poc_memory", core={"kind": kind})
     assert trainer.evaluate().measures["success"].mean > 0.95
     assert trainer.evaluate(forget_every=1).measures["success"].mean < 0.7
+    assert trainer.evaluate(disturb=Shuffle(0)).measures["success"].mean < 0.7  # what others remember is of no help
 
 
 @pytest.mark.slow

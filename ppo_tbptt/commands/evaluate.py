@@ -4,12 +4,11 @@ from pathlib import Path
 
 from rich.console import Console
 
-from ppo_tbptt.commands.parser import Parser, UsageError, env_overrides, positive, seed
+from ppo_tbptt.commands import levels
+from ppo_tbptt.commands.parser import Parser, positive
 from ppo_tbptt.commands.results import default_path, evaluate_with_progress, print_evaluation, save_evaluation
 from ppo_tbptt.commands.stop import Stop
 from ppo_tbptt.evaluation import evaluate
-from ppo_tbptt.policy import Policy
-from ppo_tbptt.run_dir import resolve_checkpoint
 
 
 def run(argv: list[str]) -> int:
@@ -18,53 +17,27 @@ def run(argv: list[str]) -> int:
         "Play held-out level seeds with a trained agent; the defaults are the published protocol.",
         'The task itself can be changed: --env.options.command-count "[3]".',
     )
-    parser.add_argument("path", type=Path, metavar="RUN_OR_CHECKPOINT", help="a run's folder (its newest checkpoint)")
-    parser.option("--num-seeds", type=positive, default=50, help="number of level seeds (default 50)")
-    parser.option("--first-seed", type=seed, default=200_000, help="the first of them (default 200000)")
-    parser.option("--repeats", type=positive, default=3, help="episodes per level seed (default 3)")
-    parser.option("--greedy", action="store_true", help="take the most probable action instead of sampling")
-    parser.option("--sampling-seed", type=seed, default=0, help="of the action noise (default 0)")
-    parser.option("--max-steps", type=positive, default=16_384, help="cut longer episodes (default 16384)")
+    levels.add_options(parser)
     parser.option("--forget-every", type=positive, help="wipe the recurrent state every so many steps of an episode")
-    parser.option("--num-workers", type=int, help="worker processes (default: one per core; 0: this process)")
-    parser.option("--device", default="auto", help="auto, cpu, cuda or cuda:N (default auto)")
     parser.option("--json", type=Path, metavar="FILE", help="write the result there too")
     args, rest = parser.parse_with_overrides(argv)
-    overrides = env_overrides(rest)
-    if args.num_workers is not None and args.num_workers < 0:
-        raise UsageError(f"--num-workers {args.num_workers}: must be 0 or more")
-    if args.json is not None and not args.json.parent.is_dir():
-        raise UsageError(f"--json {args.json}: there is no folder {args.json.parent}")
-    checkpoint = resolve_checkpoint(args.path)
-    policy = Policy.load(checkpoint, device=args.device)
-    env = policy.config.override(overrides).env
-    seeds = range(args.first_seed, args.first_seed + args.num_seeds)
+    levels.check_folder("--json", args.json)
     console = Console()
-    if seeds.start < env.first_seed + env.num_seeds and env.first_seed < seeds.stop:
-        console.print("note: these level seeds overlap the training seeds, so this is not a held-out evaluation")
-    with Stop() as stop:
+    asked = levels.load(args, rest, console)
+    with Stop(quiet=True) as stop:
         evaluation = evaluate_with_progress(
             lambda progress: evaluate(
-                policy.agent,
-                env,
-                seeds=seeds,
-                repeats=args.repeats,
-                greedy=args.greedy,
-                sampling_seed=args.sampling_seed,
-                max_steps=args.max_steps,
-                forget_every=args.forget_every,
-                num_workers="auto" if args.num_workers is None else args.num_workers,
-                progress=progress,
+                asked.policy.agent, asked.env, **asked.arguments, forget_every=args.forget_every, progress=progress
             ),
             "episodes",
             stop,
             console,
-            total=args.num_seeds * args.repeats,
+            total=asked.episodes,
         )
         if evaluation is None:
             return stop.code
-    target = args.json or (None if overrides else default_path(checkpoint, evaluation))
-    print_evaluation(save_evaluation(target, evaluation, checkpoint, policy.env_steps), console)
+    target = args.json or (None if asked.changed else default_path(asked.checkpoint, evaluation))
+    print_evaluation(save_evaluation(target, evaluation, asked.checkpoint, asked.policy.env_steps), console)
     if target is not None:
         console.print(f"written to {target}", highlight=False, soft_wrap=True)
     return 0

@@ -3,7 +3,7 @@
 import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from rich.console import Console
 from rich.progress import Progress
@@ -14,20 +14,25 @@ from ppo_tbptt.evaluation import Evaluation
 from ppo_tbptt.files import write_text
 from ppo_tbptt.intervals import Estimate
 
+Outcome = TypeVar("Outcome")
+
 
 class _Stopped(Exception):
     """The user asked to stop."""
 
 
 def evaluate_with_progress(
-    play: Callable[..., Evaluation], title: str, stop: Stop, console: Console, total: int | None = None
-) -> Evaluation | None:
-    """Call ``play(progress=...)`` under a progress bar; None where it was stopped by a signal."""
+    play: Callable[..., Outcome], title: str, stop: Stop, console: Console, total: int | None = None
+) -> Outcome | None:
+    """Call ``play(progress=...)`` under a progress bar; None where it was stopped by a signal.
+
+    ``progress`` takes the number of finished episodes, and that of all where ``total`` is not known from the start.
+    """
     with Progress(console=console, transient=True, disable=not console.is_terminal) as bar:
         task = bar.add_task(title, total=total)
 
-        def progress(finished: int) -> None:
-            bar.update(task, completed=finished)
+        def progress(finished: int, total: int | None = None) -> None:
+            bar.update(task, completed=finished, total=total)
             if stop.code:
                 raise _Stopped
 

@@ -110,7 +110,7 @@ class TorchCore(Core):
         return self.rnn(PackedSequence(x, batch_sizes), self._unpack(state))[0].data
 
     def _unpack(self, state: Float[Tensor, "S D"]) -> Tensor | tuple[Tensor, Tensor]:
-        parts = state.view(len(state), self._parts, self.rnn.num_layers, self.rnn.hidden_size).permute(1, 2, 0, 3)
+        parts = state.view(state.shape[0], self._parts, self.rnn.num_layers, self.rnn.hidden_size).permute(1, 2, 0, 3)
         h = parts[0].contiguous()
         return (h, parts[1].contiguous()) if self._parts == 2 else h
 

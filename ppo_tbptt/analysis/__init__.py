@@ -1,0 +1,1 @@
+"""What trained agents and finished runs tell."""

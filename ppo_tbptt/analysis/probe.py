@@ -1,0 +1,119 @@
+"""Does an agent use its memory, and how far back? It plays the same levels with its recurrent state disturbed."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from ppo_tbptt.config import EnvConfig
+from ppo_tbptt.disturbances import AddNoise, Measure, Shuffle
+from ppo_tbptt.evaluation import Evaluation, evaluate
+from ppo_tbptt.intervals import Estimate
+from ppo_tbptt.models import Agent
+
+NOISE = (0.1, 0.3, 1.0)
+"""Standard deviations, in root mean squares of each unit of the undisturbed state."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Trial:
+    """All episodes with the recurrent state treated in one way."""
+
+    kind: Literal["intact", "forget", "shuffle", "noise"]
+    amount: float | None
+    """forget: every so many steps of an episode. noise: see :data:`NOISE`."""
+    measures: dict[str, Estimate]
+    capped: int
+
+    @property
+    def label(self) -> str:
+        """What was done to the state."""
+        if self.kind == "forget":
+            return "wiped at every step" if self.amount == 1 else f"wiped every {self.amount:g} steps"
+        if self.kind == "noise":
+            return f"noise of {self.amount:g} x RMS"
+        return {"intact": "as it is", "shuffle": "another level's"}[self.kind]
+
+    def to_dict(self) -> dict[str, Any]:
+        return {
+            "kind": self.kind,
+            "amount": self.amount,
+            "measures": {name: estimate.to_dict() for name, estimate in self.measures.items()},
+            "capped": self.capped,
+        }
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Probe:
+    """The outcome of :func:`probe`."""
+
+    intact: Evaluation
+    longest: int
+    """Steps of the longest undisturbed episode: wiping no more often than that changes nothing."""
+    state_rms: float
+    """Root mean square of the undisturbed state, over all of its units."""
+    trials: list[Trial]
+    """The intact state first, then the shortest memory to the longest, another's state, and more and more noise."""
+
+    def of(self, kind: str) -> list[Trial]:
+        return [trial for trial in self.trials if trial.kind == kind]
+
+    def to_dict(self) -> dict[str, Any]:
+        """The undisturbed evaluation, as any other, and the trials beside it."""
+        trials = [trial.to_dict() for trial in self.trials]
+        return {**self.intact.to_dict(), "longest": self.longest, "state_rms": self.state_rms, "trials": trials}
+
+
+def probe(
+    agent: Agent,
+    env: EnvConfig,
+    *,
+    seeds: Sequence[int],
+    repeats: int = 3,
+    sampling_seed: int = 0,
+    progress: Callable[[int, int | None], None] | None = None,
+    **protocol: Any,
+) -> Probe:
+    """Play ``seeds`` x ``repeats`` episodes as :func:`~ppo_tbptt.evaluation.evaluate` does, once for each disturbance.
+
+    The state is left as it is; wiped every 1, 2, 4, ... steps of an episode, while that is less than the longest
+    undisturbed one; exchanged at every step with that of an episode of another level; and noisy at every step.
+    ``progress`` is called with the number of finished episodes, and that of all episodes once it is known.
+
+    Raises:
+        ValueError: the agent has no recurrent state.
+        EnvError, WorkerError: see :mod:`ppo_tbptt.envs`.
+    """
+    if not agent.core.state_size:
+        raise ValueError("this agent has no recurrent state (core none), so there is no memory to disturb")
+    trials: list[Trial] = []
+    total: int | None = None
+
+    def play(kind: Any, amount: float | None = None, **how: Any) -> Evaluation:
+        def report(finished: int) -> None:
+            if progress is not None:
+                progress(len(trials) * len(seeds) * repeats + finished, total)
+
+        evaluation = evaluate(
+            agent,
+            env,
+            seeds=seeds,
+            repeats=repeats,
+            sampling_seed=sampling_seed,
+            progress=report,
+            **protocol,
+            **how,
+        )
+        trials.append(Trial(kind=kind, amount=amount, measures=evaluation.measures, capped=evaluation.capped))
+        return evaluation
+
+    measure = Measure()
+    intact = play("intact", disturb=measure)
+    longest = int(max(row["length"] for row in intact.per_episode))
+    spans = [2**i for i in range((longest - 1).bit_length())]
+    total = (1 + len(spans) + 1 + len(NOISE)) * len(seeds) * repeats
+    for span in spans:
+        play("forget", span, forget_every=span)
+    play("shuffle", disturb=Shuffle(sampling_seed))
+    for amount in NOISE:
+        play("noise", amount, disturb=AddNoise(measure.rms * amount, sampling_seed))
+    return Probe(intact=intact, longest=longest, state_rms=float(measure.rms.square().mean().sqrt()), trials=trials)

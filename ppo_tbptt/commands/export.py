@@ -1,0 +1,94 @@
+"""``export``: an agent for use elsewhere, as an ONNX graph or as weights alone."""
+
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+from ppo_tbptt.commands.levels import check_folder
+from ppo_tbptt.commands.parser import Parser, UsageError
+from ppo_tbptt.export import PACKAGES, ExportError, Port, export_onnx
+from ppo_tbptt.policy import Policy
+from ppo_tbptt.run_dir import resolve_checkpoint
+from ppo_tbptt.weights import SUFFIX, save_weights
+
+
+def run(argv: list[str]) -> int:
+    parser = Parser("export", "Write a trained agent for use elsewhere: one step as ONNX, or its weights alone.")
+    parser.add_argument("path", type=Path, metavar="RUN_OR_CHECKPOINT", help="a run's folder (its newest checkpoint)")
+    parser.option("--onnx", type=Path, metavar="FILE.onnx", help="(observations, state) -> (logits, value, next state)")
+    parser.option("--safetensors", type=Path, metavar=f"FILE{SUFFIX}", help="weights and config, for Policy.load")
+    args = parser.parse_args(argv)
+    if args.onnx is None and args.safetensors is None:
+        raise UsageError("what to write is needed: --onnx FILE.onnx, --safetensors FILE.safetensors, or both")
+    for option, file, suffix in (("--onnx", args.onnx, ".onnx"), ("--safetensors", args.safetensors, SUFFIX)):
+        check_folder(option, file)
+        if file is not None and file.suffix != suffix:
+            raise UsageError(f"{option} {file}: must end in {suffix}")
+        if file is not None and file.is_dir():
+            raise UsageError(f"{option} {file}: is a folder")
+    checkpoint = resolve_checkpoint(args.path)
+    policy = Policy.load(checkpoint)
+    console = Console()
+    console.print(
+        f"{checkpoint}: {policy.spec.env_id} after {policy.env_steps:,} steps", highlight=False, soft_wrap=True
+    )
+    if args.safetensors is not None:
+        save_weights(args.safetensors, policy.agent.state_dict(), policy.config, policy.spec, policy.env_steps)
+        _print_weights(args.safetensors, console)
+    if args.onnx is not None:
+        _export_onnx(policy, args.onnx, console)
+    return 0
+
+
+def _written(path: Path, console: Console) -> None:
+    console.print(f"\nwritten to {path} ({path.stat().st_size / 1e6:.1f} MB)", highlight=False, soft_wrap=True)
+
+
+def _print_weights(path: Path, console: Console) -> None:
+    _written(path, console)
+    console.print(
+        f"  from ppo_tbptt import Policy\n  policy = Policy.load({str(path)!r})  # weights, config and spec are in it",
+        highlight=False,
+        markup=False,
+        soft_wrap=True,
+    )
+
+
+def _export_onnx(policy: Policy, path: Path, console: Console) -> None:
+    try:
+        exported = export_onnx(policy, path)
+    except ExportError as error:
+        raise UsageError(str(error)) from error
+    _written(path, console)
+    table = Table(box=None, padding=(0, 2), show_header=False)
+    for kind, ports in (("input", exported.inputs), ("output", exported.outputs)):
+        for port in ports:
+            table.add_row(kind, port.name, f"{port.dtype} {_shape(port)}")
+    console.print(table, markup=False)
+    console.print(
+        "one step in onnxruntime equals the agent's" if exported.run else f"checked but not run: that needs {PACKAGES}"
+    )
+    for line in _usage(policy, path, exported.inputs):
+        console.print(f"  {line}", highlight=False, markup=False, soft_wrap=True)
+
+
+def _shape(port: Port) -> str:
+    return f"[{', '.join(['batch', *map(str, port.shape)])}]"
+
+
+def _usage(policy: Policy, path: Path, inputs: list[Port]) -> list[str]:
+    """Lines of Python that play one step greedily with a batch of one."""
+    size, observations = policy.agent.core.state_size, list(policy.spec.obs)
+    fed = [f"{key!r}: {'obs' if observations == ['obs'] else f'obs[{key!r}]'}[None]" for key in observations]
+    fed += [f"{inputs[-1].name!r}: state"] if size else []
+    nvec = policy.spec.action_nvec
+    if policy.spec.discrete:
+        action = "int(logits[0].argmax())"
+    else:
+        cuts = [sum(nvec[:i]) for i in range(1, len(nvec))]
+        action = f"[int(branch.argmax()) for branch in np.split(logits[0], {cuts})]"
+    lines = ["import numpy as np, onnxruntime", f"session = onnxruntime.InferenceSession({str(path)!r})"]
+    lines += [f"state = np.zeros((1, {size}), np.float32)  # at the start of each episode"] if size else []
+    outputs = "logits, value, state" if size else "logits, value"
+    return [*lines, f"{outputs} = session.run(None, {{{', '.join(fed)}}})", f"action = {action}"]

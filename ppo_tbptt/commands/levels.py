@@ -1,0 +1,77 @@
+"""What ``evaluate`` and ``probe`` have in common: a trained agent, and the level seeds that it plays."""
+
+import argparse
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from ppo_tbptt.commands.parser import Parser, UsageError, env_overrides, positive, seed
+from ppo_tbptt.config import EnvConfig
+from ppo_tbptt.policy import Policy
+from ppo_tbptt.run_dir import resolve_checkpoint
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Levels:
+    """What a command line asks to be played."""
+
+    checkpoint: Path
+    policy: Policy
+    env: EnvConfig
+    changed: bool
+    """Whether it is another task than the agent was trained on."""
+    arguments: dict[str, Any]
+    """The keyword arguments of :func:`~ppo_tbptt.evaluation.evaluate` for it."""
+
+    @property
+    def episodes(self) -> int:
+        return len(self.arguments["seeds"]) * self.arguments["repeats"]
+
+
+def add_options(parser: Parser) -> None:
+    """The path, and everything that :func:`load` wants to know."""
+    parser.add_argument("path", type=Path, metavar="RUN_OR_CHECKPOINT", help="a run's folder (its newest checkpoint)")
+    parser.option("--num-seeds", type=positive, default=50, help="number of level seeds (default 50)")
+    parser.option("--first-seed", type=seed, default=200_000, help="the first of them (default 200000)")
+    parser.option("--repeats", type=positive, default=3, help="episodes per level seed (default 3)")
+    parser.option("--greedy", action="store_true", help="take the most probable action instead of sampling")
+    parser.option("--sampling-seed", type=seed, default=0, help="of the action noise (default 0)")
+    parser.option("--max-steps", type=positive, default=16_384, help="cut longer episodes (default 16384)")
+    parser.option("--num-workers", type=int, help="worker processes (default: one per core; 0: this process)")
+    parser.option("--device", default="auto", help="auto, cpu, cuda or cuda:N (default auto)")
+
+
+def load(args: argparse.Namespace, rest: list[str], console: Console) -> Levels:
+    """The agent and its task; says so where the levels are none that were held out.
+
+    Raises:
+        UsageError, ConfigError, CheckpointError, RunDirError, DeviceError: see there.
+    """
+    overrides = env_overrides(rest)
+    if args.num_workers is not None and args.num_workers < 0:
+        raise UsageError(f"--num-workers {args.num_workers}: must be 0 or more")
+    checkpoint = resolve_checkpoint(args.path)
+    policy = Policy.load(checkpoint, device=args.device)
+    env = policy.config.override(overrides).env
+    seeds = range(args.first_seed, args.first_seed + args.num_seeds)
+    if seeds.start < env.first_seed + env.num_seeds and env.first_seed < seeds.stop:
+        console.print("note: these level seeds overlap the training seeds, so this is not a held-out evaluation")
+    arguments = {
+        "seeds": seeds,
+        "repeats": args.repeats,
+        "greedy": args.greedy,
+        "sampling_seed": args.sampling_seed,
+        "max_steps": args.max_steps,
+        "num_workers": "auto" if args.num_workers is None else args.num_workers,
+    }
+    return Levels(checkpoint=checkpoint, policy=policy, env=env, changed=bool(overrides), arguments=arguments)
+
+
+def check_folder(option: str, path: Path | None) -> None:
+    """Raises:
+    UsageError: a file that is to be written has no folder to lie in.
+    """
+    if path is not None and not path.parent.is_dir():
+        raise UsageError(f"{option} {path}: there is no folder {path.parent}")

@@ -1,0 +1,98 @@
+"""``probe``: what an agent owes to its memory."""
+
+import json
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+from ppo_tbptt.analysis.probe import Probe, probe
+from ppo_tbptt.analysis.probe_figure import draw_probe
+from ppo_tbptt.commands import levels
+from ppo_tbptt.commands.parser import Parser, UsageError
+from ppo_tbptt.commands.results import default_path, evaluate_with_progress
+from ppo_tbptt.commands.stop import Stop
+from ppo_tbptt.files import replacing, write_text
+from ppo_tbptt.intervals import Estimate
+
+SUFFIXES = (".png", ".pdf", ".svg")
+
+
+def run(argv: list[str]) -> int:
+    parser = Parser(
+        "probe",
+        "Does an agent use its memory? It plays held-out levels with its recurrent state as it is, wiped every 1, 2, "
+        "4, ... steps, exchanged with other episodes' at every step, and with noise on it.",
+        "Table, JSON and figure; of a run they go to its evaluations/. --env.* changes the task, as for evaluate.",
+    )
+    levels.add_options(parser)
+    parser.option("--json", type=Path, metavar="FILE", help="write the figures there")
+    parser.option("--out", type=Path, metavar="FIGURE", help="draw the figure there (.png, .pdf or .svg)")
+    args, rest = parser.parse_with_overrides(argv)
+    levels.check_folder("--json", args.json)
+    levels.check_folder("--out", args.out)
+    if args.out is not None and args.out.suffix.lower() not in SUFFIXES:
+        raise UsageError(f"--out {args.out}: {args.out.suffix or 'no suffix'!r}; use one of {', '.join(SUFFIXES)}")
+    console = Console()
+    asked = levels.load(args, rest, console)
+    policy = asked.policy
+    if not policy.agent.core.state_size:
+        raise UsageError(f"{args.path}: this agent has no memory to probe (core.kind = 'none')")
+    with Stop(quiet=True) as stop:
+        result = evaluate_with_progress(
+            lambda progress: probe(policy.agent, asked.env, **asked.arguments, progress=progress),
+            "episodes",
+            stop,
+            console,
+        )
+        if result is None:
+            console.print("stopped; nothing was written")
+            return stop.code
+    default = None if asked.changed else default_path(asked.checkpoint, result.intact)
+    if default is not None:
+        default = default.with_name(f"probe_{default.name}")
+        default.parent.mkdir(exist_ok=True)
+    data, figure = args.json or default, args.out or (default and default.with_suffix(".png"))
+    _print(result, policy.env_steps, console)
+    if data is not None:
+        tree = {"checkpoint": str(asked.checkpoint), "env_steps": policy.env_steps, **result.to_dict()}
+        write_text(data, json.dumps(tree, indent=1))
+        console.print(f"written to {data}", highlight=False, soft_wrap=True)
+    if figure is not None:
+        top = policy.spec.headline_max if result.intact.headline == policy.spec.headline else None
+        title = (
+            f"{result.intact.env_id}: memory of the {policy.config.core.kind} agent, {len(result.intact.seeds)} levels"
+        )
+        with replacing(figure) as file:
+            draw_probe(result, title=title, top=top).savefig(file, format=figure.suffix[1:].lower())
+        console.print(f"figure: {figure}", highlight=False, soft_wrap=True)
+    return 0
+
+
+def _print(result: Probe, env_steps: int, console: Console) -> None:
+    intact = result.intact
+    console.print(
+        f"\n{intact.env_id} after {env_steps:,} steps: {len(intact.per_episode)} "
+        f"{'greedy' if intact.greedy else 'sampled'} episodes on {len(intact.seeds)} level seeds with each state",
+        highlight=False,
+        soft_wrap=True,
+    )
+    names = list(dict.fromkeys(name for name in (intact.headline, "success") if name in intact.measures))
+    table = Table(box=None, padding=(0, 2))
+    table.add_column("recurrent state")
+    for name in names:
+        table.add_column(f"{name} (95 %)")
+    for trial in result.trials:
+        table.add_row(trial.label, *(_cell(trial.measures[name]) for name in names))
+    console.print(table)
+    console.print(
+        f"the longest undisturbed episode has {result.longest:,} steps; the state's RMS is {result.state_rms:.3g}",
+        highlight=False,
+    )
+    capped = sum(trial.capped for trial in result.trials)
+    if capped:
+        console.print(f"{capped} episodes were cut at {intact.max_steps:,} steps")
+
+
+def _cell(e: Estimate) -> str:
+    return f"{e.mean:.3f}" if e.ci95 is None else f"{e.mean:.3f} ({e.ci95[0]:.3f} to {e.ci95[1]:.3f})"
