@@ -1,11 +1,19 @@
-"""``evaluate``: a checkpoint on held-out level seeds."""
+"""``evaluate``: a checkpoint, or all that a run has kept, on held-out level seeds."""
 
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 
+from ppo_tbptt.commands.evaluate_all import evaluate_all
 from ppo_tbptt.commands.parser import Parser, UsageError, env_overrides, positive, seed
-from ppo_tbptt.commands.results import default_path, evaluate_with_progress, print_evaluation, save_evaluation
+from ppo_tbptt.commands.results import (
+    default_path,
+    evaluate_with_progress,
+    note_overlap,
+    print_evaluation,
+    save_evaluation,
+)
 from ppo_tbptt.commands.stop import Stop
 from ppo_tbptt.evaluation import evaluate
 from ppo_tbptt.policy import Policy
@@ -28,34 +36,33 @@ def run(argv: list[str]) -> int:
     parser.option("--forget-every", type=positive, help="wipe the recurrent state every so many steps of an episode")
     parser.option("--num-workers", type=int, help="worker processes (default: one per core; 0: this process)")
     parser.option("--device", default="auto", help="auto, cpu, cuda or cuda:N (default auto)")
-    parser.option("--json", type=Path, metavar="FILE", help="write the result there too")
+    parser.option("--json", type=Path, metavar="FILE", help="write the result there instead; with --all, all there too")
+    parser.option("--all", action="store_true", help="every checkpoint that the run has kept, where not done already")
     args, rest = parser.parse_with_overrides(argv)
     overrides = env_overrides(rest)
     if args.num_workers is not None and args.num_workers < 0:
         raise UsageError(f"--num-workers {args.num_workers}: must be 0 or more")
     if args.json is not None and not args.json.parent.is_dir():
         raise UsageError(f"--json {args.json}: there is no folder {args.json.parent}")
+    protocol: dict[str, Any] = {
+        "seeds": range(args.first_seed, args.first_seed + args.num_seeds),
+        "repeats": args.repeats,
+        "greedy": args.greedy,
+        "sampling_seed": args.sampling_seed,
+        "max_steps": args.max_steps,
+        "forget_every": args.forget_every,
+        "num_workers": "auto" if args.num_workers is None else args.num_workers,
+    }
+    if args.all:
+        return evaluate_all(args.path, protocol, overrides, device=args.device, json_file=args.json)
     checkpoint = resolve_checkpoint(args.path)
     policy = Policy.load(checkpoint, device=args.device)
     env = policy.config.override(overrides).env
-    seeds = range(args.first_seed, args.first_seed + args.num_seeds)
     console = Console()
-    if seeds.start < env.first_seed + env.num_seeds and env.first_seed < seeds.stop:
-        console.print("note: these level seeds overlap the training seeds, so this is not a held-out evaluation")
+    note_overlap(env, protocol["seeds"], console)
     with Stop() as stop:
         evaluation = evaluate_with_progress(
-            lambda progress: evaluate(
-                policy.agent,
-                env,
-                seeds=seeds,
-                repeats=args.repeats,
-                greedy=args.greedy,
-                sampling_seed=args.sampling_seed,
-                max_steps=args.max_steps,
-                forget_every=args.forget_every,
-                num_workers="auto" if args.num_workers is None else args.num_workers,
-                progress=progress,
-            ),
+            lambda progress: evaluate(policy.agent, env, progress=progress, **protocol),
             "episodes",
             stop,
             console,
