@@ -52,9 +52,9 @@ def test_which_evaluations_count(tmp_path: Path) -> None:
     add_evaluation(path, "a_published", 2000, 0.5)
     add_evaluation(path, "b_more_episodes", 2000, 0.6, repeats=100)
     add_evaluation(path, "c_few", 1000, 0.7, seeds=[200_000], repeats=9)
-    add_evaluation(path, "d_greedy", 2000, 0.9, greedy=True)
-    add_evaluation(path, "e_forgetful", 2000, 0.0, forget_every=1)
-    add_evaluation(path, "f_seen_in_training", 2000, 1.0, seeds=list(range(50)))
+    add_evaluation(path, "d_greedy", 300, 0.9, greedy=True)
+    add_evaluation(path, "e_forgetful", 400, 0.0, forget_every=1)
+    add_evaluation(path, "f_seen_in_training", 500, 1.0, seeds=list(range(50)))
     add_evaluation(path, "g_not_of_this_run", 2050, 1.0)
     run = read_run(path)
     # The rows of training are of 8 episodes each, so even the few of one file are more.
@@ -105,6 +105,15 @@ def test_groups(tmp_path: Path) -> None:
         "ppo.learning_rate": {"A": 1e-3, "B": {"initial": 1e-3, "final": 0.0, "power": 1.0}},
     }
     assert by_task(groups) == [groups]
+
+
+def test_more_ranks_are_another_setting(tmp_path: Path) -> None:
+    """The config is that of one rank, so it does not tell; steps per iteration do."""
+    paths = [make_run(tmp_path / f"on_{ranks}", {2: 0.5}, tiny(seed=ranks)) for ranks in (1, 2)]
+    for ranks, path in zip((1, 2), paths, strict=True):
+        (path / "metrics.jsonl").write_text(json.dumps({"iteration": 3, "env_steps": 3 * 64 * ranks}) + "\n")
+    groups = group_runs([read_run(path) for path in paths])
+    assert differences(groups) == {"ranks": {"A": 1, "B": 2}}
 
 
 def test_other_options_are_another_task(tmp_path: Path) -> None:
@@ -225,6 +234,7 @@ def test_published_figures() -> None:
     assert published_curves(grid)[0].means[-1] == 1
     assert published_curves(EnvConfig(id="MortarMayhem-Grid-v0", options={"arena_size": 6})) == []
     assert published_curves(EnvConfig(id="MortarMayhem-Grid-v0", max_episode_steps=50)) == []
+    assert published_curves(EnvConfig(id="MortarMayhem-Grid-v0", options={"of_a_newer_version": 1})) == []
     assert published_curves(EnvConfig(id="MysteryPath-Grid-v0", options={"show_goal": True})) == []
 
 

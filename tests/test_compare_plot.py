@@ -61,6 +61,7 @@ def test_compare(runs: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[
 def test_wrong_input_is_one_line(runs: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "empty").mkdir()
     (tmp_path / "empty" / "config.toml").write_text(tiny().to_toml())
+    (tmp_path / "folder.png").mkdir()
     for arguments, text in {
         ("compare",): "required: RUN",
         ("compare", "nowhere"): "nowhere: not a run folder",
@@ -70,6 +71,7 @@ def test_wrong_input_is_one_line(runs: list[str], tmp_path: Path, capsys: pytest
         ("plot", runs[0]): "--out",
         ("plot", runs[0], "--out", "a.jpg"): "must end in .png, .svg or .pdf",
         ("plot", runs[0], "--out", "nowhere/a.png"): "there is no folder nowhere",
+        ("plot", runs[0], "--out", str(tmp_path / "folder.png")): "can't be written",
         ("plot", "nowhere", "--out", str(tmp_path / "a.png")): "not a run folder",
         ("evaluate", "nowhere", "--all"): "not a run folder",
         ("evaluate", runs[0], "--all"): "no checkpoint",

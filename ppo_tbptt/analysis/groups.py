@@ -79,17 +79,17 @@ class Reach:
     hours: float | None
 
 
-def flat(config: Config) -> Settings:
-    """``{"ppo.gamma": 0.99, "env.options.command_count": [1], ...}``; a schedule is one setting."""
-    settings: Settings = {}
-    for name, value in config.to_dict().items():
+def settings_of(run: Run) -> Settings:
+    """``{"ppo.gamma": 0.99, "env.options.command_count": [1], ...}`` but for ``NO_MATTER``; a schedule is one of them."""
+    settings: Settings = {"ranks": run.ranks}
+    for name, value in run.config.to_dict().items():
         for key, inner in value.items() if isinstance(value, dict) else [("", value)]:
             dotted = f"{name}.{key}" if key else name
             if dotted == "env.options":
                 settings |= {f"{dotted}.{option}": setting for option, setting in inner.items()}
             else:
                 settings[dotted] = inner
-    return settings
+    return {key: value for key, value in settings.items() if key not in NO_MATTER}
 
 
 def task_key(config: Config) -> str:
@@ -102,8 +102,7 @@ def group_runs(runs: Sequence[Run]) -> list[Group]:
     """Groups in the order of their first runs."""
     together: dict[str, list[Run]] = {}
     for run in runs:
-        settings = {key: value for key, value in flat(run.config).items() if key not in NO_MATTER}
-        together.setdefault(json.dumps(settings, sort_keys=True), []).append(run)
+        together.setdefault(json.dumps(settings_of(run), sort_keys=True), []).append(run)
     names = _names([run.path for run in runs])
     return [
         Group(letter=_letter(number), name=_common([names[run.path] for run in members]), runs=tuple(members))
@@ -155,8 +154,8 @@ def _common(names: Sequence[str]) -> str:
 
 def differences(groups: Sequence[Group]) -> dict[str, dict[str, Any]]:
     """The settings in which groups differ, each with its value by the groups' letters; None where one has none."""
-    settings = {group.letter: flat(group.runs[0].config) for group in groups}
-    keys = dict.fromkeys(key for of_one in settings.values() for key in of_one if key not in NO_MATTER)
+    settings = {group.letter: settings_of(group.runs[0]) for group in groups}
+    keys = dict.fromkeys(key for of_one in settings.values() for key in of_one)
     found = {}
     for key in keys:
         values = {letter: of_one.get(key) for letter, of_one in settings.items()}

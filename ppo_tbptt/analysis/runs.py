@@ -38,6 +38,8 @@ class Run:
     config: Config
     headline: str
     headline_max: float | None
+    ranks: int
+    """Processes that train it together, as its steps per iteration tell: the config is that of one of them."""
     env_steps: int
     hours: float
     steps_per_second: float | None
@@ -88,6 +90,7 @@ def read_run(path: Path) -> Run:
         ]
 
     speeds = [_number(row, "time/steps_per_second", run.metrics) for row in rows if "time/steps_per_second" in row]
+    iterations = max(1.0, _number(rows[-1], "iteration", run.metrics))
     train = config.train
     first, count = train.eval_first_seed, train.eval_num_seeds
     results = [
@@ -106,6 +109,7 @@ def read_run(path: Path) -> Run:
         config=config,
         headline=spec.headline,
         headline_max=spec.headline_max,
+        ranks=max(1, round(steps[-1] / iterations / config.batch_size)),
         env_steps=steps[-1],
         hours=hours[steps[-1]],
         steps_per_second=float(np.median(speeds)) if speeds else None,

@@ -6,7 +6,7 @@ from typing import Any
 from rich.console import Console
 
 from ppo_tbptt.commands.evaluate_all import evaluate_all
-from ppo_tbptt.commands.parser import Parser, UsageError, env_overrides, positive, seed
+from ppo_tbptt.commands.parser import Parser, UsageError, check_folder, env_overrides, positive, seed
 from ppo_tbptt.commands.results import (
     default_path,
     evaluate_with_progress,
@@ -42,8 +42,7 @@ def run(argv: list[str]) -> int:
     overrides = env_overrides(rest)
     if args.num_workers is not None and args.num_workers < 0:
         raise UsageError(f"--num-workers {args.num_workers}: must be 0 or more")
-    if args.json is not None and not args.json.parent.is_dir():
-        raise UsageError(f"--json {args.json}: there is no folder {args.json.parent}")
+    check_folder("--json", args.json)
     protocol: dict[str, Any] = {
         "seeds": range(args.first_seed, args.first_seed + args.num_seeds),
         "repeats": args.repeats,

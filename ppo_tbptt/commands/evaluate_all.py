@@ -8,7 +8,7 @@ from rich.console import Console
 from rich.table import Table
 
 from ppo_tbptt.analysis.runs import read_evaluation
-from ppo_tbptt.commands.parser import UsageError
+from ppo_tbptt.commands.parser import UsageError, writing
 from ppo_tbptt.commands.results import evaluate_with_progress, file_name, note_overlap, wide_console, write_result
 from ppo_tbptt.commands.stop import Stop
 from ppo_tbptt.config import Config
@@ -81,7 +81,8 @@ def evaluate_all(
     if not overrides:
         _say(console, f"written to {run.evaluations}")
     if json_file is not None:
-        write_result(json_file, trees)
+        with writing("--json", json_file):
+            write_result(json_file, trees)
         _say(console, f"written to {json_file}")
     return 0
 

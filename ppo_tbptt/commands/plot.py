@@ -4,7 +4,7 @@ from pathlib import Path
 
 from ppo_tbptt.analysis.groups import by_task, group_runs
 from ppo_tbptt.analysis.runs import read_runs
-from ppo_tbptt.commands.parser import Parser, UsageError
+from ppo_tbptt.commands.parser import Parser, UsageError, check_folder, writing
 from ppo_tbptt.commands.results import wide_console
 from ppo_tbptt.files import replacing
 
@@ -21,14 +21,13 @@ def run(argv: list[str]) -> int:
     kind = args.out.suffix[1:].lower()
     if kind not in KINDS:
         raise UsageError(f"--out {args.out}: must end in .png, .svg or .pdf")
-    if not args.out.parent.is_dir():
-        raise UsageError(f"--out {args.out}: there is no folder {args.out.parent}")
+    check_folder("--out", args.out)
     groups = group_runs(read_runs(args.runs))
 
     from ppo_tbptt.analysis.figures import learning_curves, save  # here, because matplotlib is slow to import
 
     figure = learning_curves(by_task(groups))
-    with replacing(args.out) as file:
+    with writing("--out", args.out), replacing(args.out) as file:
         save(figure, file, kind)
     wide_console().print(f"written to {args.out}", highlight=False, markup=False, soft_wrap=True)
     return 0
