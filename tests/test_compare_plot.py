@@ -144,7 +144,7 @@ def test_all_checkpoints_are_evaluated_once(trained: Path, tmp_path: Path, capsy
     steps = {"iteration_0000002": 128, "iteration_0000004": 256, "best": 256}
     assert evaluate_all(trained, "--json", str(tmp_path / "all.json")) == steps
     out = capsys.readouterr().out
-    assert "128  " in out and "success [95 %]" in out and "best.pt" in out
+    assert "128  " in out and "success" in out and "best.pt" in out
     trees = json.loads((tmp_path / "all.json").read_text())
     assert [tree["env_steps"] for tree in trees] == [128, 256, 256]
     assert [Path(tree["checkpoint"]).name for tree in trees][2] == "best.pt"

@@ -80,7 +80,7 @@ class Reach:
 
 
 def settings_of(run: Run) -> Settings:
-    """``{"ppo.gamma": 0.99, "env.options.command_count": [1], ...}`` but for ``NO_MATTER``; a schedule is one of them."""
+    """``{"ppo.gamma": 0.99, "env.options.arena_size": 5, ...}`` but for ``NO_MATTER``; a schedule is one of them."""
     settings: Settings = {"ranks": run.ranks}
     for name, value in run.config.to_dict().items():
         for key, inner in value.items() if isinstance(value, dict) else [("", value)]:

@@ -51,22 +51,22 @@ def run(argv: list[str]) -> int:
 
 
 def _print(groups: Sequence[Group], console: Console) -> None:
-    tasks = by_task(groups)
+    tasks, narrow = by_task(groups), console.width < 100
     for members, title in zip(tasks, task_titles(tasks), strict=True):
         first = members[0].runs[0]
         at_most = "" if first.headline_max is None else f" (at most {first.headline_max:g})"
         console.print(f"\n{title}", style="bold", highlight=False, markup=False)
         console.print(f"{first.headline} on held-out levels{at_most}", highlight=False, markup=False)
-        console.print(_results(members))
+        console.print(_results(members, narrow))
         target = goal(members)
         if target is not None:
-            console.print(_reached(members, target))
+            console.print(_reached(members, target, narrow))
     _print_notes(groups, console)
     _print_differences(groups, console)
 
 
-def _results(groups: Sequence[Group]) -> Table:
-    table = _table("", "run", "runs", "steps", "hours", "steps/s", "best [95 %]", "last [95 %]", "IQM")
+def _results(groups: Sequence[Group], narrow: bool) -> Table:
+    table = _table("", "run", "runs", "steps", "hours", "steps/s", "best [95 %]", "last [95 %]", "IQM", narrow=narrow)
     for group in groups:
         best = summarise([run.best for run in group.runs])
         last = summarise([run.last for run in group.runs])
@@ -86,20 +86,23 @@ def _results(groups: Sequence[Group]) -> Table:
     return table
 
 
-def _reached(groups: Sequence[Group], target: float) -> Table:
+def _reached(groups: Sequence[Group], target: float, narrow: bool) -> Table:
     goals = [f"{fraction * 100:g} % ({fraction * target:.3g})" for fraction in FRACTIONS]
-    table = _table("", "steps and hours to reach", *goals)
+    table = _table("", "steps and hours to reach", *goals, narrow=narrow)
     for group in groups:
         cells = [_reach(reach(group, fraction, target), len(group.runs)) for fraction in FRACTIONS]
         table.add_row(group.letter, group.name, *cells)
     return table
 
 
-def _table(*columns: str) -> Table:
+def _table(*columns: str, narrow: bool) -> Table:
+    """Names are folded; in a narrow terminal that is not enough, and intervals wrap too."""
     table = Table(box=None, padding=(0, 1))
     for number, name in enumerate(columns):
-        is_name = number == 1
-        table.add_column(name, justify="left" if number < 2 else "right", overflow="fold", no_wrap=not is_name)
+        if number < 2:
+            table.add_column(name, overflow="fold", min_width=12 if number else None)
+        else:
+            table.add_column(name, justify="right", no_wrap=not narrow or "[" not in name)
     return table
 
 

@@ -75,7 +75,9 @@ def evaluate_all(
     trees = sorted(results.values(), key=lambda tree: tree["env_steps"])
     seeds, way = protocol["seeds"], "greedy" if protocol["greedy"] else "sampled"
     levels = f"{len(seeds)} level seeds ({min(seeds)} to {max(seeds)})"
-    _say(console, f"\n{len(trees)} checkpoints, {protocol['repeats']} {way} episodes on each of {levels}")
+    _say(
+        console, f"\n{len(trees)} checkpoints, {protocol['repeats']} {way} episodes on each of {levels}; 95 % intervals"
+    )
     if trees:
         console.print(_table(trees))
     if not overrides:
@@ -112,12 +114,12 @@ def _done(target: Path | None, env_steps: int, max_steps: int) -> Tree | None:
 
 def _table(trees: list[Tree]) -> Table:
     names = dict.fromkeys((trees[0]["headline"], "success"))
-    table = Table(box=None, padding=(0, 2))
+    table = Table(box=None, padding=(0, 1))
     table.add_column("steps", justify="right", no_wrap=True)
     table.add_column("checkpoint", overflow="fold")
     for name in names:
         if name in trees[0]["measures"]:
-            table.add_column(f"{name} [95 %]", justify="right", no_wrap=True)
+            table.add_column(name, justify="right", no_wrap=True)
     for tree in trees:
         cells = [_cell(tree["measures"][name]) for name in names if name in tree["measures"]]
         table.add_row(f"{tree['env_steps']:,}", Path(tree["checkpoint"]).name, *cells)
