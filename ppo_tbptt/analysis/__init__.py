@@ -1,1 +1,1 @@
-"""What trained agents and finished runs tell."""
+"""What finished and unfinished runs say: read from their folders, grouped, compared and drawn."""

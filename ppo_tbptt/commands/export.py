@@ -5,8 +5,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from ppo_tbptt.commands.levels import check_folder
-from ppo_tbptt.commands.parser import Parser, UsageError
+from ppo_tbptt.commands.parser import Parser, UsageError, check_folder
 from ppo_tbptt.export import PACKAGES, ExportError, Port, export_onnx
 from ppo_tbptt.policy import Policy
 from ppo_tbptt.run_dir import resolve_checkpoint

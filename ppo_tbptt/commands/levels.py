@@ -8,6 +8,7 @@ from typing import Any
 from rich.console import Console
 
 from ppo_tbptt.commands.parser import Parser, UsageError, env_overrides, positive, seed
+from ppo_tbptt.commands.results import note_overlap
 from ppo_tbptt.config import EnvConfig
 from ppo_tbptt.policy import Policy
 from ppo_tbptt.run_dir import resolve_checkpoint
@@ -43,35 +44,33 @@ def add_options(parser: Parser) -> None:
     parser.option("--device", default="auto", help="auto, cpu, cuda or cuda:N (default auto)")
 
 
-def load(args: argparse.Namespace, rest: list[str], console: Console) -> Levels:
-    """The agent and its task; says so where the levels are none that were held out.
+def protocol(args: argparse.Namespace) -> dict[str, Any]:
+    """The keyword arguments of :func:`~ppo_tbptt.evaluation.evaluate`.
 
     Raises:
-        UsageError, ConfigError, CheckpointError, RunDirError, DeviceError: see there.
+        UsageError: a number that can't be.
     """
-    overrides = env_overrides(rest)
     if args.num_workers is not None and args.num_workers < 0:
         raise UsageError(f"--num-workers {args.num_workers}: must be 0 or more")
-    checkpoint = resolve_checkpoint(args.path)
-    policy = Policy.load(checkpoint, device=args.device)
-    env = policy.config.override(overrides).env
-    seeds = range(args.first_seed, args.first_seed + args.num_seeds)
-    if seeds.start < env.first_seed + env.num_seeds and env.first_seed < seeds.stop:
-        console.print("note: these level seeds overlap the training seeds, so this is not a held-out evaluation")
-    arguments = {
-        "seeds": seeds,
+    return {
+        "seeds": range(args.first_seed, args.first_seed + args.num_seeds),
         "repeats": args.repeats,
         "greedy": args.greedy,
         "sampling_seed": args.sampling_seed,
         "max_steps": args.max_steps,
         "num_workers": "auto" if args.num_workers is None else args.num_workers,
     }
-    return Levels(checkpoint=checkpoint, policy=policy, env=env, changed=bool(overrides), arguments=arguments)
 
 
-def check_folder(option: str, path: Path | None) -> None:
-    """Raises:
-    UsageError: a file that is to be written has no folder to lie in.
+def load(args: argparse.Namespace, rest: list[str], console: Console) -> Levels:
+    """The agent and its task; says so where the levels are none that were held out.
+
+    Raises:
+        UsageError, ConfigError, CheckpointError, RunDirError, DeviceError: see there.
     """
-    if path is not None and not path.parent.is_dir():
-        raise UsageError(f"{option} {path}: there is no folder {path.parent}")
+    overrides, arguments = env_overrides(rest), protocol(args)
+    checkpoint = resolve_checkpoint(args.path)
+    policy = Policy.load(checkpoint, device=args.device)
+    env = policy.config.override(overrides).env
+    note_overlap(env, arguments["seeds"], console)
+    return Levels(checkpoint=checkpoint, policy=policy, env=env, changed=bool(overrides), arguments=arguments)

@@ -1,7 +1,9 @@
 """Command lines: one-line errors, and config fields beside a command's own options."""
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
 from typing import NoReturn
 
 from ppo_tbptt.config import parse_overrides
@@ -57,6 +59,29 @@ def env_overrides(tokens: Sequence[str]) -> dict[str, str]:
         if not key.startswith("env."):
             raise UsageError(f"{key}: can't be changed for a trained agent; only --env.* can")
     return overrides
+
+
+def check_folder(option: str, path: Path | None) -> None:
+    """Before any work is done for it: can there be a file ``path``, the value of ``option``?
+
+    Raises:
+        UsageError: there is no such folder.
+    """
+    if path is not None and not path.parent.is_dir():
+        raise UsageError(f"{option} {path}: there is no folder {path.parent}")
+
+
+@contextmanager
+def writing(option: str, path: Path) -> Iterator[None]:
+    """Around writing the file that ``option`` names.
+
+    Raises:
+        UsageError: it can't be written.
+    """
+    try:
+        yield
+    except OSError as error:
+        raise UsageError(f"{option} {path}: can't be written ({error.strerror})") from error
 
 
 def positive(text: str) -> int:

@@ -1,7 +1,7 @@
 """Evaluations: with a progress line, on the screen and in a file."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -9,6 +9,7 @@ from rich.console import Console
 from rich.progress import Progress
 
 from ppo_tbptt.commands.stop import Stop
+from ppo_tbptt.config import EnvConfig
 from ppo_tbptt.console import measures_table
 from ppo_tbptt.evaluation import Evaluation
 from ppo_tbptt.files import write_text
@@ -47,11 +48,26 @@ def save_evaluation(
 ) -> dict[str, Any]:
     """Write the evaluation as JSON (whole or not at all; nowhere for None) and return it as a tree."""
     tree = {"checkpoint": str(checkpoint), "env_steps": env_steps, **evaluation.to_dict(), **(extra or {})}
-    if path is None:
-        return tree
+    if path is not None:
+        write_result(path, tree)
+    return tree
+
+
+def write_result(path: Path, tree: Any) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     write_text(path, json.dumps(tree, indent=1))
-    return tree
+
+
+def wide_console() -> Console:
+    """For tables: as wide as the terminal, and 100 columns where there is none (rich would take 80)."""
+    console = Console()
+    return console if console.is_terminal else Console(width=100)
+
+
+def note_overlap(env: EnvConfig, seeds: range, console: Console) -> None:
+    """Say so where levels were seen in training."""
+    if seeds.start < env.first_seed + env.num_seeds and env.first_seed < seeds.stop:
+        console.print("note: these level seeds overlap the training seeds, so this is not a held-out evaluation")
 
 
 def print_evaluation(result: dict[str, Any], console: Console) -> None:
@@ -80,8 +96,15 @@ def default_path(checkpoint: Path, evaluation: Evaluation) -> Path | None:
     run = checkpoint.parent.parent
     if not (run / "config.toml").is_file():
         return None
-    seeds = evaluation.seeds
-    name = f"{checkpoint.stem}_levels{min(seeds)}-{max(seeds)}x{evaluation.repeats}"
-    name += "_greedy" if evaluation.greedy else f"_sampling{evaluation.sampling_seed}"
-    name += "" if evaluation.forget_every is None else f"_forget{evaluation.forget_every}"
-    return run / "evaluations" / f"{name}.json"
+    e = evaluation
+    return run / "evaluations" / file_name(checkpoint, e.seeds, e.repeats, e.greedy, e.sampling_seed, e.forget_every)
+
+
+def file_name(
+    checkpoint: Path, seeds: Sequence[int], repeats: int, greedy: bool, sampling_seed: int, forget_every: int | None
+) -> str:
+    """Of an evaluation that is done in this way, without its folder."""
+    name = f"{checkpoint.stem}_levels{min(seeds)}-{max(seeds)}x{repeats}"
+    name += "_greedy" if greedy else f"_sampling{sampling_seed}"
+    name += "" if forget_every is None else f"_forget{forget_every}"
+    return f"{name}.json"

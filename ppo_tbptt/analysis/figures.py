@@ -1,0 +1,160 @@
+"""Learning curves as a figure for print: legible in grey and for the colour-blind."""
+
+import textwrap
+from collections.abc import Sequence
+from typing import Any, BinaryIO
+
+import numpy as np
+from matplotlib import rc_context
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure, SubFigure
+from matplotlib.ticker import EngFormatter
+
+from ppo_tbptt.analysis.curves import LearningCurve, held_out_curve, training_curve
+from ppo_tbptt.analysis.groups import Group, task_titles
+from ppo_tbptt.analysis.published import AGENTS, SOURCE, Curve, published_curves
+
+# Okabe and Ito's colours, told apart by the colour-blind, without the yellow, which is
+# faint on paper; black and grey are the published curves'.
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
+MARKERS = ("o", "s", "^", "D", "v", "P", "X")
+DASHES = ("-", "--", "-.", ":")
+PUBLISHED_DASHES = dict(zip(AGENTS, ("-", "-", (0, (5, 2)), (0, (1, 1.5)), (0, (5, 1.5, 1, 1.5)), "-."), strict=True))
+
+WIDTH = 7.2
+"""Inches: a page between its margins, so that 8 points stay 8 points in print."""
+PANELS, CAPTION_LINE, LEGEND_LINE = 2.4, 0.155, 0.19
+"""Inches of height."""
+SHORT = 0.1
+"""Runs shorter than this share of the published ones are drawn over a logarithmic axis: they would be a dot else."""
+
+
+def learning_curves(tasks: Sequence[Sequence[Group]]) -> Figure:
+    """One row for each task, its groups in it: held-out measure over environment steps and over hours."""
+    published = [published_curves(groups[0].runs[0].config.env) for groups in tasks]
+    caption = textwrap.wrap(_caption([group for groups in tasks for group in groups], published), 116)
+    entries = [
+        len(groups) + sum(map(_is_scarce, groups)) + len(curves)
+        for groups, curves in zip(tasks, published, strict=True)
+    ]
+    heights = [PANELS + LEGEND_LINE * (-(-number // 2) + 1) for number in entries]
+    heights.append(CAPTION_LINE * (len(caption) + 0.6))
+    with rc_context({"font.size": 8, "axes.titlesize": 9, "legend.fontsize": 8, "axes.labelsize": 8}):
+        figure = Figure(figsize=(WIDTH, sum(heights)), dpi=200, layout="constrained")
+        FigureCanvasAgg(figure)
+        rows = figure.subfigures(len(heights), 1, height_ratios=heights, squeeze=False)[:, 0]
+        for row, title, groups, curves in zip(rows, task_titles(tasks), tasks, published, strict=False):
+            _task(row, title, groups, curves)
+        rows[-1].text(0.015, 0.95, "\n".join(caption), fontsize=8, va="top", ha="left", linespacing=1.25)
+    return figure
+
+
+def save(figure: Figure, file: BinaryIO, kind: str) -> None:
+    """``kind``: png, svg or pdf. The same figure gives the same bytes."""
+    metadata = {"svg": {"Date": None}, "pdf": {"CreationDate": None}}.get(kind)
+    with rc_context({"svg.hashsalt": "ppo_tbptt"}):
+        figure.savefig(file, format=kind, metadata=metadata)
+
+
+def _task(row: SubFigure, title: str, groups: Sequence[Group], published: Sequence[Curve]) -> None:
+    row.suptitle(title, fontsize=9, fontweight="bold")
+    by_steps, by_time = row.subplots(1, 2, sharey=True)
+    short = all(run.hours < 1 for group in groups for run in group.runs)
+    by_time.set_xlabel(f"{'minutes' if short else 'hours'} of training, evaluations included")
+    for number, group in enumerate(groups):
+        look: dict[str, Any] = {
+            "color": COLOURS[number % len(COLOURS)],
+            "linestyle": DASHES[number // len(COLOURS) % len(DASHES)],
+        }
+        marker = MARKERS[number % len(MARKERS)]
+        held_out, training = held_out_curve(group), training_curve(group)
+        for axes in (by_steps, by_time):
+            for curve in (training if _is_scarce(group) else None, held_out):
+                if curve is None:
+                    continue
+                x = curve.env_steps if axes is by_steps else curve.hours * (60 if short else 1)
+                if curve is held_out:
+                    _held_out(axes, x, curve, _label(group), look, marker)
+                else:
+                    label = f"{_label(group)}: training episodes"
+                    axes.plot(x, curve.mean, linewidth=0.8, alpha=0.6, label=label, **look)
+    for curve in published:
+        _published(by_steps, curve)
+    _axes(by_steps, by_time, groups, published)
+    handles, labels = by_steps.get_legend_handles_labels()
+    row.legend(handles, labels, loc="outside lower center", ncols=2, frameon=False, handlelength=3.2)
+
+
+def _is_scarce(group: Group) -> bool:
+    """Too few held-out results for a line, so that training's own episodes have to show how it went."""
+    return any(len(run.held_out) < 2 for run in group.runs)
+
+
+def _held_out(axes: Axes, x: np.ndarray, curve: LearningCurve, label: str, look: dict[str, Any], marker: str) -> None:
+    known = np.isfinite(curve.low)
+    every = max(1, len(x) // 12)
+    axes.plot(x, curve.mean, linewidth=1.5, marker=marker, markersize=4, markevery=every, label=label, zorder=3, **look)
+    if known.all() and len(x) > 1:
+        axes.fill_between(x, curve.low, curve.high, color=look["color"], alpha=0.2, linewidth=0)
+    elif known.any():
+        mean, low, high = curve.mean[known], curve.low[known], curve.high[known]
+        errors = np.stack([mean - low, high - mean]).clip(min=0)
+        axes.errorbar(x[known], mean, yerr=errors, fmt="none", ecolor=look["color"], capsize=2.5, linewidth=1, zorder=2)
+
+
+def _published(axes: Axes, curve: Curve) -> None:
+    """Behind the runs; the greys differ in their dashes, and GRU, the one to beat, is the darkest."""
+    axes.plot(
+        curve.env_steps,
+        curve.means,
+        color="0.15" if curve.agent.startswith("gru") else "0.5",
+        linestyle=PUBLISHED_DASHES[curve.agent],
+        linewidth=1.1,
+        label=f"published {AGENTS[curve.agent]}",
+        zorder=1,
+    )
+
+
+def _axes(by_steps: Axes, by_time: Axes, groups: Sequence[Group], published: Sequence[Curve]) -> None:
+    runs = [run for group in groups for run in group.runs]
+    headline, largest = runs[0].headline, runs[0].headline_max
+    unit = "sum of rewards" if headline == "return" else "number" if largest is None else "share"
+    by_steps.set_ylabel(f"{headline.replace('_', ' ')} ({unit})")
+    if largest is not None:
+        by_steps.set_ylim(-0.03 * largest, 1.05 * largest)
+    if published and max(run.env_steps for run in runs) < SHORT * max(curve.env_steps[-1] for curve in published):
+        by_steps.set_xscale("log", nonpositive="mask")  # the published curves' first point is at 0
+        by_steps.set_xlabel("environment steps (logarithmic)")
+    else:
+        by_steps.set_xlim(left=0)
+        by_steps.set_xlabel("environment steps")
+    by_steps.xaxis.set_major_formatter(EngFormatter(sep=""))
+    by_time.set_xlim(left=0)
+    for axes in (by_steps, by_time):
+        axes.grid(color="0.9", linewidth=0.6)
+        axes.set_axisbelow(True)
+        for side in ("top", "right"):
+            axes.spines[side].set_visible(False)
+
+
+def _label(group: Group) -> str:
+    name = group.name if len(group.name) <= 32 else f"{group.name[:16]}...{group.name[-13:]}"
+    number, core = len(group.runs), group.runs[0].config.core.kind
+    return f"{name} ({core}, {number} runs)" if number > 1 else f"{name} ({core})"
+
+
+def _caption(groups: Sequence[Group], published: Sequence[Sequence[Curve]]) -> str:
+    text = "Held-out levels."
+    if any(len(group.runs) > 1 for group in groups):
+        text += " Several runs of one config: mean of those with results, as far as all have come, and shaded its 95 %"
+        text += " interval over runs."
+    if any(len(group.runs) == 1 for group in groups):
+        text += " A single run: 95 % interval over level seeds, where an evaluation's file tells it."
+    if any(map(_is_scarce, groups)):
+        text += " Thin: training episodes, on training levels, of runs without held-out results on the way."
+    if any(published):
+        text += f" Published curves (without times): means over 5 runs, {SOURCE}."
+        if any("MortarMayhem" in curve.task for curves in published for curve in curves):
+            text += " Those of Mortar Mayhem count a failed last command as completed, ours do not."
+    return text

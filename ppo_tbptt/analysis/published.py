@@ -1,0 +1,75 @@
+"""The published learning curves of the tasks that they are of."""
+
+import csv
+import tomllib
+from dataclasses import dataclass
+from importlib.resources import files
+from typing import Any
+
+from ppo_tbptt.config import EnvConfig
+
+SOURCE = "Pleines et al., JMLR 2025"
+
+AGENTS = {
+    "gru": "GRU",
+    "gru_rec": "GRU with reconstruction",
+    "lstm": "LSTM",
+    "ppo": "PPO without memory",
+    "trxl": "Transformer-XL",
+    "trxl_rec": "Transformer-XL with reconstruction",
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Curve:
+    """Mean over five training runs of the ``measure`` on level seeds 200000 to 200049."""
+
+    task: str
+    """Its name in the data file: the environment's id, and the setting where there are several."""
+    agent: str
+    """One of ``AGENTS``."""
+    measure: str
+    env_steps: tuple[int, ...]
+    means: tuple[float, ...]
+
+
+def published_curves(env: EnvConfig) -> list[Curve]:
+    """The curves of the task that ``env`` is, in the order of ``AGENTS``; none where it is no published one.
+
+    It is one only if every reset option is as published, whether set or left at the environment's default, and no
+    limit on episodes is set.
+    """
+    task = _task(env)
+    if task is None:
+        return []
+    text = files("ppo_tbptt.analysis").joinpath("published_curves.csv").read_text(encoding="utf-8")
+    points: dict[str, list[tuple[int, float]]] = {}
+    for row in csv.DictReader(line for line in text.splitlines() if not line.startswith("#")):
+        if row["task"] == task["name"]:
+            points.setdefault(row["agent"], []).append((int(row["env_steps"]), float(row["mean"])))
+    return [
+        Curve(
+            task=task["name"],
+            agent=agent,
+            measure=task["measure"],
+            env_steps=tuple(steps for steps, _ in sorted(points[agent])),
+            means=tuple(mean for _, mean in sorted(points[agent])),
+        )
+        for agent in AGENTS
+        if agent in points
+    ]
+
+
+def _task(env: EnvConfig) -> dict[str, Any] | None:
+    text = files("ppo_tbptt.analysis").joinpath("published_tasks.toml").read_text(encoding="utf-8")
+    return next((task for task in tomllib.loads(text)["task"] if _is(task, env)), None)
+
+
+def _is(task: dict[str, Any], env: EnvConfig) -> bool:
+    published, defaults = task["options"], task["defaults"]
+    return (
+        task["env_id"] == env.id.rpartition(":")[2]
+        and env.max_episode_steps is None
+        and env.options.keys() <= published.keys()
+        and all(env.options.get(key, defaults.get(key, value)) == value for key, value in published.items())
+    )

@@ -1,0 +1,253 @@
+"""``compare``: runs side by side, grouped by what they were trained on and how."""
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from ppo_tbptt.analysis.groups import (
+    FRACTIONS,
+    Group,
+    Reach,
+    Summary,
+    by_task,
+    differences,
+    goal,
+    group_runs,
+    reach,
+    summarise,
+    task_titles,
+)
+from ppo_tbptt.analysis.runs import Point, read_runs
+from ppo_tbptt.commands.parser import Parser, check_folder, writing
+from ppo_tbptt.commands.results import wide_console
+from ppo_tbptt.files import write_text
+from ppo_tbptt.intervals import Estimate
+
+
+def run(argv: list[str]) -> int:
+    parser = Parser(
+        "compare", "Runs side by side: held-out results, steps and hours to get there, what they differ in."
+    )
+    parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="a run's folder")
+    parser.option("--json", type=Path, metavar="FILE", help="write the same data there")
+    args = parser.parse_args(argv)
+    check_folder("--json", args.json)
+    groups = group_runs(read_runs(args.runs))
+    console = wide_console()
+    _print(groups, console)
+    if args.json is not None:
+        with writing("--json", args.json):
+            write_text(args.json, json.dumps(_tree(groups), indent=1))
+        console.print(f"written to {args.json}", highlight=False, soft_wrap=True)
+    return 0
+
+
+# --- for a person --------------------------------------------------------------------------------------------------
+
+
+def _print(groups: Sequence[Group], console: Console) -> None:
+    tasks, narrow = by_task(groups), console.width < 100
+    for members, title in zip(tasks, task_titles(tasks), strict=True):
+        first = members[0].runs[0]
+        at_most = "" if first.headline_max is None else f" (at most {first.headline_max:g})"
+        console.print(f"\n{title}", style="bold", highlight=False, markup=False)
+        console.print(f"{first.headline} on held-out levels{at_most}", highlight=False, markup=False)
+        console.print(_results(members, narrow))
+        target = goal(members)
+        if target is not None:
+            console.print(_reached(members, target, narrow))
+    _print_notes(groups, console)
+    _print_differences(groups, console)
+
+
+def _results(groups: Sequence[Group], narrow: bool) -> Table:
+    table = _table("", "run", "runs", "steps", "hours", "steps/s", "best [95 %]", "last [95 %]", "IQM", narrow=narrow)
+    for group in groups:
+        best = summarise([run.best for run in group.runs])
+        last = summarise([run.last for run in group.runs])
+        steps = [short(end(run.env_steps for run in group.runs)) for end in (min, max)]
+        speeds = [run.steps_per_second for run in group.runs if run.steps_per_second is not None]
+        table.add_row(
+            group.letter,
+            group.name,
+            str(len(group.runs)),
+            steps[0] if steps[0] == steps[1] else " - ".join(steps),
+            _hours(median(run.hours for run in group.runs)),
+            short(median(speeds)) if speeds else "-",
+            _interval(best),
+            _interval(last),
+            "-" if last is None or last.iqm is None else figure(last.iqm.mean),
+        )
+    return table
+
+
+def _reached(groups: Sequence[Group], target: float, narrow: bool) -> Table:
+    goals = [f"{fraction * 100:g} % ({fraction * target:.3g})" for fraction in FRACTIONS]
+    table = _table("", "steps and hours to reach", *goals, narrow=narrow)
+    for group in groups:
+        cells = [_reach(reach(group, fraction, target), len(group.runs)) for fraction in FRACTIONS]
+        table.add_row(group.letter, group.name, *cells)
+    return table
+
+
+def _table(*columns: str, narrow: bool) -> Table:
+    """Names are folded; in a narrow terminal that is not enough, and intervals wrap too."""
+    table = Table(box=None, padding=(0, 1))
+    for number, name in enumerate(columns):
+        if number < 2:
+            table.add_column(name, overflow="fold", min_width=12 if number else None)
+        else:
+            table.add_column(name, justify="right", no_wrap=not narrow or "[" not in name)
+    return table
+
+
+def _interval(summary: Summary | None) -> str:
+    if summary is None:
+        return "-"
+    e = summary.estimate
+    return figure(e.mean) if e.ci95 is None else f"{figure(e.mean)} [{figure(e.ci95[0])}, {figure(e.ci95[1])}]"
+
+
+def figure(value: float) -> str:
+    return f"{value:.3f}" if abs(value) < 10 else f"{value:.1f}"
+
+
+def _reach(result: Reach, runs: int) -> str:
+    share = "" if result.runs in (0, runs) else f" ({result.runs} of {runs} runs)"
+    if result.env_steps is None or result.hours is None:
+        return f"-{share}"
+    return f"{short(result.env_steps)}, {_hours(result.hours)} h{share}"
+
+
+def short(number: float) -> str:
+    """``840``, ``61.4k``, ``1.2M``."""
+    for size, letter in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
+        if number >= size:
+            return f"{number / size:.3g}{letter}" if number < 999.5 * size else f"{number / size:.0f}{letter}"
+    return f"{number:.0f}"
+
+
+def _hours(hours: float) -> str:
+    return f"{hours:.1f}" if hours >= 10 else f"{hours:.2g}"
+
+
+def _print_notes(groups: Sequence[Group], console: Console) -> None:
+    several = any(len(group.runs) > 1 for group in groups)
+    one = any(len(group.runs) == 1 for group in groups)
+    over = " and ".join(
+        text
+        for text, applies in (("over level seeds for a single run", one), ("over runs for several", several))
+        if applies
+    )
+    notes = [f"intervals: {over}, where known; best: chosen on the very levels it is measured on"]
+    if several:
+        notes.append("several runs: mean over them, IQM the mean of the last ones' middle half; hours, steps/s: median")
+    for group in groups:
+        for member in group.runs:
+            if not member.held_out:
+                notes.append(f"{member.path} has no held-out result yet: evaluate it with --all")
+        seeds = [member.config.seed for member in group.runs]
+        if len(set(seeds)) < len(seeds):
+            notes.append(f"{group.letter}: some of its runs have the same seed, so they are no independent repetitions")
+    console.print()
+    for note in notes:
+        console.print(note, style="dim", highlight=False, markup=False)
+
+
+def _print_differences(groups: Sequence[Group], console: Console) -> None:
+    found = differences(groups)
+    if not found:
+        return
+    table = Table(box=None, padding=(0, 1))
+    table.add_column("they differ in", overflow="fold")
+    table.add_column("value: runs", overflow="fold")
+    for key, values in found.items():
+        table.add_row(key, "; ".join(f"{value}: {', '.join(letters)}" for value, letters in _shared(values).items()))
+    console.print()
+    console.print(table, markup=False)
+
+
+def _shared(values: Mapping[str, Any]) -> dict[str, list[str]]:
+    """Letters by value."""
+    shared: dict[str, list[str]] = {}
+    for letter, value in values.items():
+        text = "not set" if value is None else value if isinstance(value, str) else json.dumps(value)
+        shared.setdefault(text, []).append(letter)
+    return shared
+
+
+# --- for a program -------------------------------------------------------------------------------------------------
+
+
+def _tree(groups: Sequence[Group]) -> dict[str, Any]:
+    return {
+        "groups": [_group_tree(group, goal(members)) for members in by_task(groups) for group in members],
+        "differences": differences(groups),
+    }
+
+
+def _group_tree(group: Group, target: float | None) -> dict[str, Any]:
+    first = group.runs[0]
+    env = first.config.env
+    return {
+        "letter": group.letter,
+        "name": group.name,
+        "env_id": env.id,
+        "env_options": env.options,
+        "max_episode_steps": env.max_episode_steps,
+        "headline": first.headline,
+        "headline_max": first.headline_max,
+        "best": _summary_tree(summarise([run.best for run in group.runs])),
+        "last": _summary_tree(summarise([run.last for run in group.runs])),
+        "reach": [] if target is None else [_reach_tree(reach(group, fraction, target)) for fraction in FRACTIONS],
+        "runs": [
+            {
+                "path": str(run.path),
+                "seed": run.config.seed,
+                "env_steps": run.env_steps,
+                "hours": run.hours,
+                "steps_per_second": run.steps_per_second,
+                "held_out": [_point_tree(point) for point in run.held_out],
+            }
+            for run in group.runs
+        ],
+    }
+
+
+def _summary_tree(summary: Summary | None) -> dict[str, Any] | None:
+    if summary is None:
+        return None
+    return {
+        **_estimate_tree(summary.estimate),
+        "interval_over": "level seeds" if summary.iqm is None else "runs",
+        "iqm": None if summary.iqm is None else _estimate_tree(summary.iqm),
+        "runs": summary.runs,
+    }
+
+
+def _estimate_tree(estimate: Estimate) -> dict[str, Any]:
+    return {"mean": estimate.mean, "ci95": None if estimate.ci95 is None else list(estimate.ci95)}
+
+
+def _reach_tree(result: Reach) -> dict[str, Any]:
+    return {
+        "fraction": result.fraction,
+        "value": result.value,
+        "env_steps": result.env_steps,
+        "hours": result.hours,
+        "runs": result.runs,
+    }
+
+
+def _point_tree(point: Point) -> dict[str, Any]:
+    return {
+        "env_steps": point.env_steps,
+        "hours": point.hours,
+        "mean": point.mean,
+        "ci95": None if point.ci95 is None else list(point.ci95),
+    }

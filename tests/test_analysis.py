@@ -1,0 +1,254 @@
+"""What is read from a run's folder, how runs are grouped, and the figures of a group."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from configs_for_tests import tiny
+from runs_for_tests import add_evaluation, make_run
+
+from ppo_tbptt.analysis.curves import held_out_curve
+from ppo_tbptt.analysis.groups import by_task, differences, goal, group_runs, reach, summarise, task_titles
+from ppo_tbptt.analysis.published import AGENTS, published_curves
+from ppo_tbptt.analysis.runs import read_run
+from ppo_tbptt.analysis.statistics import over_runs
+from ppo_tbptt.config import Config, EnvConfig
+from ppo_tbptt.run_dir import RunDirError
+
+ROOT = Path(__file__).parent.parent
+
+
+def test_a_run_is_read(tmp_path: Path) -> None:
+    """Iterations of 36 s, and evaluations of as long: hours count both, up to the evaluation itself."""
+    run = read_run(make_run(tmp_path / "run", {10: 0.2, 20: 0.9, 30: 0.8}))
+    assert (run.headline, run.headline_max) == ("success", 1.0)
+    assert [(p.env_steps, p.mean) for p in run.held_out] == [(1000, 0.2), (2000, 0.9), (3000, 0.8)]
+    assert [p.hours for p in run.held_out] == pytest.approx([0.11, 0.22, 0.33])
+    assert (run.env_steps, run.steps_per_second) == (3000, 50)
+    assert run.hours == pytest.approx(0.33)
+    assert run.best == run.held_out[1]
+    assert run.last == run.held_out[2]
+
+
+def test_a_torn_last_line_is_left_out(tmp_path: Path) -> None:
+    path = make_run(tmp_path / "run", {10: 0.2, 20: 0.9})
+    with (path / "metrics.jsonl").open("a") as file:
+        file.write('{"iteration": 21, "env_st')
+    assert read_run(path).env_steps == 2000
+
+
+def test_a_run_that_was_never_evaluated(tmp_path: Path) -> None:
+    path = make_run(tmp_path / "run", {10: 0.2})
+    rows = [json.loads(line) for line in (path / "metrics.jsonl").read_text().splitlines()]
+    (path / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows[:-1]))
+    run = read_run(path)
+    assert (run.held_out, run.best, run.last) == ((), None, None)
+    assert len(run.training) == 9
+
+
+def test_which_evaluations_count(tmp_path: Path) -> None:
+    path = make_run(tmp_path / "run", {10: 0.2, 20: 0.3})
+    add_evaluation(path, "a_published", 2000, 0.5)
+    add_evaluation(path, "b_more_episodes", 2000, 0.6, repeats=100)
+    add_evaluation(path, "c_few", 1000, 0.7, seeds=[200_000], repeats=9)
+    add_evaluation(path, "d_greedy", 300, 0.9, greedy=True)
+    add_evaluation(path, "e_forgetful", 400, 0.0, forget_every=1)
+    add_evaluation(path, "f_seen_in_training", 500, 1.0, seeds=list(range(50)))
+    add_evaluation(path, "g_not_of_this_run", 2050, 1.0)
+    run = read_run(path)
+    # The rows of training are of 8 episodes each, so even the few of one file are more.
+    assert [(p.env_steps, p.mean) for p in run.held_out] == [(1000, 0.7), (2000, 0.5)]
+    assert run.held_out[1].ci95 == pytest.approx((0.4, 0.6))
+
+
+def test_greedy_results_where_there_are_no_others(tmp_path: Path) -> None:
+    path = make_run(tmp_path / "run", {2: 0.1}, tiny(train={"eval_greedy": True}))
+    add_evaluation(path, "greedy", 100, 0.9, greedy=True)
+    assert [p.mean for p in read_run(path).held_out] == [0.9, 0.1]
+
+
+BROKEN = {
+    "no run": (None, "", "not a run folder"),
+    "no metrics": ("metrics.jsonl", None, "can't be read"),
+    "empty metrics": ("metrics.jsonl", "", "no metrics yet"),
+    "text for a number": ("metrics.jsonl", '{"iteration": 1, "env_steps": "many"}\n', "env_steps must be a number"),
+    "metrics without steps": ("metrics.jsonl", '{"iteration": 1}\n', "env_steps must be a number"),
+    "evaluation of nothing": ("evaluations/a.json", "", "not an evaluation"),
+    "evaluation of another kind": ("evaluations/a.json", '{"measures": 3}', "not an evaluation"),
+}
+
+
+@pytest.mark.parametrize("case", BROKEN)
+def test_a_broken_file_is_named(case: str, tmp_path: Path) -> None:
+    name, text, reason = BROKEN[case]
+    path = tmp_path / "run"
+    if name is not None:
+        add_evaluation(make_run(path, {1: 0.5}), "a", 100, 0.5)
+        (path / name).unlink()
+        if text is not None:
+            (path / name).write_text(text)
+    with pytest.raises(RunDirError, match=reason) as caught:
+        read_run(path)
+    assert str(path / (name or "")) in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_groups(tmp_path: Path) -> None:
+    """Seed and where it ran don't matter; the core does; a schedule is one setting."""
+    other = tiny(core={"kind": "lstm"}, ppo={"learning_rate": {"initial": 1e-3, "final": 0.0}})
+    configs = {"gru_1": tiny(seed=1), "lstm": other, "gru_2": tiny(seed=2, env={"num_workers": 3}, device="cuda")}
+    groups = group_runs([read_run(make_run(tmp_path / name, {2: 0.5}, config)) for name, config in configs.items()])
+    assert [(g.letter, g.name, len(g.runs)) for g in groups] == [("A", "gru_*", 2), ("B", "lstm", 1)]
+    assert differences(groups) == {
+        "core.kind": {"A": "gru", "B": "lstm"},
+        "ppo.learning_rate": {"A": 1e-3, "B": {"initial": 1e-3, "final": 0.0, "power": 1.0}},
+    }
+    assert by_task(groups) == [groups]
+
+
+def test_more_ranks_are_another_setting(tmp_path: Path) -> None:
+    """The config is that of one rank, so it does not tell; steps per iteration do."""
+    paths = [make_run(tmp_path / f"on_{ranks}", {2: 0.5}, tiny(seed=ranks)) for ranks in (1, 2)]
+    for ranks, path in zip((1, 2), paths, strict=True):
+        (path / "metrics.jsonl").write_text(json.dumps({"iteration": 3, "env_steps": 3 * 64 * ranks}) + "\n")
+    groups = group_runs([read_run(path) for path in paths])
+    assert differences(groups) == {"ranks": {"A": 1, "B": 2}}
+
+
+def test_other_options_are_another_task(tmp_path: Path) -> None:
+    shown = tiny(env={"options": {"num_show_steps": 2}})
+    runs = [read_run(make_run(tmp_path / name, {2: 0.5}, c)) for name, c in {"a": tiny(), "b": shown}.items()]
+    tasks = by_task(group_runs(runs))
+    assert [[group.name for group in groups] for groups in tasks] == [["a"], ["b"]]
+    assert task_titles(tasks) == ["ppo_tbptt/PocMemory-v0", "ppo_tbptt/PocMemory-v0: num_show_steps = 2"]
+
+
+def test_runs_of_one_name_are_told_apart(tmp_path: Path) -> None:
+    runs = [read_run(make_run(tmp_path / a / "run", {2: 0.5}, tiny(seed=i))) for i, a in enumerate("xy")]
+    assert group_runs(runs[:1])[0].name == "run"
+    assert group_runs(runs)[0].name == "x/run, ..."
+
+
+def test_steps_and_hours_to_a_threshold(tmp_path: Path) -> None:
+    curves = [{10: 0.4, 20: 0.6, 30: 0.9}, {10: 0.5, 20: 0.8, 40: 0.95}, {10: 0.0, 30: 0.2}]
+    runs = [read_run(make_run(tmp_path / f"run{i}", curve, tiny(seed=i))) for i, curve in enumerate(curves)]
+    (group,) = group_runs(runs)
+    assert goal([group]) == 1
+    half = reach(group, 0.5, 1.0)
+    assert (half.env_steps, half.runs) == (2000, 2)  # of 2000, 1000 and never
+    assert half.hours == pytest.approx(0.22)
+    most = reach(group, 0.9, 1.0)
+    assert (most.env_steps, most.runs) == (4000, 2)
+    assert reach(group, 0.95, 1.0).env_steps is None  # one of three is no median
+    assert reach(group, 0.95, 1.0).runs == 1
+
+
+def test_without_a_maximum_the_best_value_is_the_goal(tmp_path: Path) -> None:
+    config = tiny(env={"id": "ppo_tbptt/ProbeDiscount-v0"})
+    run = make_run(tmp_path / "run", {2: 0.5}, config)
+    rows = [{"iteration": i, "env_steps": 100 * i, "eval/return": 10.0 * i} for i in (1, 2, 3)]
+    (run / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    groups = group_runs([read_run(run)])
+    assert groups[0].runs[0].headline_max is None
+    assert goal(groups) == 30
+    assert reach(groups[0], 0.5, 30.0).env_steps == 200
+
+
+def test_one_run_keeps_its_interval_over_levels_and_several_get_one_over_runs(tmp_path: Path) -> None:
+    values = [0.1, 0.5, 0.6, 0.7, 1.0]
+    runs = [read_run(make_run(tmp_path / f"run{i}", {2: v}, tiny(seed=i))) for i, v in enumerate(values)]
+    one = summarise([runs[0].last])
+    assert one is not None and (one.estimate.ci95, one.iqm) == (None, None)
+    all_of_them = summarise([run.last for run in runs])
+    assert all_of_them is not None and all_of_them.iqm is not None
+    assert all_of_them.estimate.mean == pytest.approx(0.58)
+    assert all_of_them.iqm.mean == pytest.approx(0.6)  # without the least and the greatest of five
+    assert summarise([None]) is None
+
+
+def test_intervals_over_runs() -> None:
+    rng = np.random.default_rng(0)
+    scores = rng.normal(3, 1, 200)
+    over = over_runs([scores.tolist()])
+    half = 1.96 * scores.std() / 200**0.5  # what the normal approximation says
+    assert over.mean.ci95 == pytest.approx((scores.mean() - half, scores.mean() + half), abs=0.02)
+    assert over.iqm.ci95 is not None and over.iqm.ci95[0] < over.iqm.mean < over.iqm.ci95[1]
+
+
+def test_resampling_keeps_every_tasks_share() -> None:
+    """Two tasks whose runs agree: resampled within each task nothing changes, resampled over both it would."""
+    over = over_runs([[0.0] * 5, [1.0] * 5])
+    assert over.mean.ci95 == (0.5, 0.5)
+    assert over_runs([[0.0] * 5 + [1.0] * 5]).mean.ci95 != (0.5, 0.5)
+
+
+def test_no_interval_from_a_single_run() -> None:
+    assert over_runs([[0.3]]).mean.ci95 is None
+    assert over_runs([[0.3, 0.4], [0.5]]).iqm.ci95 is None
+
+
+def test_a_groups_curve_goes_as_far_as_all_its_runs(tmp_path: Path) -> None:
+    """The second is evaluated at other steps: it is interpolated, and nothing is made up beyond its last."""
+    curves = [{10: 0.0, 20: 0.4, 30: 0.8}, {10: 0.2, 30: 0.6}, {20: 0.5, 25: 0.5}]
+    runs = [read_run(make_run(tmp_path / f"run{i}", c, tiny(seed=i))) for i, c in enumerate(curves)]
+    (group,) = group_runs(runs[:2])
+    curve = held_out_curve(group)
+    assert curve is not None
+    assert curve.env_steps.tolist() == [1000, 2000, 3000]
+    assert curve.mean == pytest.approx([0.1, 0.4, 0.7])
+    assert curve.low == pytest.approx([0.0, 0.4, 0.6])
+    (group,) = group_runs(runs)
+    curve = held_out_curve(group)
+    assert curve is not None and curve.env_steps.tolist() == [2000, 2500]
+
+
+SHIPPED = ["mortar_mayhem", "mortar_mayhem_grid", "mortar_mayhem_b_grid", "mystery_path", "mystery_path_grid"]
+SHIPPED += ["mystery_path_grid_shown", "searing_spotlights", "endless_mortar_mayhem", "endless_mystery_path"]
+SHIPPED += ["endless_searing_spotlights"]
+
+
+@pytest.mark.parametrize("name", SHIPPED)
+def test_shipped_tasks_have_their_published_curves(name: str) -> None:
+    curves = published_curves(Config.load(ROOT / "configs" / f"{name}.toml").env)
+    assert curves
+    assert curves[0].agent in ("gru", "gru_rec")
+    assert all(curve.agent in AGENTS and len(curve.means) > 20 for curve in curves)
+    assert all(list(curve.env_steps) == sorted(set(curve.env_steps)) for curve in curves)
+
+
+@pytest.mark.parametrize("name", ["quickstart", "mortar_mayhem_grid_short", "mortar_mayhem_b", "toy_poc_memory"])
+def test_other_settings_have_none(name: str) -> None:
+    assert published_curves(Config.load(ROOT / "configs" / f"{name}.toml").env) == []
+
+
+def test_published_figures() -> None:
+    """Known values, and the two settings of one environment are not mixed up."""
+
+    def last(**options: bool) -> float:
+        return published_curves(EnvConfig(id="MysteryPath-Grid-v0", options=options))[0].means[-1]
+
+    assert last() == pytest.approx(0.685, abs=1e-3)
+    assert last(show_origin=True, show_goal=True) == 1
+    grid = EnvConfig(id="MortarMayhem-Grid-v0")  # the environment's defaults are the published setting
+    assert published_curves(grid)[0].means[-1] == 1
+    assert published_curves(EnvConfig(id="MortarMayhem-Grid-v0", options={"arena_size": 6})) == []
+    assert published_curves(EnvConfig(id="MortarMayhem-Grid-v0", max_episode_steps=50)) == []
+    assert published_curves(EnvConfig(id="MortarMayhem-Grid-v0", options={"of_a_newer_version": 1})) == []
+    assert published_curves(EnvConfig(id="MysteryPath-Grid-v0", options={"show_goal": True})) == []
+
+
+def test_the_published_defaults_are_the_environments() -> None:
+    """What a run leaves to the environment is known without it, from the data file: it must say the same."""
+    import tomllib
+
+    import gymnasium as gym
+
+    from ppo_tbptt.envs.memory_gym import import_memory_gym
+
+    import_memory_gym()
+    for task in tomllib.loads((ROOT / "ppo_tbptt" / "analysis" / "published_tasks.toml").read_text())["task"]:
+        entry_point = gym.spec(task["env_id"]).entry_point
+        assert isinstance(entry_point, str)
+        defaults = gym.envs.registration.load_env_creator(entry_point).default_reset_parameters  # type: ignore[attr-defined]
+        assert {**task["options"], **task["defaults"]} == defaults, task["name"]
