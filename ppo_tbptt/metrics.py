@@ -54,6 +54,15 @@ class MetricsWriter:
         """A text for TensorBoard's text tab, shown as written."""
         self._writer.add_text(tag, "\n".join("    " + line for line in text.splitlines()), env_steps)
 
+    def image(self, tag: str, encoded: bytes, size: tuple[int, int], env_steps: int) -> None:
+        """An encoded picture of ``(height, width)`` for TensorBoard's image tab, which also plays animated GIFs."""
+        from tensorboard.compat.proto.summary_pb2 import Summary  # type: ignore[attr-defined]
+
+        picture = Summary.Image(height=size[0], width=size[1], colorspace=3, encoded_image_string=encoded)
+        summary = Summary(value=[Summary.Value(tag=tag, image=picture)])
+        assert self._writer.file_writer is not None
+        self._writer.file_writer.add_summary(summary, env_steps)
+
     def close(self) -> None:
         self._file.close()
         self._writer.close()

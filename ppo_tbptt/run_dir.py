@@ -18,6 +18,7 @@ class RunDir:
         self.metrics = path / "metrics.jsonl"
         self.checkpoints = path / "checkpoints"
         self.evaluations = path / "evaluations"
+        self.videos = path / "videos"
         self.best = self.checkpoints / "best.pt"
 
     @classmethod

@@ -29,6 +29,7 @@ from ppo_tbptt.run_dir import RunDir
 from ppo_tbptt.sharing import share_weights
 from ppo_tbptt.streams import Streams
 from ppo_tbptt.timing import Timer
+from ppo_tbptt.training_video import TrainingVideos
 from ppo_tbptt.types import Rollout, Targets, empty_rollout
 
 
@@ -107,6 +108,7 @@ class Trainer(Iterator[Report]):
         share_weights(self.world, self.agent)
         self.run: RunDir | None = None
         self._writer: MetricsWriter | None = None
+        self._videos: TrainingVideos | None = None
         if run_dir is not None:
             self._open_run(Path(run_dir), resumed=restore is not None)
         self._carry = begin(self.envs, self.seeds, self.agent)
@@ -130,6 +132,7 @@ class Trainer(Iterator[Report]):
         write_text(self.run.config, self.config.to_toml())
         self._writer = MetricsWriter(path, resume_from=self.iteration if resumed else None)
         self._writer.text("config", self.config.to_toml(), self.env_steps)
+        self._videos = TrainingVideos(self.agent, self.envs.spec, self.config, self.run, self._writer)
 
     @classmethod
     def resume(
@@ -195,6 +198,8 @@ class Trainer(Iterator[Report]):
         if self._writer is not None:
             self._writer.write(report)
         self._checkpoint_when_due()
+        if self._videos is not None:
+            self._videos.when_due(self.iteration, self.env_steps)
         return report
 
     def _targets(self, rollout: Rollout) -> Targets:

@@ -16,6 +16,7 @@ from ppo_tbptt.metrics import read_metrics
 ROOT = Path(__file__).parent.parent
 SMALL = ["--env.num-workers", "0", "--env.num-envs", "4", "--ppo.rollout-steps", "16", "--ppo.num-minibatches", "2"]
 SMALL += ["--ppo.sequence-length=8", "--train.eval-num-seeds", "3", "--train.eval-repeats=1", "--device", "cpu"]
+SMALL += ["--train.video-every", "0"]
 POC = str(ROOT / "configs" / "toy_poc_memory.toml")
 
 

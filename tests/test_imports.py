@@ -23,7 +23,8 @@ LAYERS = """
     benchmark.* analysis.*
     console
     trainer
-    evaluation watch
+    training_video
+    evaluation watch.*
     policy
     run_dir
     checkpoint metrics

@@ -80,7 +80,7 @@ def _clear_unstarted(run: RunDir) -> None:
     """A run that was killed before its first checkpoint has nothing to go on from: start it again."""
     for path in [run.config, run.metrics, *run.path.glob("events.out.tfevents.*")]:
         path.unlink(missing_ok=True)
-    for folder in (run.checkpoints, run.evaluations):
+    for folder in (run.checkpoints, run.evaluations, run.videos):
         if folder.is_dir():
             for path in folder.iterdir():
                 path.unlink()
