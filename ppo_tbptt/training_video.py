@@ -1,7 +1,6 @@
 """Short videos of held-out episodes, made while an agent trains, which its numbers don't depend on."""
 
 import sys
-from io import BytesIO
 from time import perf_counter
 
 from ppo_tbptt.config import Config
@@ -18,6 +17,8 @@ MOST_TIME = 0.03
 FPS = 6
 HOLD = 6
 """Pictures for which the last one stays."""
+MOST_GIF_PICTURES = 60
+"""TensorBoard gets every second, third, ... one of more: its files hold every video that was ever made."""
 
 
 class TrainingVideos:
@@ -57,7 +58,7 @@ class TrainingVideos:
     def _make(self, level: int, env_steps: int) -> None:
         # Here, because they bring matplotlib, Pillow and ffmpeg, which training does without.
         from ppo_tbptt.watch.record import record, watched_env
-        from ppo_tbptt.watch.video import pictures, write_gif, write_video
+        from ppo_tbptt.watch.video import gif, pictures, write_video
 
         policy = Policy(self._agent, self._spec, self._config, env_steps=env_steps)
         with watched_env(self._config.env) as env:
@@ -65,7 +66,7 @@ class TrainingVideos:
             recording = record(policy, env, seed=level, greedy=greedy, max_steps=MOST_STEPS)
         frames = pictures([recording], note=f"after {env_steps:,} steps", hold=HOLD)
         write_video(self._run.videos / f"steps_{env_steps:09d}_level{level}.mp4", frames, FPS)
-        gif = BytesIO()
-        write_gif(gif, frames, FPS)
+        stride = -(-len(frames) // MOST_GIF_PICTURES)
+        encoded = gif(frames[::stride], FPS / stride)
         height, width, _ = frames[0].shape
-        self._writer.image("held-out episode", gif.getvalue(), (height, width), env_steps)
+        self._writer.image("held-out episode", encoded, (height, width), env_steps)

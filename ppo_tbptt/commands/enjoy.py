@@ -113,7 +113,7 @@ def _episodes(policy: Policy, env: Env, args: Namespace, console: Console) -> li
         console.print(_line(recording))
     if len(found) < args.episodes:
         cuts = f", {cut} of them cut at --max-steps {args.max_steps}" if cut else ""
-        console.print(f"{len(found)} {args.pick} on the levels {args.seed} to {level - 1}{cuts}; gave up")
+        console.print(f"{len(found) or 'no'} {args.pick} on the levels {args.seed} to {level - 1}{cuts}; gave up")
     return found
 
 

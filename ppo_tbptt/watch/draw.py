@@ -47,7 +47,8 @@ def draw(recording: Recording, index: int, note: str = "") -> np.ndarray:
         x += view.width + GAP
     bottom = top + below + (36 if views else 0)
     for caption, vector in vectors:
-        bottom = _vector(canvas, pen, recording, caption, vector, bottom, MARGIN, left) + 36
+        box = (MARGIN, bottom, MARGIN + left, bottom + (22 if views else 64))
+        bottom = _vector(pen, recording, caption, vector, box) + 36
     panel = (MARGIN + left + 2 * GAP, top, width - MARGIN, top + max(below, 256))
     _panel(pen, recording, index, panel)
     bottom = max(bottom, panel[3] + 36)
@@ -85,33 +86,25 @@ def _enlarge(image: np.ndarray) -> Image.Image:
     return picture.resize((picture.width * factor, picture.height * factor), Image.Resampling.NEAREST)
 
 
-def _vector(
-    canvas: Image.Image,
-    pen: ImageDraw.ImageDraw,
-    recording: Recording,
-    key: str,
-    vector: np.ndarray,
-    top: int,
-    left: int,
-    width: int,
-) -> int:
-    """Cells from left to right, with their numbers where these fit; returns its lower edge."""
+def _vector(pen: ImageDraw.ImageDraw, recording: Recording, key: str, vector: np.ndarray, box: Box) -> int:
+    """Cells of at most the height of ``box``, with their numbers where these fit; returns their lower edge."""
+    left, top, right, bottom = box
     several = len(recording.spec.obs) > 1
     _text(pen, (left, top - 8), f"{key}: " * several + f"{len(vector)} numbers", 13, MUTED, "ls")
-    size = min(64, max(14, width // len(vector)))
-    a_row = width // size
+    height = bottom - top
+    width = min(2 * height + 20, max(14, (right - left) // len(vector)))
+    height = min(height, width)
+    a_row = (right - left) // width
     shown = vector[: a_row * 6]
     rows = -(-len(shown) // a_row)
-    if rows > 1:
-        a_row = -(-len(shown) // rows)
+    a_row = -(-len(shown) // rows)
     end = max(1.0, float(np.abs(vector).max()))
-    height = min(size, 22)
     for place, (value, colour) in enumerate(zip(shown, colours(shown, end), strict=True)):
-        x, y = left + place % a_row * size, top + place // a_row * height
-        pen.rectangle((x, y, x + size - 1, y + height - 1), fill=tuple(int(c) for c in colour), outline=LINE)
-        if size >= 44:
-            dark = abs(value) > 0.6 * end
-            _text(pen, (x + size / 2, y + height / 2), f"{value:.2g}", 13, "white" if dark else TEXT, "mm")
+        x, y = left + place % a_row * width, top + place // a_row * height
+        pen.rectangle((x, y, x + width - 1, y + height - 1), fill=tuple(int(c) for c in colour), outline=LINE)
+        if width >= 44:
+            text = "white" if abs(value) > 0.6 * end else TEXT
+            _text(pen, (x + width / 2, y + height / 2), f"{value:.2g}", 12 + height // 10, text, "mm")
     return top + rows * height
 
 

@@ -4,21 +4,15 @@ import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Protocol, SupportsInt
 
 import numpy as np
 
 from ppo_tbptt.config import EnvConfig
-from ppo_tbptt.envs import EnvSpec, Episode, make_env
+from ppo_tbptt.envs import EnvSpec, Episode, SingleEnv, make_env
 from ppo_tbptt.policy import Policy
+from ppo_tbptt.watch.remote import RemoteEnv
 
-
-class Env(Protocol):
-    """What a recording needs of :class:`~ppo_tbptt.envs.SingleEnv`, here or in another process."""
-
-    def reset(self, seed: SupportsInt) -> dict[str, np.ndarray]: ...
-    def step(self, action: np.ndarray) -> tuple[dict[str, np.ndarray], float, bool, bool, Episode | None]: ...
-    def render(self) -> np.ndarray | None: ...
+Env = SingleEnv | RemoteEnv
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,7 +117,7 @@ def record(policy: Policy, env: Env, *, seed: int, greedy: bool = False, max_ste
 
 
 @contextmanager
-def watched_env(config: EnvConfig) -> Iterator[Env]:
+def watched_env(config: EnvConfig) -> Iterator[SingleEnv]:
     """The environment, with its picture of the ground truth where it can draw one.
 
     Raises:

@@ -2,10 +2,11 @@
 
 import subprocess
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
-from itertools import islice
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from io import BytesIO
 from pathlib import Path
-from typing import BinaryIO, overload
+from typing import overload
 
 import imageio_ffmpeg
 import numpy as np
@@ -59,7 +60,7 @@ def write_video(path: Path, frames: Sequence[np.ndarray], fps: float) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         with replacing(path) as file:
             if path.suffix.lower() == ".gif":
-                write_gif(file, frames, fps)
+                file.write(gif(frames, fps))
             else:
                 _write_mp4(file.name, frames, fps)
     except (OSError, RuntimeError) as error:
@@ -87,27 +88,27 @@ def _write_mp4(path: str, frames: Sequence[np.ndarray], fps: float) -> None:
         try:
             for frame in frames:
                 process.stdin.write(np.ascontiguousarray(frame).tobytes())
-            process.stdin.close()
         except BrokenPipeError:
             pass  # it has said why
         except BaseException:
             process.kill()
             raise
         finally:
+            with suppress(BrokenPipeError):
+                process.stdin.close()
             code = process.wait()
         if code:
             said.seek(0)
             raise RuntimeError(said.read().decode(errors="replace").strip() or f"ffmpeg ended with status {code}")
 
 
-def write_gif(file: BinaryIO, frames: Sequence[np.ndarray], fps: float) -> None:
+def gif(frames: Sequence[np.ndarray], fps: float) -> bytes:
     """Equal frames in a row become one long one, and all share one palette, so that what stays costs nothing."""
     sampled = np.concatenate([frames[i] for i in sorted({i * (len(frames) - 1) // 7 for i in range(8)})])
     palette = Image.fromarray(sampled).quantize(255, dither=Image.Dither.NONE)
-    images = (Image.fromarray(frame).quantize(palette=palette, dither=Image.Dither.NONE) for frame in _all(frames))
-    first = next(images)
-    first.save(file, "GIF", save_all=True, append_images=images, duration=round(1000 / fps), loop=0)
-
-
-def _all(frames: Sequence[np.ndarray]) -> Iterator[np.ndarray]:
-    return islice(frames, len(frames))
+    images = (
+        Image.fromarray(frames[i]).quantize(palette=palette, dither=Image.Dither.NONE) for i in range(len(frames))
+    )
+    file = BytesIO()
+    next(images).save(file, "GIF", save_all=True, append_images=images, duration=round(1000 / fps), loop=0)
+    return file.getvalue()

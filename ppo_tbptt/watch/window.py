@@ -89,7 +89,7 @@ class Viewer:
 
     def picture(self) -> np.ndarray:
         """What is to be seen now, with the keys below it: u8 ``[height, width, 3]``."""
-        picture = draw(self.recording, self.index, "" if self.playing else "paused")
+        picture = draw(self.recording, self.index, "" if self.playing or self._at_end() else "paused")
         return np.concatenate([picture, text_line(KEYS, picture.shape[1])])
 
     def _at_end(self) -> bool:
@@ -104,7 +104,7 @@ class Viewer:
 
     def _turn(self, place: int) -> None:
         if 0 <= place < len(self._levels):
-            self._place, self.index = place, 0
+            self._place, self.index, self.playing = place, 0, True
             self.recording = begin(self._policy, self._env, self._levels[place], greedy=self._greedy)
 
 
@@ -119,9 +119,13 @@ def show_window(viewer: Viewer, fps: float, title: str) -> None:
 
     try:
         pygame.display.init()
+        if pygame.display.get_driver() in ("offscreen", "dummy") and "SDL_VIDEODRIVER" not in os.environ:
+            raise pygame.error("no screen answers")  # SDL would go on without one
         picture = viewer.picture()
-        screen = pygame.display.set_mode((picture.shape[1], picture.shape[0]))
+        size = _fitting(picture, pygame.display.get_desktop_sizes()[0])
+        screen = pygame.display.set_mode(size)
     except pygame.error as error:
+        pygame.display.quit()
         raise WindowError(f"can't open a window ({error}); write a video instead: --video FILE.mp4") from error
     try:
         pygame.display.set_caption(title)
@@ -140,8 +144,16 @@ def show_window(viewer: Viewer, fps: float, title: str) -> None:
                 due = monotonic() + (REST_S if ended else 1 / fps)
             if seen != (viewer.recording, viewer.index, viewer.playing):
                 picture = viewer.picture()
-            pygame.surfarray.blit_array(screen, picture.transpose(1, 0, 2))
+            surface = pygame.surfarray.make_surface(picture.transpose(1, 0, 2))
+            screen.blit(surface if surface.get_size() == size else pygame.transform.smoothscale(surface, size), (0, 0))
             pygame.display.flip()
             clock.tick(60)
     finally:
         pygame.display.quit()
+
+
+def _fitting(picture: np.ndarray, desktop: tuple[int, int]) -> tuple[int, int]:
+    """Width and height of the picture, or smaller ones on a small screen."""
+    height, width, _ = picture.shape
+    scale = min(1.0, 0.95 * desktop[0] / width, 0.9 * desktop[1] / height)
+    return round(width * scale), round(height * scale)
