@@ -37,6 +37,7 @@ class Policy:
         """Environment steps that it was trained for."""
         self.value: Tensor | None = None
         """V of the last observation given to ``act``, ``[]`` or ``[N]``."""
+        self._logits: Tensor | None = None
         self._state: Tensor | None = None
         self._generator = torch.Generator()
         self.reset(seed=0)
@@ -97,10 +98,27 @@ class Policy:
             noise = torch.rand(num, len(nvec), generator=self._generator).to(self.agent.device)
             action, _ = sample(logits, noise, nvec)
         self.value = value if batched else value[0]
+        self._logits = logits
         result = action.cpu().numpy()
         if self.spec.discrete:
             return result[:, 0] if batched else int(result[0, 0])
         return result if batched else result[0]
+
+    @property
+    def probs(self) -> list[np.ndarray]:
+        """Of each branch, the probabilities of its choices at the last observation: f32 ``[n]`` or ``[N, n]``."""
+        if self.value is None or self._logits is None:
+            raise ValueError("no probabilities before the first act()")
+        branches = [x.softmax(1).cpu().numpy() for x in self._logits.split(self.agent.action_nvec, 1)]
+        return branches if self.value.ndim else [branch[0] for branch in branches]
+
+    @property
+    def state(self) -> np.ndarray:
+        """The recurrent state after the last observation, f32 ``[D]`` or ``[N, D]``; D = 0 without memory."""
+        if self.value is None or self._state is None:
+            raise ValueError("no state before the first act() after reset()")
+        state = self._state.cpu().numpy()
+        return state if self.value.ndim else state[0]
 
     def _tensors(self, obs: Any) -> tuple[dict[str, Tensor], bool]:
         arrays = obs if isinstance(obs, dict) else {"obs": obs}

@@ -11,7 +11,7 @@ TINY: dict[str, Any] = {
     "model": {"hidden_size": 16, "vector_hidden_sizes": [16]},
     "core": {"kind": "gru", "hidden_size": 8},
     "ppo": {"rollout_steps": 16, "sequence_length": 8, "num_epochs": 2, "num_minibatches": 2, "learning_rate": 1e-3},
-    "train": {"checkpoint_every": 2, "eval_num_seeds": 4, "eval_repeats": 2, "keep_checkpoints": 2},
+    "train": {"checkpoint_every": 2, "eval_num_seeds": 4, "eval_repeats": 2, "keep_checkpoints": 2, "video_every": 0},
 }
 
 

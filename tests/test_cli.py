@@ -16,6 +16,7 @@ from ppo_tbptt.metrics import read_metrics
 ROOT = Path(__file__).parent.parent
 SMALL = ["--env.num-workers", "0", "--env.num-envs", "4", "--ppo.rollout-steps", "16", "--ppo.num-minibatches", "2"]
 SMALL += ["--ppo.sequence-length=8", "--train.eval-num-seeds", "3", "--train.eval-repeats=1", "--device", "cpu"]
+SMALL += ["--train.video-every=0"]
 POC = str(ROOT / "configs" / "toy_poc_memory.toml")
 
 
@@ -115,15 +116,38 @@ def test_enjoy_writes_videos(tmp_path: Path) -> None:
     assert main(["train", POC, "--run-dir", str(tmp_path / "run"), "--total-steps", "64", *config]) == 0
     for name in ("a.mp4", "a.gif"):
         assert main(["enjoy", str(tmp_path / "run"), "--seed", "200001", "--video", str(tmp_path / name)]) == 0
-    # 10 steps of one command, and the last observation, at 6 frames per second
-    assert count_frames_and_secs(tmp_path / "a.mp4")[0] == 11
+    # 10 steps of one command, and the last observation, which stays for a second more, at 6 frames per second
+    assert count_frames_and_secs(tmp_path / "a.mp4")[0] == 17
     with Image.open(tmp_path / "a.gif") as gif:
-        assert gif.size == (680, 336)
+        assert gif.size == (1024, 784)
         milliseconds = 0.0
         for number in range(getattr(gif, "n_frames", 1)):  # equal frames in a row are one long frame
             gif.seek(number)
             milliseconds += gif.info["duration"]
-    assert milliseconds == pytest.approx(11 * 1000 / 6, rel=0.1)
+    assert milliseconds == pytest.approx(17 * 1000 / 6, rel=0.1)
+
+
+def test_enjoy_picks_failures(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    command = ["enjoy", str(run), "--episodes", "3", "--video", str(tmp_path / "a.mp4"), "--pick"]
+    seeds = {}
+    for kind, success in (("failures", 0), ("successes", 1)):
+        assert main([*command, kind]) == 0
+        lines = capsys.readouterr().out.splitlines()[:-1]
+        assert len(lines) == 3 and all(line.endswith(f"success {success}") for line in lines)
+        seeds[kind] = {line.split(":")[0] for line in lines}
+    assert not seeds["failures"] & seeds["successes"]
+
+
+def test_enjoy_gives_up(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("ppo_tbptt.commands.enjoy.MOST_TRIES", 4)
+    command = ["enjoy", str(run), "--video", str(tmp_path / "a.mp4"), "--pick", "successes"]
+    assert main([*command, "--env.max-episode-steps", "1"]) == 1  # too few to arrive anywhere
+    assert capsys.readouterr().out == "no successes on the levels 200000 to 200003; gave up\n"
+    assert main([*command, "--max-steps", "1"]) == 1
+    assert "4 of them cut at --max-steps 1" in capsys.readouterr().out
+    assert not any(tmp_path.iterdir())
 
 
 WRONG = {

@@ -23,8 +23,8 @@ LAYERS = """
     benchmark.* analysis.*
     console
     trainer
-    run_writer
-    evaluation export watch
+    run_writer training_video
+    evaluation export watch.*
     policy continuing
     run_dir
     weights

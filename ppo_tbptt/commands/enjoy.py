@@ -1,54 +1,125 @@
 """``enjoy``: watch an agent play, in a window or as a video."""
 
+from argparse import Namespace
 from pathlib import Path
 
 from rich.console import Console
 
 from ppo_tbptt.commands.parser import Parser, UsageError, env_overrides, positive, seed
+from ppo_tbptt.config import SEED_LIMIT, EnvConfig
 from ppo_tbptt.policy import Policy
-from ppo_tbptt.watch import check_suffix, has_screen, record, show_window, write_video
+from ppo_tbptt.watch.record import Env, Recording, failed, record, watched_env
+from ppo_tbptt.watch.remote import remote_env
+from ppo_tbptt.watch.video import VideoError, check_suffix, pictures, write_video
+from ppo_tbptt.watch.window import Viewer, WindowError, has_screen, show_window
+
+MOST_TRIES = 200
+"""Episodes in a row that ``--pick`` plays without finding one before it gives up."""
+HOLD_S = 1.0
+"""Seconds that the last picture of each episode stays in a video."""
 
 
 def run(argv: list[str]) -> int:
     parser = Parser(
         "enjoy",
-        "Watch one episode: what the agent sees beside the environment's ground truth.",
+        "Watch episodes: what the agent sees beside the ground truth, what it does, expects and remembers.",
         'The task itself can be changed: --env.options.command-count "[3]".',
     )
     parser.add_argument("path", type=Path, metavar="RUN_OR_CHECKPOINT", help="a run's folder (its newest checkpoint)")
-    parser.option("--seed", type=seed, default=200_000, help="level seed (default 200000, a held-out one)")
+    parser.option("--seed", type=seed, default=200_000, help="first level seed (default 200000, a held-out one)")
+    parser.option("--episodes", type=positive, default=1, help="play so many, on level seeds one after the other")
+    parser.option(
+        "--pick",
+        choices=("all", "failures", "successes"),
+        default="all",
+        help=f"keep only such episodes; gives up after {MOST_TRIES} in a row without one",
+    )
     parser.option("--video", type=Path, metavar="FILE", help="write a .mp4 or .gif instead of opening a window")
     parser.option("--greedy", action="store_true", help="take the most probable action instead of sampling")
-    parser.option("--fps", type=positive, default=6, help="frames per second (default 6)")
+    parser.option("--fps", type=positive, default=6, help="steps per second (default 6)")
     parser.option("--max-steps", type=positive, default=2_000, help="cut longer episodes (default 2000)")
     parser.option("--device", default="cpu", help="cpu (default), auto, cuda or cuda:N")
     args, rest = parser.parse_with_overrides(argv)
     overrides = env_overrides(rest)
     video: Path | None = args.video
-    if video is not None:
-        try:
+    console = Console(highlight=False, soft_wrap=True)
+    try:
+        if video is not None:
             check_suffix(video)
-        except ValueError as error:
-            raise UsageError(str(error)) from error
-    policy = Policy.load(args.path, device=args.device)
-    console = Console()
-    recording = record(
-        policy, policy.config.override(overrides).env, seed=args.seed, greedy=args.greedy, max_steps=args.max_steps
-    )
+        policy = Policy.load(args.path, device=args.device)
+        env = policy.config.override(overrides).env
+        if video is None and has_screen():
+            return _window(policy, env, args, console)
+        if video is None:
+            video = Path(f"{policy.spec.env_id.replace('/', '_').replace(':', '_')}_level_{args.seed}.mp4")
+            console.print("no screen here, so this writes a video")
+        return _video(policy, env, args, video, console)
+    except (VideoError, WindowError) as error:
+        raise UsageError(str(error)) from error
+
+
+def _video(policy: Policy, config: EnvConfig, args: Namespace, video: Path, console: Console) -> int:
+    with watched_env(config) as env:
+        recordings = _episodes(policy, env, args, console)
+    if not recordings:
+        return 1
+    note = "" if args.pick == "all" else args.pick
+    write_video(video, pictures(recordings, note=note, hold=round(HOLD_S * args.fps)), args.fps)
+    console.print(f"video: {video}")
+    return 0
+
+
+def _window(policy: Policy, config: EnvConfig, args: Namespace, console: Console) -> int:
+    with remote_env(config) as env:
+        levels, first = range(SEED_LIMIT), args.seed
+        if args.pick != "all":
+            levels, first = [recording.seed for recording in _episodes(policy, env, args, console)], 0
+        if not levels:
+            return 1
+        viewer = Viewer(
+            policy,
+            env,
+            levels,
+            first=first,
+            episodes=args.episodes,
+            greedy=args.greedy,
+            max_steps=args.max_steps,
+        )
+        show_window(viewer, args.fps, policy.spec.env_id)
+    return 0
+
+
+def _episodes(policy: Policy, env: Env, args: Namespace, console: Console) -> list[Recording]:
+    """Play level seeds from ``--seed`` on until there are as many of the wanted kind as were asked for.
+
+    Raises:
+        UsageError: there is no telling failures from successes.
+    """
+    found: list[Recording] = []
+    cut = level = tries = 0
+    for level in range(args.seed, SEED_LIMIT):
+        if len(found) == args.episodes or tries == MOST_TRIES:
+            break
+        recording = record(policy, env, seed=level, greedy=args.greedy, max_steps=args.max_steps)
+        tries, cut = tries + 1, cut + recording.cut
+        if args.pick != "all":
+            lost = failed(recording)
+            if recording.episode is not None and lost is None:
+                raise UsageError(f"--pick {args.pick}: {policy.spec.env_id} has no best result to tell failures by")
+            if lost is not (args.pick == "failures"):
+                continue
+        found.append(recording)
+        tries = 0
+        console.print(_line(recording))
+    if len(found) < args.episodes:
+        cuts = f", {cut} of them cut at --max-steps {args.max_steps}" if cut else ""
+        console.print(f"{len(found) or 'no'} {args.pick} on the levels {args.seed} to {level - 1}{cuts}; gave up")
+    return found
+
+
+def _line(recording: Recording) -> str:
     episode = recording.episode
     if episode is None:
-        console.print(f"level {args.seed}: cut at {args.max_steps:,} steps")
-    else:
-        measures = "  ".join(f"{name} {value:g}" for name, value in episode.measures.items())
-        console.print(
-            f"level {args.seed}: return {episode.ret:.3f}  length {episode.length}  {measures}", highlight=False
-        )
-    if video is None and has_screen():
-        show_window(recording.frames, args.fps, f"{policy.spec.env_id}, level {args.seed}")
-        return 0
-    if video is None:
-        video = Path(f"{policy.spec.env_id.replace('/', '_').replace(':', '_')}_level_{args.seed}.mp4")
-        console.print("no screen here, so this writes a video")
-    write_video(video, recording.frames, args.fps)
-    console.print(f"video: {video}", highlight=False, soft_wrap=True)
-    return 0
+        return f"level {recording.seed}: cut at {recording.num_steps:,} steps"
+    measures = "  ".join(f"{name} {value:g}" for name, value in episode.measures.items())
+    return f"level {recording.seed}: return {episode.ret:.3f}  length {episode.length}  {measures}"

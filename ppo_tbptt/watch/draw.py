@@ -1,0 +1,314 @@
+"""A recording and an index as a picture: what is seen, what the agent makes of it, and what it remembers."""
+
+from functools import cache
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+
+from ppo_tbptt.envs import MEMORY_GYM_IDS
+from ppo_tbptt.watch.labels import action_labels, bare_id
+from ppo_tbptt.watch.record import Recording, failed
+from ppo_tbptt.watch.strips import colours, largest, select_units
+
+VIEW = 336
+"""Edge of each view in pixels; the ground truth of MemoryGym's tasks has this size."""
+MARGIN, GAP, PANEL = 24, 16, 256
+"""Around everything, between views, and the width of the column beside them."""
+MOST_ROWS = 11
+"""Lines that there is room for beside the views to show the action's probabilities."""
+
+GROUND, TEXT, MUTED, LINE, EMPTY = "#fcfcfa", "#1f2328", "#6e7681", "#d0d4da", "#eceef1"
+CHOSEN, OTHER, REWARD, FAILURE = "#0b62a8", "#c3cbd6", "#e08214", "#b3480e"  # told apart by the colour-blind too
+
+Box = tuple[int, int, int, int]
+"""Left, top, right, bottom."""
+
+
+def draw(recording: Recording, index: int, note: str = "") -> np.ndarray:
+    """What there was to see after ``index`` steps: u8 ``[height, width, 3]``, of even sizes as H.264 wants them.
+
+    All pictures of a recording have the same size, and so have those of recordings of the same agent and environment.
+    ``note`` is for the top of it.
+    """
+    views = _views(recording, index)
+    vectors = [(key, x) for key, x in recording.obs(index).items() if x.ndim == 1]
+    left = max(VIEW + GAP + VIEW if not views else 0, VIEW, sum(view.width + GAP for _, view in views) - GAP)
+    width = MARGIN + left + 2 * GAP + PANEL + MARGIN
+    below = max((view.height for _, view in views), default=0)
+    canvas = Image.new("RGB", (width + width % 2, 2400), GROUND)
+    pen = ImageDraw.Draw(canvas)
+
+    _header(pen, recording, index, note, MARGIN, width - MARGIN)
+    top = 84
+    x = MARGIN
+    for caption, view in views:
+        _text(pen, (x, top - 8), caption, 13, MUTED, "ls")
+        canvas.paste(view, (x, top))
+        x += view.width + GAP
+    bottom = top + below + (36 if views else 0)
+    for caption, vector in vectors:
+        box = (MARGIN, bottom, MARGIN + left, bottom + (22 if views else 64))
+        bottom = _vector(pen, recording, caption, vector, box) + 36
+    panel = (MARGIN + left + 2 * GAP, top, width - MARGIN, top + max(below, 256))
+    _panel(pen, recording, index, panel)
+    bottom = max(bottom, panel[3] + 36)
+    ends = (MARGIN, width - MARGIN)
+    if recording.states and recording.states[0].size:
+        bottom = _memory(canvas, pen, recording, index, bottom + 8, *ends) + 32
+    bottom = _curve(canvas, pen, recording, index, bottom, *ends) + MARGIN
+    return np.asarray(canvas.crop((0, 0, canvas.width, bottom + bottom % 2)))
+
+
+# --- what is seen ------------------------------------------------------------------------------------------------
+
+
+def _views(recording: Recording, index: int) -> list[tuple[str, Image.Image]]:
+    """Each image that the agent sees, and the environment's own picture to the right of them."""
+    views = []
+    images = {key: x for key, x in recording.obs(index).items() if x.ndim == 3 and x.shape[2] in (1, 3)}
+    for key, image in images.items():
+        if bare_id(recording.spec) in MEMORY_GYM_IDS:
+            image = image.transpose(1, 0, 2)  # its frames are (column, row, channel)
+        views.append(("what the agent sees" + (f": {key}" if len(images) > 1 else ""), _enlarge(image)))
+    rendered = recording.rendered(index)
+    if rendered is not None:
+        views.append(("what there is", _enlarge(rendered)))
+    return views
+
+
+def _enlarge(image: np.ndarray) -> Image.Image:
+    """To about :data:`VIEW`, by whole pixels or, where it is larger, scaled down; grey becomes RGB."""
+    picture = Image.fromarray(np.repeat(image, 3, axis=2) if image.shape[2] == 1 else image[..., :3])
+    edge = max(picture.size)
+    if edge > VIEW:
+        return picture.resize((picture.width * VIEW // edge, picture.height * VIEW // edge), Image.Resampling.LANCZOS)
+    factor = VIEW // edge
+    return picture.resize((picture.width * factor, picture.height * factor), Image.Resampling.NEAREST)
+
+
+def _vector(pen: ImageDraw.ImageDraw, recording: Recording, key: str, vector: np.ndarray, box: Box) -> int:
+    """Cells of at most the height of ``box``, with their numbers where these fit; returns their lower edge."""
+    left, top, right, bottom = box
+    several = len(recording.spec.obs) > 1
+    _text(pen, (left, top - 8), f"{key}: " * several + f"{len(vector)} numbers", 13, MUTED, "ls")
+    height = bottom - top
+    width = min(2 * height + 20, max(14, (right - left) // len(vector)))
+    height = min(height, width)
+    a_row = (right - left) // width
+    shown = vector[: a_row * 6]
+    rows = -(-len(shown) // a_row)
+    a_row = -(-len(shown) // rows)
+    end = max(1.0, float(np.abs(vector).max()))
+    for place, (value, colour) in enumerate(zip(shown, colours(shown, end), strict=True)):
+        x, y = left + place % a_row * width, top + place // a_row * height
+        pen.rectangle((x, y, x + width - 1, y + height - 1), fill=tuple(int(c) for c in colour), outline=LINE)
+        if width >= 44:
+            text = "white" if abs(value) > 0.6 * end else TEXT
+            _text(pen, (x + width / 2, y + height / 2), f"{value:.2g}", 12 + height // 10, text, "mm")
+    return top + rows * height
+
+
+# --- what the agent makes of it ----------------------------------------------------------------------------------
+
+
+def _header(pen: ImageDraw.ImageDraw, recording: Recording, index: int, note: str, left: float, right: float) -> None:
+    _text(pen, (left, 42), recording.spec.env_id, 22, TEXT, "ls")
+    _text(pen, (right, 42), f"step {index}", 18, TEXT, "rs")
+    how = "most probable actions" if recording.greedy else "sampled actions"
+    parts = [part for part in (note, how, f"level {recording.seed}") if part]
+    _text(pen, (right - 112, 42), "   ·   ".join(parts), 15, MUTED, "rs")
+    pen.line((left, 54, right, 54), fill=LINE)
+
+
+def _panel(pen: ImageDraw.ImageDraw, recording: Recording, index: int, box: Box) -> None:
+    left, top, right, bottom = box
+    asked = index < len(recording.probs)
+    if asked:
+        _text(pen, (left, top - 8), "what it does", 13, MUTED, "ls")
+        _actions(pen, recording, index, (left, top, right, bottom - 3 * 26 - 24))
+    else:
+        _outcome(pen, recording, box)
+    rewards = recording.rewards[:index]
+    figures = {
+        "value": f"{recording.values[index]:.3f}" if asked else "",
+        "last reward": f"{rewards[-1]:.3f}" if rewards else "",
+        "return so far": f"{sum(rewards):.3f}",
+    }
+    y = bottom - 3 * 26
+    pen.line((left, y - 8, right, y - 8), fill=LINE)
+    for name, figure in figures.items():
+        y += 26
+        _text(pen, (left, y - 8), name, 15, MUTED, "ls")
+        _text(pen, (right, y - 8), figure, 18, TEXT, "rs")
+
+
+def _actions(pen: ImageDraw.ImageDraw, recording: Recording, index: int, box: Box) -> None:
+    """Bars, with the chosen one in colour. Where there are too many, the most probable ones and the chosen one."""
+    left, y, right, bottom = box
+    labels = action_labels(recording.spec)
+    named = sum(1 for name, _ in labels if name)
+    fits = named + sum(len(choices) for _, choices in labels) <= MOST_ROWS
+    shown = labels if fits else labels[: MOST_ROWS // 2]
+    most = max(1, (MOST_ROWS - len(shown) * bool(named)) // len(shown))
+    lines = sum(bool(name) + (len(choices) if fits else min(most, len(choices))) for name, choices in shown)
+    line = min(27, (bottom - y) // lines)
+    for branch, (name, choices) in enumerate(shown):
+        probs, chosen = recording.probs[index][branch], int(recording.actions[index][branch])
+        if name:
+            y += line
+            _text(pen, (left, y - 5), name, 13, MUTED, "ls")
+        rows = range(len(choices))
+        if not fits and len(choices) > most:
+            likely = sorted(rows, key=lambda choice: (choice != chosen, -probs[choice]))[:most]
+            rows = sorted(likely)
+        for choice in rows:
+            y += line
+            colour = CHOSEN if choice == chosen else TEXT
+            _text(pen, (left, y - 4), choices[choice], 14, colour, "ls")
+            start, end = left + 84, right - 58
+            pen.rectangle((start, y - 14, end, y - 4), fill=EMPTY)
+            length = (end - start) * float(probs[choice])
+            if length >= 0.5:
+                pen.rectangle((start, y - 14, start + length, y - 4), fill=CHOSEN if choice == chosen else OTHER)
+            _text(pen, (right, y - 4), f"{100 * probs[choice]:.1f} %", 14, colour, "rs")
+            if choice == chosen:
+                pen.polygon([(left - 12, y - 14), (left - 12, y - 4), (left - 5, y - 9)], fill=CHOSEN)
+    if len(shown) < len(labels):
+        _text(pen, (left, y + 12), f"and {len(labels) - len(shown)} more branches", 13, MUTED, "ls")
+
+
+def _outcome(pen: ImageDraw.ImageDraw, recording: Recording, box: Box) -> None:
+    left, top, right, _ = box
+    episode, lost = recording.episode, failed(recording)
+    word = {True: "failed", False: "solved", None: "the end"}[lost]
+    if episode is not None and not episode.terminated and lost is not False:
+        word = "out of time"
+    colour = {True: FAILURE, False: CHOSEN, None: TEXT}[lost]
+    pen.rounded_rectangle((left, top, right, top + 44), 6, fill=colour)
+    _text(pen, ((left + right) / 2, top + 22), word, 20, "white", "mm")
+    if episode is None:
+        return
+    y = top + 52
+    for name, value in list({**episode.measures, "steps": episode.length}.items())[:5]:
+        y += 22
+        _text(pen, (left, y - 6), name.replace("_", " "), 14, MUTED, "ls")
+        _text(pen, (right, y - 6), f"{value:.4g}", 16, TEXT, "rs")
+
+
+# --- what it remembers ---------------------------------------------------------------------------------------------
+
+
+def _columns(recording: Recording, index: int) -> int:
+    """Steps that the time axis has room for: all of them once the episode is over."""
+    if recording.over:
+        return max(1, recording.num_steps)
+    return max(32, 1 << index.bit_length())
+
+
+def _settled(recording: Recording) -> np.ndarray:
+    """The states ``[T, D]`` that decide about order and colours. While it is live they seldom change, as T doubles."""
+    known = len(recording.states)
+    if not recording.over:
+        known = 1 << (known.bit_length() - 1)
+    return np.stack(recording.states[:known])
+
+
+def _memory(
+    canvas: Image.Image, pen: ImageDraw.ImageDraw, recording: Recording, index: int, top: int, left: int, right: int
+) -> int:
+    """A row for each unit and a column for each step up to now; returns its lower edge."""
+    settled = _settled(recording)
+    units = select_units(settled)
+    end = largest(settled[:, units])
+    size = settled.shape[1]
+    which = f"{size} units" if len(units) == size else f"the {len(units)} of its {size} units that change most"
+    _text(pen, (left, top - 16), f"what it remembers: {which}, alike ones together, over time", 13, MUTED, "ls")
+    _scale(canvas, pen, end, top - 27, right)
+
+    row = max(3, min(16, 176 // len(units)))
+    height = row * len(units)
+    pen.rectangle((left, top, right, top + height - 1), fill=EMPTY)
+    states = np.stack(recording.states[: index + 1])[:, units]
+    column = (right - left) / _columns(recording, index)
+    cells = Image.fromarray(np.ascontiguousarray(colours(states, end).transpose(1, 0, 2)))
+    width = max(1, min(right - left, round(column * len(states))))
+    shrink = Image.Resampling.NEAREST if width >= len(states) else Image.Resampling.BOX
+    canvas.paste(
+        cells.resize((width, len(units)), shrink).resize((width, height), Image.Resampling.NEAREST), (left, top)
+    )
+    _now(pen, left + column * index, column, top, top + height, right)
+    return top + height
+
+
+def _now(pen: ImageDraw.ImageDraw, x: float, column: float, top: int, bottom: int, right: int) -> None:
+    """Mark the present column."""
+    x = min(x, right)
+    end = min(x + column, right)
+    middle = (x + end) / 2
+    if end - x >= 4:
+        pen.rectangle((x, top - 1, end, bottom), outline=TEXT, width=2)
+    else:
+        pen.line((end, top, end, bottom), fill=TEXT)
+    pen.polygon([(middle - 6, top - 9), (middle + 6, top - 9), (middle, top - 2)], fill=TEXT)
+
+
+def _scale(canvas: Image.Image, pen: ImageDraw.ImageDraw, end: float, top: int, right: int) -> None:
+    """The colours' meaning, to the left of ``right``."""
+    bar = colours(np.linspace(-end, end, 80), end)[None].repeat(10, 0)
+    text = f"{end:.2g}"
+    _text(pen, (right, top + 10), text, 13, MUTED, "rs")
+    canvas.paste(Image.fromarray(bar), (right - 120, top))
+    pen.rectangle((right - 121, top - 1, right - 40, top + 10), outline=LINE)
+    _text(pen, (right - 126, top + 10), f"-{text}", 13, MUTED, "rs")
+
+
+def _curve(
+    canvas: Image.Image, pen: ImageDraw.ImageDraw, recording: Recording, index: int, top: int, left: int, right: int
+) -> int:
+    """The value as a line, the rewards as bars, on one scale, over the memory's columns; returns its lower edge."""
+    height = 72
+    figures = [0.0, *recording.values, *recording.rewards]
+    low, high = min(figures), max(figures)
+    _text(pen, (left, top - 8), "what it expects (value)", 13, CHOSEN, "ls")
+    _text(pen, (left + 156, top - 8), "and what it gets (reward)", 13, REWARD, "ls")
+    _text(pen, (right, top - 8), f"{low:.2g} to {high:.2g}", 13, MUTED, "rs")
+
+    fine = 3  # drawn so many times as large, because lines are not smoothed
+    plot = Image.new("RGB", ((right - left) * fine, height * fine), EMPTY)
+    fine_pen = ImageDraw.Draw(plot)
+    unit = (height - 12) * fine / max(high - low, 1e-3)
+    zero = 6 * fine + high * unit
+    column = plot.width / _columns(recording, index)
+    half = max(0.5 * fine, min(3 * fine, column / 6))
+    for step, reward in enumerate(recording.rewards[:index]):
+        if reward:
+            x = min(column * (step + 1), plot.width - half)  # where the next observation comes
+            y = zero - reward * unit
+            fine_pen.rectangle((x - half, min(y, zero), x + half, max(y, zero)), fill=REWARD)
+    fine_pen.line((0, zero, plot.width, zero), fill=MUTED, width=fine)
+    points = [(column * (t + 0.5), zero - value * unit) for t, value in enumerate(recording.values[: index + 1])]
+    fine_pen.line(points, fill=CHOSEN, width=2 * fine, joint="curve")
+    x, y = points[-1]
+    radius = 4 * fine
+    fine_pen.ellipse((x - radius, y - radius, x + radius, y + radius), fill=CHOSEN)
+    canvas.paste(plot.resize((right - left, height), Image.Resampling.BOX), (left, top))
+    return top + height
+
+
+# --- text ------------------------------------------------------------------------------------------------------------
+
+
+def text_line(text: str, width: int, height: int = 32) -> np.ndarray:
+    """A line of text on a strip of its own: u8 ``[height, width, 3]``."""
+    canvas = Image.new("RGB", (width, height), EMPTY)
+    _text(ImageDraw.Draw(canvas), (MARGIN, height / 2), text, 14, MUTED, "lm")
+    return np.asarray(canvas)
+
+
+def _text(pen: ImageDraw.ImageDraw, at: tuple[float, float], text: str, size: int, colour: str, anchor: str) -> None:
+    pen.text(at, text, fill=colour, font=_font(size), anchor=anchor)
+
+
+@cache
+def _font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
+    return ImageFont.load_default(size)
