@@ -49,6 +49,7 @@ format: install ## let ruff format and fix the code
 	$(PY) -m ruff check --fix
 
 tensorboard: install ## show the curves of everything in runs/
+	@$(if $(wildcard runs/),,$(error there is no runs/ yet; make train makes the first run))
 	$(PY) -m tensorboard.main --logdir runs
 
 clean: ## remove .venv and caches; runs/ stays

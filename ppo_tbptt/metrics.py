@@ -1,4 +1,4 @@
-"""Where a run's numbers go: one object per iteration in ``metrics.jsonl``, and the same tags in TensorBoard."""
+"""A run's numbers: one object per iteration in ``metrics.jsonl``."""
 
 import json
 import math
@@ -25,38 +25,24 @@ class Report:
 
 
 class MetricsWriter:
-    """Appends reports to ``metrics.jsonl`` and to TensorBoard event files in ``folder``; x is environment steps.
+    """Appends reports to ``metrics.jsonl`` in ``folder``.
 
-    ``resume_from`` is the iteration to go on from: rows after it are cut off, and TensorBoard is told to hide its
-    points from there on.
+    ``resume_from`` is the iteration to go on from: rows after it are cut off.
     """
 
     def __init__(self, folder: Path, *, resume_from: int | None = None) -> None:
         self._path = folder / "metrics.jsonl"
-        from torch.utils.tensorboard import SummaryWriter  # here, because it is slow to import
-
-        purge = None
         if resume_from is not None and self._path.exists():
             kept = [row for row in read_metrics(self._path) if row["iteration"] <= resume_from]
-            text = "".join(_line(row) for row in kept)
-            write_text(self._path, text)
-            purge = int(kept[-1]["env_steps"]) + 1 if kept else 0
+            write_text(self._path, "".join(_line(row) for row in kept))
         self._file = self._path.open("a", encoding="utf-8")
-        self._writer = SummaryWriter(str(folder), purge_step=purge, flush_secs=30)
 
     def write(self, report: Report) -> None:
         self._file.write(_line(report.row()))
         self._file.flush()
-        for tag, value in report.scalars.items():
-            self._writer.add_scalar(tag, value, report.env_steps)
-
-    def text(self, tag: str, text: str, env_steps: int = 0) -> None:
-        """A text for TensorBoard's text tab, shown as written."""
-        self._writer.add_text(tag, "\n".join("    " + line for line in text.splitlines()), env_steps)
 
     def close(self) -> None:
         self._file.close()
-        self._writer.close()
 
 
 def read_metrics(path: Path) -> list[dict[str, float]]:

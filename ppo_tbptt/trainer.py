@@ -16,7 +16,7 @@ from torch import Tensor
 from ppo_tbptt.advantages import gae
 from ppo_tbptt.checkpoint import CheckpointError, load_checkpoint, save_checkpoint
 from ppo_tbptt.config import Config
-from ppo_tbptt.device import prepare_device, resolve_precision
+from ppo_tbptt.device import prepare_device, resolve_precision, versions
 from ppo_tbptt.distributed import World
 from ppo_tbptt.envs import Episode, LevelSeeds, VectorEnv, resolve_workers
 from ppo_tbptt.evaluation import Evaluation, evaluate
@@ -28,6 +28,7 @@ from ppo_tbptt.rollout import begin, collect
 from ppo_tbptt.run_dir import RunDir
 from ppo_tbptt.sharing import share_weights
 from ppo_tbptt.streams import Streams
+from ppo_tbptt.tensorboard import TensorBoard, histograms_due
 from ppo_tbptt.timing import Timer
 from ppo_tbptt.types import Rollout, Targets, empty_rollout
 
@@ -107,6 +108,8 @@ class Trainer(Iterator[Report]):
         share_weights(self.world, self.agent)
         self.run: RunDir | None = None
         self._writer: MetricsWriter | None = None
+        self.board: TensorBoard | None = None
+        """Of rank 0, where there is a run folder."""
         if run_dir is not None:
             self._open_run(Path(run_dir), resumed=restore is not None)
         self._carry = begin(self.envs, self.seeds, self.agent)
@@ -129,7 +132,10 @@ class Trainer(Iterator[Report]):
         self.run = RunDir.open(path) if resumed else RunDir.create(path)
         write_text(self.run.config, self.config.to_toml())
         self._writer = MetricsWriter(path, resume_from=self.iteration if resumed else None)
-        self._writer.text("config", self.config.to_toml(), self.env_steps)
+        self.board = TensorBoard(path, after=self.env_steps if resumed else None)
+        self.board.layout(self.envs.spec.headline, self.env_steps, held_out=self.config.train.eval_every > 0)
+        self.board.text("config", self.config.to_toml(), self.env_steps)
+        self.board.text("versions", versions(self.device), self.env_steps)
 
     @classmethod
     def resume(
@@ -192,10 +198,18 @@ class Trainer(Iterator[Report]):
         }
         scalars.update(self._evaluate_when_due(episodes))
         report = Report(iteration=self.iteration, env_steps=self.env_steps, scalars=scalars)
-        if self._writer is not None:
-            self._writer.write(report)
+        self._record(report, collected.rollout, targets)
         self._checkpoint_when_due()
         return report
+
+    def _record(self, report: Report, rollout: Rollout, targets: Targets) -> None:
+        if self._writer is None or self.board is None:
+            return
+        self._writer.write(report)
+        self.board.write(report)
+        if histograms_due(self.iteration, self.num_iterations):
+            tensors = {"state": rollout.state, "value": rollout.value, "advantage": targets.advantage}
+            self.board.histograms(tensors, report.env_steps)
 
     def _targets(self, rollout: Rollout) -> Targets:
         ppo = self.config.ppo
@@ -330,6 +344,8 @@ class Trainer(Iterator[Report]):
         if self._writer is not None:
             self._writer.close()
             self._writer = None
+        if self.board is not None:
+            self.board.close()
 
     def __enter__(self) -> "Trainer":
         return self

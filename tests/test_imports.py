@@ -25,7 +25,7 @@ LAYERS = """
     trainer
     evaluation watch
     policy
-    run_dir
+    run_dir tensorboard
     checkpoint metrics
     learner rollout
     sharing streams
@@ -41,6 +41,7 @@ LAYERS = """
     config_io
     config_tree
     config_values
+    event_files
     advantages files intervals loss schedules sequences timing
     types
 """
