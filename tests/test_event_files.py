@@ -24,7 +24,8 @@ unlimited = resource.getrlimit(resource.RLIMIT_FSIZE)
 errors, written = [], []
 for step in range(30):
     if step in (10, 25):
-        resource.setrlimit(resource.RLIMIT_FSIZE, (1000 if step == 10 else 0, unlimited[1]))
+        (path,) = Path(sys.argv[1]).iterdir()
+        resource.setrlimit(resource.RLIMIT_FSIZE, (path.stat().st_size + 40, unlimited[1]))
     if step == 20:
         resource.setrlimit(resource.RLIMIT_FSIZE, unlimited)
     try:

@@ -37,7 +37,8 @@ def gif(shade: int) -> bytes:
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """``plain`` is 4 iterations; ``resumed`` was done after 12, lost its last checkpoints and went on from 10 to 13."""
+    """``plain`` is 4 iterations. ``resumed`` was done after 12, lost its last checkpoints, went on from 10 to 13, was
+    resumed with nothing left to train, and then for one iteration more."""
     folder = tmp_path_factory.mktemp("runs")
     small = [*SMALL, "--train.eval-every", "2"]
     assert main(["train", POC, "--run-dir", str(folder / "plain"), "--total-steps", str(4 * STEPS), *small]) == 0
@@ -50,8 +51,8 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     board.close()
     for iteration in (11, 12):
         (run / "checkpoints" / f"iteration_{iteration:07d}.pt").unlink()
-    for _ in range(2):  # the second time there is nothing left to train, but what is final is written again
-        assert main(["train", "--resume", str(run), "--total-steps", str(13 * STEPS)]) == 0
+    for total in (13, 13, 14):
+        assert main(["train", "--resume", str(run), "--total-steps", str(total * STEPS)]) == 0
     return folder
 
 
@@ -117,7 +118,7 @@ def test_every_scalar_is_that_of_the_file(server: Server, runs: Path) -> None:
     """Each point once and none missing, also where a run went on from an earlier checkpoint."""
     for run, tags in server.get("plugin/scalars/tags").items():
         rows = read_metrics(runs / run / "metrics.jsonl")
-        assert len(rows) == {"plain": 4, "resumed": 13}[run]
+        assert len(rows) == {"plain": 4, "resumed": 14}[run]
         known = dict.fromkeys(key for row in rows for key in row if key not in ("iteration", "env_steps"))
         assert {tag for tag in tags if not tag.startswith("final/")} == set(known)
         for tag in known:
@@ -133,12 +134,14 @@ def test_the_table_has_one_row_per_run_with_its_final_measures(server: Server, r
     assert metrics == ["final/headline", "final/headline_without_memory", "final/success"]
     rows = server.rows()
     assert sorted(rows) == ["plain", "resumed"]
-    for run, iterations in (("plain", 4), ("resumed", 13)):
+    for run, iterations in (("plain", 4), ("resumed", 14)):
         final = json.loads((runs / run / "evaluations" / "final.json").read_text())
         shown = {value["name"]["tag"]: value for value in rows[run]["metricValues"]}
         assert sorted(shown) == metrics
         assert shown["final/headline"]["value"] == pytest.approx(final["measures"]["success"]["mean"])
         assert shown["final/headline_without_memory"]["value"] == pytest.approx(final["headline_without_memory"])
+        for tag in metrics:
+            assert len(server.get("plugin/scalars/scalars", run=run, tag=tag)) == 1
         assert {value["trainingStep"] for value in shown.values()} == {iterations * STEPS}
         hparams = rows[run]["hparams"]
         assert hparams["total_steps"] == iterations * STEPS  # not that of before it was resumed
@@ -173,7 +176,7 @@ def test_texts(server: Server, runs: Path) -> None:
     for run, starts in (("plain", [0]), ("resumed", [0, 10 * STEPS, 13 * STEPS])):
         texts = {tag: server.get("plugin/text/text", run=run, tag=tag) for tag in ("command", "config", "versions")}
         assert {tag: [text["step"] for text in shown] for tag, shown in texts.items()} == dict.fromkeys(texts, starts)
-        assert f"total_steps = {4 * STEPS if run == 'plain' else 13 * STEPS}" in texts["config"][-1]["text"]
+        assert f"total_steps = {4 * STEPS if run == 'plain' else 14 * STEPS}" in texts["config"][-1]["text"]
         assert f"torch {torch.__version__.split('+')[0]}" in texts["versions"][-1]["text"]
 
 
