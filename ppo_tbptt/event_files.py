@@ -28,10 +28,13 @@ PATTERN = "events.out.tfevents.*"
 class EventFile:
     """A new event file in ``folder``; nothing is written before the first record.
 
-    ``purge_from``: what readers have seen from this step on is void.
+    ``purge_from``: what readers have seen from this step on is void. The first file of a folder has such a mark too,
+    for readers take the first that they meet for the very start, and void nothing.
     """
 
     def __init__(self, folder: Path, *, purge_from: int | None = None) -> None:
+        if purge_from is None and not any(folder.glob(PATTERN)):
+            purge_from = 0
         self.path = folder / _new_name(folder)
         self._head = _record(Event(wall_time=time.time(), file_version="brain.Event:2"))
         if purge_from is not None:

@@ -35,7 +35,7 @@ HISTOGRAMS = 50
 """About as many over a run, but at least 10 iterations apart."""
 SAMPLE = 4096
 """Values that a histogram is made of."""
-SHOWN_FIRST = frozenset({"core.kind", "env.id", "ppo.sequence_length", "seed", "total_steps"})
+SHOWN_FIRST = frozenset({"core.hidden_size", "core.kind", "env.id", "seed", "total_steps"})
 """Columns of the table of hyperparameters that are shown without asking: marked as what runs differ in."""
 FINAL = "final/"
 """Prefix of what is known only when the run is done."""

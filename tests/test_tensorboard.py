@@ -192,6 +192,35 @@ def test_histograms_and_images_of_a_resumed_run(server: Server) -> None:
     assert server.read("plugin/images/individualImage", **dict(parse_qsl(images[2]["query"]))) == gif(3)
 
 
+def test_a_server_that_was_watching_when_a_run_went_on(tmp_path: Path) -> None:
+    """It forgets what it has read beyond the checkpoint."""
+
+    def play(iterations: range, loss: float, after: int | None = None) -> None:
+        board = TensorBoard(tmp_path, after=after)
+        for i in iterations:
+            board.write(Report(iteration=i, env_steps=i, scalars={"loss/total": loss}))
+        board.close()
+
+    def wait(points: list[tuple[int, float]]) -> None:
+        deadline = time.monotonic() + 60
+        shown = None
+        while shown != points:
+            assert time.monotonic() < deadline, shown
+            time.sleep(0.1)
+            if "loss/total" in server.get("plugin/scalars/tags").get(".", {}):
+                answer = server.get("plugin/scalars/scalars", run=".", tag="loss/total")
+                shown = [(step, value) for _, step, value in answer]
+
+    server = Server(tmp_path, "--load_fast", "false", "--reload_interval", "1")
+    try:
+        play(range(1, 7), 1.0)
+        wait([(i, 1.0) for i in range(1, 7)])
+        play(range(4, 6), 2.0, after=3)
+        wait([(1, 1.0), (2, 1.0), (3, 1.0), (4, 2.0), (5, 2.0)])
+    finally:
+        server.close()
+
+
 PAGES = {
     "timeseries": ["episode/success", "policy/approx_kl", "hist/state", "final/headline", "video/episode"],
     "custom_scalars": ["Is it learning?", "success", "success on held-out levels", "approximate KL and clip fraction"],
@@ -227,7 +256,7 @@ def test_histograms_are_of_finite_values_alone(tmp_path: Path) -> None:
     board.write(Report(iteration=1, env_steps=7, scalars={"loss/total": 1.0}))
     board.close()
     (path,) = tmp_path.iterdir()
-    events = [event for event, _ in read_events(path)][1:]
+    events = [event for event, _ in read_events(path)][2:]  # after the header
     assert [event.step for event in events] == [5, 7]
     assert {value.tag: value.histo.num for value in events[0].summary.value} == {"hist/constant": 6, "hist/odd": 1}
 
