@@ -49,7 +49,8 @@ format: install ## let ruff format and fix the code
 	$(PY) -m ruff check --fix
 
 tensorboard: install ## show the curves of everything in runs/
-	$(PY) -m tensorboard.main --logdir runs
+	@$(if $(wildcard runs/),,$(error there is no runs/ yet; make train makes the first run))
+	$(PY) -m tensorboard.main --logdir runs --samples_per_plugin images=100
 
 clean: ## remove .venv and caches; runs/ stays
 	rm -rf $(VENV) build dist .pytest_cache .ruff_cache .hypothesis *.egg-info

@@ -1,8 +1,12 @@
-"""Which device to compute on, and the host made ready for it."""
+"""Which device to compute on, the host made ready for it, and what they are called."""
 
 import ctypes
 import os
+import platform
 import sys
+from contextlib import suppress
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
 
 import torch
 
@@ -49,13 +53,33 @@ def resolve_precision(name: str, device: torch.device) -> torch.dtype:
     return {"float32": torch.float32, "bfloat16": torch.bfloat16}[name]
 
 
+def versions(device: torch.device) -> str:
+    """What numbers may depend on beside the config: a line each for what is installed, and the hardware's name."""
+    lines = [f"python {platform.python_version()}"]
+    for name in ("ppo-tbptt", "torch", "numpy", "gymnasium", "memory-gym"):
+        with suppress(PackageNotFoundError):
+            lines.append(f"{name} {version(name)}")
+    return "\n".join([*lines, f"{device}: {_hardware(device)}"])
+
+
+def _hardware(device: torch.device) -> str:
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    names = [line.split(":", 1)[1].strip() for line in _cpuinfo() if line.startswith("model name")]
+    return names[0] if names else platform.machine()
+
+
+def _cpuinfo() -> list[str]:
+    """Empty where there is none (anywhere but on Linux)."""
+    try:
+        return Path("/proc/cpuinfo").read_text(encoding="ascii", errors="replace").splitlines()
+    except OSError:
+        return []
+
+
 def has_fast_bfloat16() -> bool:
     """Whether this CPU multiplies bfloat16 matrices itself (Linux on x86-64 only; elsewhere unknown, hence False)."""
-    try:
-        with open("/proc/cpuinfo", encoding="ascii", errors="replace") as file:
-            return any(line.startswith("flags") and {"avx512_bf16", "amx_bf16"} & set(line.split()) for line in file)
-    except OSError:
-        return False
+    return any(line.startswith("flags") and {"avx512_bf16", "amx_bf16"} & set(line.split()) for line in _cpuinfo())
 
 
 def _keep_freed_memory() -> None:

@@ -1,4 +1,4 @@
-"""Where a run's numbers go: one object per iteration in ``metrics.jsonl``, and the same tags in TensorBoard."""
+"""A run's numbers: one object per iteration in ``metrics.jsonl``."""
 
 import errno
 import json
@@ -29,26 +29,19 @@ class Report:
 
 
 class MetricsWriter:
-    """Appends reports to ``metrics.jsonl`` and to TensorBoard event files in ``folder``; x is environment steps.
+    """Appends reports to ``metrics.jsonl`` in ``folder``.
 
-    ``resume_from`` is the iteration to go on from: rows after it are cut off, and TensorBoard is told to hide its
-    points from there on.
+    ``resume_from`` is the iteration to go on from: rows after it are cut off.
     """
 
     def __init__(self, folder: Path, *, resume_from: int | None = None) -> None:
         self._path = folder / "metrics.jsonl"
-        from torch.utils.tensorboard import SummaryWriter  # here, because it is slow to import
-
-        purge = None
         if resume_from is not None and self._path.exists():
             kept = [row for row in read_metrics(self._path) if row["iteration"] <= resume_from]
-            text = "".join(_line(row) for row in kept)
-            write_text(self._path, text)
-            purge = int(kept[-1]["env_steps"]) + 1 if kept else 0
+            write_text(self._path, "".join(_line(row) for row in kept))
         self._file = self._path.open("ab", buffering=0)
         self._whole = self._path.stat().st_size  # bytes of rows that are completely written
         self._pending = b""  # rows that could not be written yet
-        self._writer = SummaryWriter(str(folder), purge_step=purge, flush_secs=30)
 
     def write(self, report: Report) -> None:
         """Append a row, after those that could not be written before.
@@ -56,8 +49,6 @@ class MetricsWriter:
         Raises:
             OSError: it can't be written now; a later call will.
         """
-        for tag, value in report.scalars.items():
-            self._writer.add_scalar(tag, value, report.env_steps)
         self._pending += _line(report.row()).encode()
         self.flush()
 
@@ -77,15 +68,10 @@ class MetricsWriter:
         self.flush()
         os.fsync(self._file.fileno())
 
-    def text(self, tag: str, text: str, env_steps: int = 0) -> None:
-        """A text for TensorBoard's text tab, shown as written."""
-        self._writer.add_text(tag, "\n".join("    " + line for line in text.splitlines()), env_steps)
-
     def close(self) -> None:
         with suppress(OSError):
             self.flush()
         self._file.close()
-        self._writer.close()
 
 
 def read_metrics(path: Path) -> list[dict[str, float]]:

@@ -1,5 +1,6 @@
 """What a trainer writes into its run's folder: metrics, checkpoints and the config, through a full disk too."""
 
+from collections.abc import Callable
 from pathlib import Path
 from time import monotonic, sleep
 from typing import Any
@@ -10,6 +11,7 @@ from ppo_tbptt.files import write_text
 from ppo_tbptt.metrics import MetricsWriter, Report
 from ppo_tbptt.patience import Patience
 from ppo_tbptt.run_dir import RunDir, RunDirError, RunLock, remove_leftovers
+from ppo_tbptt.tensorboard import TensorBoard
 
 RETRY_SECONDS = 30.0
 """A checkpoint that could not be written is tried again so much later."""
@@ -22,8 +24,8 @@ class RunWriter:
     saved: iteration of the newest checkpoint, None where there is none.
     """
 
-    def __init__(self, path: Path, config: Config, *, resumed_from: int | None = None) -> None:
-        """``resumed_from``: the iteration to go on from; None for a new run.
+    def __init__(self, path: Path, config: Config, *, resumed_from: int | None = None, env_steps: int = 0) -> None:
+        """``resumed_from``: the iteration to go on from, after ``env_steps``; None for a new run.
 
         Raises:
             RunDirError: the folder exists (new run) or is missing (resumed), can't be written, or another process
@@ -35,6 +37,7 @@ class RunWriter:
             remove_leftovers(self.run)
             write_text(self.run.config, config.to_toml())
             self._metrics = MetricsWriter(path, resume_from=resumed_from)
+            self._board = TensorBoard(path, after=None if resumed_from is None else env_steps)
         except OSError as error:
             self._lock.release()
             raise RunDirError(f"{path}: can't write in this run folder ({error.strerror})") from error
@@ -46,14 +49,23 @@ class RunWriter:
         self.patience = Patience(config.train.max_unwritable_minutes)
         self.saved = resumed_from
         self._saved_at = self._tried_at = monotonic()
-        self._missed = False
+        self._missed = False  # a checkpoint that was due
+        self._unshown: list[Report] = []  # in TensorBoard
 
     def report(self, report: Report) -> None:
-        """Append to the metrics; what can't be written now comes with a later report."""
+        """Into the metrics and TensorBoard; what can't be written now comes with a later report."""
         self.patience.attempt("metrics", lambda: self._metrics.write(report))
+        self._unshown.append(report)
+        self.patience.attempt("TensorBoard's file", self._show_reports)
 
-    def text(self, tag: str, text: str, env_steps: int) -> None:
-        self._metrics.text(tag, text, env_steps)
+    def _show_reports(self) -> None:
+        while self._unshown:
+            self._board.write(self._unshown[0])
+            del self._unshown[0]
+
+    def show(self, write: Callable[[TensorBoard], None]) -> None:
+        """Something else into TensorBoard; it is left out where that can't be written now."""
+        self.patience.attempt("TensorBoard's file", lambda: write(self._board))
 
     def due(self) -> bool:
         """Whether the clock asks for a checkpoint: the last is long ago, or could not be written a while ago."""
@@ -91,4 +103,5 @@ class RunWriter:
     def close(self) -> None:
         """Flush the metrics and give the folder free. May be called again."""
         self._metrics.close()
+        self._board.close()
         self._lock.release()

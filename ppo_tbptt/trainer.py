@@ -20,7 +20,7 @@ from ppo_tbptt.advantages import gae
 from ppo_tbptt.checkpoint import CheckpointError, load_checkpoint, save_checkpoint
 from ppo_tbptt.config import Config
 from ppo_tbptt.continuing import continued, describe_changes
-from ppo_tbptt.device import prepare_device, resolve_precision
+from ppo_tbptt.device import prepare_device, resolve_precision, versions
 from ppo_tbptt.distributed import World
 from ppo_tbptt.envs import EnvSpec, Episode, LevelSeeds, VectorEnv, WorkerError, resolve_workers
 from ppo_tbptt.evaluation import Evaluation, evaluate
@@ -33,7 +33,9 @@ from ppo_tbptt.run_dir import RunDir
 from ppo_tbptt.run_writer import RunWriter
 from ppo_tbptt.sharing import share_weights
 from ppo_tbptt.streams import Streams
+from ppo_tbptt.tensorboard import TensorBoard, histograms_due
 from ppo_tbptt.timing import Timer
+from ppo_tbptt.training_video import TrainingVideos
 from ppo_tbptt.types import Carry, Rollout, Targets, empty_rollout
 
 FINISH_SECONDS = 10.0
@@ -87,7 +89,8 @@ class Trainer(Iterator[Report]):
             max_restarts=env.max_worker_restarts,
             journal=env.replay,
         )
-        self._writer: RunWriter | None = None
+        self.writer: RunWriter | None = None
+        """Of rank 0, where there is a run folder."""
         try:
             self._build(run_dir, restore, progress)
         except BaseException:
@@ -134,17 +137,24 @@ class Trainer(Iterator[Report]):
             self._load_state(restore)
         share_weights(self.world, self.agent)
         self.run: RunDir | None = None
+        self._videos: TrainingVideos | None = None
         if run_dir is not None:
             self.run = RunDir(Path(run_dir))
             if self.world.rank == 0:
                 done = None if restore is None else self.iteration
-                self._writer = RunWriter(self.run.path, config, resumed_from=done)
-                self._writer.text("config", config.to_toml(), self.env_steps)
+                self.writer = RunWriter(self.run.path, config, resumed_from=done, env_steps=self.env_steps)
+                self.writer.show(self._introduce)
+                self._videos = TrainingVideos(self.agent, spec, config, self.run, self.writer)
         if restore is None:
             self._carry = begin(self.envs, self.seeds, self.agent)
         else:
             self._carry = self._go_on(restore, progress)
             self._load_streams(restore)  # last, because whatever was done by now may have used them
+
+    def _introduce(self, board: TensorBoard) -> None:
+        board.layout(self.envs.spec.headline, self.env_steps, held_out=self.config.train.eval_every > 0)
+        board.text("config", self.config.to_toml(), self.env_steps)
+        board.text("versions", versions(self.device), self.env_steps)
 
     def _empty_storage(self) -> Rollout:
         spec = self.envs.spec
@@ -234,11 +244,17 @@ class Trainer(Iterator[Report]):
         scalars.update(evaluated)
         self._before = None
         report = Report(iteration=self.iteration, env_steps=self.env_steps, scalars=scalars, notes=self._take_notes())
-        if self._writer is not None:
-            self._writer.report(report)
+        if self.writer is not None:
+            self.writer.report(report)
+            if histograms_due(self.iteration, self.num_iterations):
+                tensors = {"state": collected.rollout.state, "value": collected.rollout.value}
+                tensors["advantage"] = targets.advantage
+                self.writer.show(lambda board: board.histograms(tensors, report.env_steps))
         if score is not None:
             self._save_best(score)
         self._checkpoint_when_due()
+        if self._videos is not None:
+            self._videos.when_due(self.iteration, self.env_steps)
         return report
 
     def _update(self, rollout: Rollout, targets: Targets, timer: Timer) -> UpdateStats:
@@ -270,9 +286,9 @@ class Trainer(Iterator[Report]):
         }
 
     def _take_notes(self) -> tuple[str, ...]:
-        if self._writer is not None:
-            self.notes += self._writer.patience.notes
-            self._writer.patience.notes.clear()
+        if self.writer is not None:
+            self.notes += self.writer.patience.notes
+            self.writer.patience.notes.clear()
         taken = tuple(self.notes)
         self.notes.clear()
         return taken
@@ -350,7 +366,7 @@ class Trainer(Iterator[Report]):
 
     def _on_rank_0(self, write: Callable[[RunWriter], bool]) -> bool:
         """What ``write`` returned on the rank that writes."""
-        return self.world.gather_json(self._writer is None or write(self._writer))[0]
+        return self.world.gather_json(self.writer is None or write(self.writer))[0]
 
     def _checkpoint_when_due(self) -> None:
         if self.run is None:
@@ -362,9 +378,9 @@ class Trainer(Iterator[Report]):
             self._save_best(float(np.mean(self._recent)))
         if last:
             tree = self.state_dict()
-            if self._writer is not None:
-                self._writer.last(self.iteration, tree)
-        elif due or self.world.largest(int(self._writer is not None and self._writer.due())):
+            if self.writer is not None:
+                self.writer.last(self.iteration, tree)
+        elif due or self.world.largest(int(self.writer is not None and self.writer.due())):
             self.save()
 
     def save(self) -> Path | None:
@@ -387,7 +403,7 @@ class Trainer(Iterator[Report]):
         if self._evaluates_after(self.iteration + 1):
             seconds += self._last_evaluation_seconds
         self._expected_end = began + seconds
-        if self._writer is not None and self.world.size == 1 and seconds > FINISH_SECONDS:
+        if self.writer is not None and self.world.size == 1 and seconds > FINISH_SECONDS:
             self._before = deepcopy(self.state_dict())
 
     def may_drop(self) -> bool:
@@ -402,9 +418,9 @@ class Trainer(Iterator[Report]):
 
         The trainer is of no further use then.
         """
-        assert self.run is not None and self._writer is not None and self._before is not None
+        assert self.run is not None and self.writer is not None and self._before is not None
         iteration = self._before["iteration"]
-        if self._writer.saved == iteration or self._writer.checkpoint(iteration, self._before):
+        if self.writer.saved == iteration or self.writer.checkpoint(iteration, self._before):
             return self.run.checkpoint(iteration)
         return None
 
@@ -503,9 +519,9 @@ class Trainer(Iterator[Report]):
     def close(self) -> None:
         """Stop the workers, flush the metrics and give the run's folder free. May be called again."""
         self.envs.close()
-        if self._writer is not None:
-            self._writer.close()
-            self._writer = None
+        if self.writer is not None:
+            self.writer.close()
+            self.writer = None
 
     def __enter__(self) -> "Trainer":
         return self

@@ -5,10 +5,10 @@ from time import perf_counter
 
 from ppo_tbptt.config import Config
 from ppo_tbptt.envs import EnvSpec
-from ppo_tbptt.metrics import MetricsWriter
 from ppo_tbptt.models import Agent
 from ppo_tbptt.policy import Policy
 from ppo_tbptt.run_dir import RunDir
+from ppo_tbptt.run_writer import RunWriter
 
 MOST_STEPS = 300
 """Longer episodes are cut."""
@@ -27,7 +27,7 @@ class TrainingVideos:
     The agent is the one that trains; environment, recurrent state and action noise are its own.
     """
 
-    def __init__(self, agent: Agent, spec: EnvSpec, config: Config, run: RunDir, writer: MetricsWriter) -> None:
+    def __init__(self, agent: Agent, spec: EnvSpec, config: Config, run: RunDir, writer: RunWriter) -> None:
         self._agent, self._spec, self._config, self._run, self._writer = agent, spec, config, run, writer
         self._began = perf_counter()
         self._spent = 0.0
@@ -69,4 +69,4 @@ class TrainingVideos:
         stride = -(-len(frames) // MOST_GIF_PICTURES)
         encoded = gif(frames[::stride], FPS / stride)
         height, width, _ = frames[0].shape
-        self._writer.image("held-out episode", encoded, (height, width), env_steps)
+        self._writer.show(lambda board: board.gif("held-out episode", encoded, width, height, env_steps))

@@ -23,10 +23,11 @@ LAYERS = """
     benchmark.* analysis.*
     console
     trainer
-    run_writer training_video
+    training_video
+    run_writer
     evaluation export watch.*
     policy continuing
-    run_dir
+    run_dir tensorboard
     weights
     checkpoint metrics journals
     learner rollout
@@ -44,6 +45,7 @@ LAYERS = """
     config_io
     config_tree
     config_values
+    event_files
     advantages disturbances files intervals patience loss schedules sequences timing
     types transfer
 """

@@ -1,6 +1,7 @@
 """``train``: a run from a config, or on from a checkpoint; at its end what was learnt, on held-out level seeds."""
 
 import json
+import shlex
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -19,6 +20,7 @@ from ppo_tbptt.config import Config, parse_overrides
 from ppo_tbptt.console import Display
 from ppo_tbptt.device import has_fast_bfloat16
 from ppo_tbptt.distributed import World
+from ppo_tbptt.evaluation import Evaluation
 from ppo_tbptt.run_dir import RunDir, RunLock
 from ppo_tbptt.trainer import Trainer
 
@@ -97,6 +99,8 @@ def _train(make: Callable[[dict[str, Any]], Trainer], world: World, stop: Stop) 
     console = _console(world)
     with stop, _replaying(console) as progress, make({"world": world, "progress": progress}) as trainer:
         assert trainer.run is not None
+        if trainer.writer is not None:
+            trainer.writer.show(lambda board: board.text("command", shlex.join(sys.argv), trainer.env_steps))
         _print_start(trainer, console)
         stop.may_drop = trainer.may_drop
         sizes = {"batch_size": trainer.batch_size, "num_iterations": trainer.num_iterations}
@@ -190,9 +194,22 @@ def _finish(trainer: Trainer, run: RunDir, stop: Stop, console: Console) -> int:
         again = _typed("train", f"--resume {run.path}")
         console.print(f"stopped before the evaluation was done; go on with: {again}", soft_wrap=True)
         return stop.code
-    extra = {"headline_without_memory": None if forgetful is None else forgetful.measures[forgetful.headline].mean}
+    without = None if forgetful is None else forgetful.measures[forgetful.headline].mean
+    extra = {"headline_without_memory": without}
+    if trainer.writer is not None:
+        final = _final_measures(evaluation, without)
+        trainer.writer.show(lambda board: board.hparams(trainer.config.to_dict(), final, trainer.env_steps))
     save_evaluation(run.evaluations / "final.json", evaluation, checkpoint, trainer.env_steps, extra)
     return _show_finished(run, console)
+
+
+def _final_measures(evaluation: Evaluation, without_memory: float | None) -> dict[str, float]:
+    """What runs are sorted by: the headline under one name for all tasks, then under its own."""
+    means = {name: e.mean for name, e in evaluation.measures.items()}
+    chosen = {"headline": means[evaluation.headline]}
+    if without_memory is not None:
+        chosen["headline_without_memory"] = without_memory
+    return chosen | {name: means[name] for name in (evaluation.headline, "success") if name in means}
 
 
 def _python() -> Path:
