@@ -6,6 +6,7 @@ train, evaluate, compare, plot, enjoy, probe, export, show, benchmark
 1 anything else that went wrong, such as the end of another rank of a distributed run (one line).
 """
 
+import io
 import os
 import sys
 from collections.abc import Callable, Sequence
@@ -30,14 +31,18 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code."""
     for name, value in TUNED.items():
         os.environ.setdefault(name, value)
+    for stream in (sys.stdout, sys.stderr):  # file names may hold bytes that the terminal's encoding cannot say
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
     argv = list(sys.argv[1:] if argv is None else argv)
+    if any("\0" in argument for argument in argv):
+        return _fail("a null byte in the command line; no value or file name can hold one", 2)
     if not argv or argv[0] in ("-h", "--help"):
         print(__doc__)
         print(f"usage: ppo-tbptt {{{','.join(COMMANDS)}}} ... (each has its own --help)")
         return 0 if argv else 2
     if argv[0] not in COMMANDS:
-        print(f"ppo-tbptt: {argv[0]!r} is not a command; use one of {', '.join(COMMANDS)}", file=sys.stderr)
-        return 2
+        return _fail(f"{argv[0][:80]!r} is not a command; use one of {', '.join(COMMANDS)}", 2)
     try:
         return _command(argv[0])(argv[1:])
     except BrokenPipeError:
@@ -45,11 +50,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         return 130
     except _wrong_input() as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+        return _fail(error, 2)
     except _lost_ranks() as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
+        return _fail(error, 1)
+
+
+def _fail(error: object, code: int) -> int:
+    """Say so in one line, whatever the names and values in it are."""
+    line = "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in str(error))
+    print(f"error: {line}", file=sys.stderr)
+    return code
 
 
 def _command(name: str) -> Callable[[list[str]], int]:
@@ -61,9 +71,11 @@ def _wrong_input() -> tuple[type[Exception], ...]:
     from ppo_tbptt.checkpoint import CheckpointError
     from ppo_tbptt.device import DeviceError
     from ppo_tbptt.envs import EnvError
+    from ppo_tbptt.json_files import JsonError
+    from ppo_tbptt.metrics import MetricsError
     from ppo_tbptt.run_dir import RunDirError
 
-    return (UsageError, ConfigError, EnvError, CheckpointError, DeviceError, RunDirError)
+    return (UsageError, ConfigError, EnvError, CheckpointError, DeviceError, RunDirError, MetricsError, JsonError)
 
 
 def _lost_ranks() -> tuple[type[Exception], ...]:

@@ -1,6 +1,7 @@
 """Which device to compute on, and the host made ready for it."""
 
 import ctypes
+import re
 import sys
 
 import torch
@@ -16,8 +17,10 @@ def prepare_device(name: str) -> torch.device:
     """The device of that name, ready for use; ``auto`` is CUDA where there is one, else the CPU.
 
     Raises:
-        DeviceError: CUDA was asked for and is not there, or there are fewer devices.
+        DeviceError: another name, or CUDA was asked for and is not there, or there are fewer devices.
     """
+    if not re.fullmatch(r"auto|cpu|cuda(:\d{1,3})?", name, re.ASCII):
+        raise DeviceError(f"device: {name!r}: use 'auto', 'cpu', 'cuda' or 'cuda:N'")
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
     device = torch.device(name)

@@ -41,7 +41,7 @@ LAYERS = """
     config_io
     config_tree
     config_values
-    advantages files intervals loss schedules sequences timing
+    advantages files intervals json_files loss schedules sequences timing
     types
 """
 RANK = {name: rank for rank, line in enumerate(LAYERS.strip().splitlines()) for name in line.split()}

@@ -4,7 +4,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from ppo_tbptt.commands.parser import Parser, UsageError, env_overrides, positive, seed
+from ppo_tbptt.commands.parser import Parser, UsageError, check_target, env_overrides, positive, seed
 from ppo_tbptt.policy import Policy
 from ppo_tbptt.watch import check_suffix, has_screen, record, show_window, write_video
 
@@ -30,8 +30,10 @@ def run(argv: list[str]) -> int:
             check_suffix(video)
         except ValueError as error:
             raise UsageError(str(error)) from error
+        if video.parent.is_dir():  # else it is made
+            check_target("--video", video)
     policy = Policy.load(args.path, device=args.device)
-    console = Console()
+    console = Console(markup=False, emoji=False)
     recording = record(
         policy, policy.config.override(overrides).env, seed=args.seed, greedy=args.greedy, max_steps=args.max_steps
     )

@@ -4,12 +4,16 @@ from pathlib import Path
 
 from rich.console import Console
 
-from ppo_tbptt.commands.parser import Parser, UsageError, env_overrides, positive, seed
+from ppo_tbptt.commands.parser import Parser, UsageError, check_target, env_overrides, positive, seed
 from ppo_tbptt.commands.results import default_path, evaluate_with_progress, print_evaluation, save_evaluation
 from ppo_tbptt.commands.stop import Stop
+from ppo_tbptt.config import SEED_LIMIT
 from ppo_tbptt.evaluation import evaluate
 from ppo_tbptt.policy import Policy
 from ppo_tbptt.run_dir import resolve_checkpoint
+
+MAX_EPISODES = 10**6
+"""All are kept until the end."""
 
 
 def run(argv: list[str]) -> int:
@@ -33,13 +37,18 @@ def run(argv: list[str]) -> int:
     overrides = env_overrides(rest)
     if args.num_workers is not None and args.num_workers < 0:
         raise UsageError(f"--num-workers {args.num_workers}: must be 0 or more")
-    if args.json is not None and not args.json.parent.is_dir():
-        raise UsageError(f"--json {args.json}: there is no folder {args.json.parent}")
+    if args.json is not None:
+        check_target("--json", args.json)
+    if args.first_seed + args.num_seeds > SEED_LIMIT or args.num_seeds * args.repeats > MAX_EPISODES:
+        raise UsageError(
+            f"--num-seeds {args.num_seeds}: at most {MAX_EPISODES:,} episodes can be played, "
+            f"and no level seed is above {SEED_LIMIT - 1:,}"
+        )
     checkpoint = resolve_checkpoint(args.path)
     policy = Policy.load(checkpoint, device=args.device)
     env = policy.config.override(overrides).env
     seeds = range(args.first_seed, args.first_seed + args.num_seeds)
-    console = Console()
+    console = Console(markup=False, emoji=False)
     if seeds.start < env.first_seed + env.num_seeds and env.first_seed < seeds.stop:
         console.print("note: these level seeds overlap the training seeds, so this is not a held-out evaluation")
     with Stop() as stop:

@@ -1,10 +1,13 @@
 """Command lines: one-line errors, and config fields beside a command's own options."""
 
 import argparse
+import os
 from collections.abc import Sequence
+from pathlib import Path
 from typing import NoReturn
 
 from ppo_tbptt.config import parse_overrides
+from ppo_tbptt.config_values import shorten
 
 
 class UsageError(ValueError):
@@ -24,7 +27,7 @@ class Parser(argparse.ArgumentParser):
         self.add_argument(name, help=help, **kwargs)  # type: ignore[arg-type]
 
     def error(self, message: str) -> NoReturn:
-        raise UsageError(f"{self.prog}: {message} (see --help)")
+        raise UsageError(f"{self.prog}: {shorten(message, 300)} (see --help)")
 
     def parse_with_overrides(self, argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
         """The command's own arguments, and the ``--config.field VALUE`` tokens apart from them, in their order.
@@ -59,11 +62,35 @@ def env_overrides(tokens: Sequence[str]) -> dict[str, str]:
     return overrides
 
 
+def check_target(option: str, path: Path) -> None:
+    """Before any work is done for it: whether a file can be written there, and replaces at most a file.
+
+    Raises:
+        UsageError: there is no such folder, nothing can be written in it, or what is there is no file.
+    """
+    try:
+        problem = _problem(path)
+    except OSError as error:
+        problem = str(error.strerror)
+    if problem:
+        raise UsageError(f"{option} {path}: {problem}")
+
+
+def _problem(path: Path) -> str:
+    if not path.parent.is_dir():
+        return f"there is no folder {path.parent}"
+    if path.exists() and not path.is_file():
+        return f"is {'a folder' if path.is_dir() else 'not a regular file'}; must be a file to write"
+    return "" if os.access(path.parent, os.W_OK) else f"can't write in the folder {path.parent}"
+
+
 def positive(text: str) -> int:
-    """An integer of at least 1, for ``type=``."""
+    """An integer from 1 to 2**31 - 1, for ``type=``."""
     value = int(text)
     if value < 1:
         raise argparse.ArgumentTypeError(f"{value} is too small; must be at least 1")
+    if value >= 2**31:
+        raise argparse.ArgumentTypeError(f"{value} is too large; must be at most {2**31 - 1}")
     return value
 
 

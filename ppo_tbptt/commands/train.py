@@ -1,6 +1,5 @@
 """``train``: a run from a config, or on from a checkpoint; at its end what was learnt, on held-out level seeds."""
 
-import json
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -11,7 +10,7 @@ import torch
 from rich.console import Console
 
 from ppo_tbptt.commands.parser import Parser, UsageError
-from ppo_tbptt.commands.results import evaluate_with_progress, print_evaluation, save_evaluation
+from ppo_tbptt.commands.results import evaluate_with_progress, print_evaluation, read_evaluation, save_evaluation
 from ppo_tbptt.commands.stop import Stop
 from ppo_tbptt.config import Config, parse_overrides
 from ppo_tbptt.console import Display
@@ -61,7 +60,7 @@ def run(argv: list[str]) -> int:
 
 
 def _console(world: World) -> Console:
-    return Console(quiet=world.rank > 0)
+    return Console(quiet=world.rank > 0, markup=False, emoji=False)
 
 
 def _plan(run_dir: Path, go_on: bool) -> Literal["start", "go on", "show"]:
@@ -77,13 +76,21 @@ def _plan(run_dir: Path, go_on: bool) -> Literal["start", "go on", "show"]:
 
 
 def _clear_unstarted(run: RunDir) -> None:
-    """A run that was killed before its first checkpoint has nothing to go on from: start it again."""
-    for path in [run.config, run.metrics, *run.path.glob("events.out.tfevents.*")]:
-        path.unlink(missing_ok=True)
-    for folder in (run.checkpoints, run.evaluations):
-        if folder.is_dir():
-            for path in folder.iterdir():
-                path.unlink()
+    """A run that was killed before its first checkpoint has nothing to go on from: start it again.
+
+    Nothing is deleted behind a link, nor where anything lies that such a run does not leave: the folder then counts as
+    one that exists already.
+    """
+    if any(path.is_symlink() for path in (run.checkpoints, run.evaluations)):
+        return
+    files = [run.config, run.metrics, *run.path.glob("events.out.tfevents.*"), *run.path.glob(".*.tmp")]
+    files += [run.best, *run.checkpoints.glob(".*.tmp"), *run.evaluations.glob(".*.tmp")]
+    folders = [folder for folder in (run.checkpoints, run.evaluations) if folder.is_dir()]
+    entries = [path for folder in (run.path, *folders) for path in folder.iterdir()]
+    if set(entries) <= {*files, *folders}:
+        for path in files:
+            path.unlink(missing_ok=True)
+        for folder in folders:
             folder.rmdir()
 
 
@@ -171,9 +178,9 @@ def _typed(command: str, arguments: object) -> str:
 
 def _show_finished(run: RunDir, console: Console) -> int:
     path = run.evaluations / "final.json"
-    result = json.loads(path.read_text(encoding="utf-8"))
+    result = read_evaluation(path)
     print_evaluation(result, console)
-    without = result["headline_without_memory"]
+    without = result.get("headline_without_memory")
     if without is not None:
         console.print(
             f"with its recurrent state wiped before every step the same agent gets {result['headline']} {without:.3f}",
