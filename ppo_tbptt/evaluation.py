@@ -11,6 +11,7 @@ from ppo_tbptt.config import EnvConfig
 from ppo_tbptt.envs import EnvSpec, Episode, VectorEnv
 from ppo_tbptt.intervals import Estimate, estimate
 from ppo_tbptt.models import Agent
+from ppo_tbptt.models.build import check_fits
 from ppo_tbptt.models.heads import mode, sample
 
 PARALLEL_EPISODES = 64
@@ -109,6 +110,7 @@ def evaluate(
     episodes.
 
     Raises:
+        EnvError: the environment does not fit the agent.
         EnvError, WorkerError: see :mod:`ppo_tbptt.envs`.
     """
     device, nvec = agent.device, agent.action_nvec
@@ -124,6 +126,7 @@ def evaluate(
         ) as envs,
     ):
         spec = envs.spec
+        check_fits(agent, spec)
         envs.reset(_seed_array(jobs.now))
         generators = [_noise(job, sampling_seed) for job in jobs.now]
         start = torch.ones(num_envs, dtype=torch.bool, device=device)

@@ -10,6 +10,7 @@ import numpy as np
 
 from ppo_tbptt.config import EnvConfig
 from ppo_tbptt.envs import MEMORY_GYM_IDS, EnvError, EnvSpec, Episode, SingleEnv, make_env
+from ppo_tbptt.models.build import check_fits
 from ppo_tbptt.policy import Policy
 
 VIEW = 336
@@ -32,12 +33,13 @@ def record(policy: Policy, config: EnvConfig, *, seed: int, greedy: bool = False
     """Play one episode of the environment ``config`` on level ``seed``.
 
     Raises:
-        EnvError: the environment neither renders nor has an image observation.
+        EnvError: the environment does not fit the agent, or neither renders nor has an image observation.
     """
     env = make_env(
         config.id, options=config.options, max_episode_steps=config.max_episode_steps, render_mode="ground_truth"
     )
     try:
+        check_fits(policy.agent, env.spec)
         policy.reset(seed=seed)
         obs = env.reset(seed)
         frames = [_frame(env, policy.spec, obs)]
