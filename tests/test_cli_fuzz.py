@@ -95,31 +95,45 @@ garbage |= st.text(max_size=8)
 anything = numbers | values | places | garbage
 
 
-def own_options(command: str) -> list[str]:
-    """From its --help."""
+def own_options(command: str) -> dict[str, list[str]]:
+    """From its --help: values that fit each option, none for a switch."""
     with contextlib.redirect_stdout(io.StringIO()) as out, pytest.raises(SystemExit) as caught:
         main([command, "--help"])
     assert caught.value.code == 0
-    return sorted(set(re.findall(r"--[a-z][\w-]*", out.getvalue())) - {"--help"})
+    found = re.findall(r"^  (--[a-z][a-z-]*)(?: ([A-Z_]+))?", out.getvalue(), re.MULTILINE)
+    fitting = {
+        "FILE": ["out.json", "out.gif", "out.svg", "out"],
+        "RUN": ["@run"],
+        "RUN_DIR": ["new"],
+        "DEVICE": ["cpu"],
+    }
+    return {name: fitting.get(metavar, ["1", "2", "50"]) if metavar else [] for name, metavar in found}
 
 
 def command_lines(command: str) -> st.SearchStrategy[list[str]]:
-    fields = [row.key for row in describe_fields()]
-    if command not in ("train", "show", "benchmark"):
-        fields = [key for key in fields if key.startswith("env.")] + ["seed"]
-    own = st.sampled_from(own_options(command))
-    settable = st.sampled_from(["--" + key.replace("_", "-") for key in [*fields, "env.options.num_show_steps"]])
-    options = own | own | settable
-    parts = (
-        st.tuples(options, anything)
-        | st.tuples(options, anything).map(lambda pair: (f"{pair[0]}={pair[1]}",))
-        | st.tuples(own)
-        | st.tuples(anything)
+    """Half of them mostly right, half of them anything."""
+    own = own_options(command)
+    trains = command in ("train", "show", "benchmark")
+    fields = {
+        "--" + row.key.replace("_", "-"): [row.default]
+        for row in describe_fields()
+        if (trains or row.key.startswith("env.")) and row.default not in ("none", "required")
+    }
+
+    def fitting(known: dict[str, list[str]]) -> st.SearchStrategy[tuple[str, ...]]:
+        pairs = [(name, value) for name, values in known.items() for value in values]
+        return st.sampled_from([*pairs, *((name,) for name, values in known.items() if not values)])
+
+    names = st.sampled_from([*own, *fields, "--seed", "--env.id", "--env.options.num-show-steps"])
+    wild = st.tuples(names, anything) | st.tuples(anything) | st.tuples(names)
+    wild |= st.builds(lambda name, value: (f"{name}={value}",), names, anything)
+    right = st.tuples(
+        st.just(("@toy.toml" if trains else "@run",)), st.lists(fitting(own) | fitting(fields), max_size=3)
     )
-    start = st.sampled_from([["@toy.toml"], ["@run"], ["--resume", "@run"], []])
-    return st.tuples(start, st.lists(parts, max_size=4)).map(
-        lambda line: [*line[0], *(t for part in line[1] for t in part)]
-    )
+    resumed = st.tuples(st.just(("--resume", "@run") if command == "train" else ("@run",)), st.lists(wild, max_size=1))
+    lines = right.flatmap(lambda line: st.lists(wild, max_size=1).map(lambda last: [line[0], *line[1], *last]))
+    lines |= resumed.map(lambda line: [line[0], *line[1]]) | st.lists(wild, max_size=4)
+    return lines.map(lambda parts: [token for part in parts for token in part])
 
 
 def tree(folder: Path) -> dict[str, int]:
@@ -159,7 +173,7 @@ def check(command: str, argv: list[str], files: Path) -> str:
 def fuzz(command: str, files: Path, examples: int) -> Counter[str]:
     ends: Counter[str] = Counter()
 
-    @settings(max_examples=examples, suppress_health_check=list(HealthCheck))
+    @settings(max_examples=examples, suppress_health_check=[HealthCheck.too_slow])
     @given(command_lines(command))
     def run(argv: list[str]) -> None:
         ends[check(command, argv, files)] += 1

@@ -184,6 +184,52 @@ def test_fuzz_command_lines(argv: list[str]) -> None:
     assert isinstance(result, dict) or str(result).isprintable()
 
 
+SHIPPED = [path.read_bytes() for path in sorted((Path(__file__).parents[1] / "configs").glob("*.toml"))]
+pieces = st.sampled_from(
+    [b"", b"\0", b"\xff", b"=", b"]", b"[", b'"', b"\n", b"-", b"9" * 5000, b"1e400", b"nan", b"[" * 5000, b"a." * 5000]
+)
+
+
+@st.composite
+def mutated(draw: st.DrawFn) -> bytes:
+    """A shipped config with up to three of its parts cut out, doubled, moved or replaced."""
+    text = draw(st.sampled_from(SHIPPED))
+    for _ in range(draw(st.integers(1, 3))):
+        start = draw(st.integers(0, len(text)))
+        end = min(len(text), start + draw(st.integers(0, 30)))
+        piece = draw(pieces | st.binary(max_size=4) | st.just(text[start:end] * 2) | st.sampled_from(text.split(b"\n")))
+        text = text[:start] + piece + text[end:]
+    return text
+
+
+def load_mutants(folder: Path, number: int) -> list[bool]:
+    """Whether each of so many mutants was a valid config."""
+    valid: list[bool] = []
+
+    @settings(max_examples=number, deadline=None)
+    @given(mutated())
+    def run(content: bytes) -> None:
+        path = folder / "c.toml"
+        path.write_bytes(content)
+        config_or_one_line(Config.load, path)
+        valid.append(not isinstance(outcome(Config.load, path), ConfigError))
+
+    run()
+    return valid
+
+
+def test_mutated_configs(tmp_path: Path) -> None:
+    valid = load_mutants(tmp_path, 100)
+    assert any(valid) and not all(valid)
+
+
+@pytest.mark.slow
+def test_many_mutated_configs(tmp_path: Path) -> None:
+    valid = load_mutants(tmp_path, 2500)
+    assert len(valid) >= 2000
+    assert 100 < sum(valid) < len(valid) - 100
+
+
 @pytest.mark.slow
 @settings(max_examples=2000, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(tree=trees, content=files, overrides=texts_for_keys)
