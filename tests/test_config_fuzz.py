@@ -138,13 +138,15 @@ def outcome(function: Any, *args: Any) -> Any:
         return error
 
 
-def config_or_one_line(function: Any, *args: Any) -> None:
+def config_or_one_line(function: Any, *args: Any) -> bool:
+    """Whether it is a config."""
     result = outcome(function, *args)
     if isinstance(result, ConfigError):
         assert str(result)
         assert str(result).isprintable(), "one line"
     else:
         assert Config.from_dict(tomllib.loads(result.to_toml())) == result
+    return not isinstance(result, ConfigError)
 
 
 def check_tree(tree: Any) -> None:
@@ -211,8 +213,7 @@ def load_mutants(folder: Path, number: int) -> list[bool]:
     def run(content: bytes) -> None:
         path = folder / "c.toml"
         path.write_bytes(content)
-        config_or_one_line(Config.load, path)
-        valid.append(not isinstance(outcome(Config.load, path), ConfigError))
+        valid.append(config_or_one_line(Config.load, path))
 
     run()
     return valid
@@ -225,7 +226,7 @@ def test_mutated_configs(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_many_mutated_configs(tmp_path: Path) -> None:
-    valid = load_mutants(tmp_path, 2500)
+    valid = load_mutants(tmp_path, 2000)
     assert len(valid) >= 2000
     assert 100 < sum(valid) < len(valid) - 100
 
