@@ -467,6 +467,11 @@ def test_strange_paths(
     assert contents(tmp_path) == before
 
 
+@pytest.mark.parametrize("words", [["--json", "--"], ["--json=--"], ["--device=--"], ["--repeats", "--"]])
+def test_dashes_are_no_value(words: list[str], finished: Path, fails: Fails) -> None:
+    assert "has no value" in fails("evaluate", finished, *words)
+
+
 def test_a_device_is_not_replaced(fails: Fails, finished: Path) -> None:
     """As root /dev/null could be renamed away by a file that is to take its place."""
     assert "not a regular file" in fails("evaluate", finished, "--json", "/dev/null")

@@ -39,13 +39,16 @@ class Parser(argparse.ArgumentParser):
         tokens = list(argv)
         while tokens:
             token = tokens.pop(0)
-            name, equals, _ = token.partition("=")
+            name, equals, value = token.partition("=")
             is_own = not token.startswith("--") or name in self._arity
             target = own if is_own else overrides
             target.append(token)
             takes_value = self._arity.get(name, 0) if is_own else 1
             if takes_value and not equals and tokens:
-                target.append(tokens.pop(0))
+                value = tokens.pop(0)
+                target.append(value)
+            if is_own and takes_value and value == "--":  # argparse would make an empty list of it
+                self.error(f"argument {name}: has no value")
         return self.parse_args(own), overrides
 
 
