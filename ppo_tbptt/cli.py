@@ -7,6 +7,7 @@ train, evaluate, compare, plot, enjoy, probe, export, show, benchmark, soak
 another rank of a distributed run that is gone.
 """
 
+import io
 import os
 import sys
 import warnings
@@ -33,14 +34,18 @@ def main(argv: Sequence[str] | None = None) -> int:
     for name, value in TUNED.items():
         os.environ.setdefault(name, value)
     warnings.showwarning = _show_warning
+    for stream in (sys.stdout, sys.stderr):  # file names may hold bytes that the terminal's encoding cannot say
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
     argv = list(sys.argv[1:] if argv is None else argv)
+    if any("\0" in argument for argument in argv):
+        return _fail("a null byte in the command line; no value or file name can hold one", 2)
     if not argv or argv[0] in ("-h", "--help"):
         print(__doc__)
         print(f"usage: ppo-tbptt {{{','.join(COMMANDS)}}} ... (each has its own --help)")
         return 0 if argv else 2
     if argv[0] not in COMMANDS:
-        print(f"ppo-tbptt: {argv[0]!r} is not a command; use one of {', '.join(COMMANDS)}", file=sys.stderr)
-        return 2
+        return _fail(f"{argv[0][:80]!r} is not a command; use one of {', '.join(COMMANDS)}", 2)
     try:
         return _command(argv[0])(argv[1:])
     except BrokenPipeError:
@@ -48,19 +53,27 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         return 130
     except _wrong_input() as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+        return _fail(_one_line(error), 2)
     except _failures() as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
+        return _fail(error, 1)
     except _out_of_memory() as error:
         remedy = "lower env.num_envs or ppo.rollout_steps, or raise ppo.num_minibatches; the checkpoints stay"
-        print(f"error: the GPU's memory is full; {remedy} ({' '.join(str(error).split())[:200]})", file=sys.stderr)
-        return 1
+        return _fail(f"the GPU's memory is full; {remedy} ({' '.join(str(error).split())[:200]})", 1)
+
+
+def _fail(message: object, code: int) -> int:
+    print(f"error: {message}", file=sys.stderr)
+    return code
+
+
+def _one_line(text: object) -> str:
+    """What is printed of wrong input, whatever the names and values in it are."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in str(text))
 
 
 def _show_warning(message: Warning | str, category: type[Warning], *_: object, **__: object) -> None:
-    print(f"warning: {message}" if category is UserWarning else f"{category.__name__}: {message}", file=sys.stderr)
+    text = _one_line(message)
+    print(f"warning: {text}" if category is UserWarning else f"{category.__name__}: {text}", file=sys.stderr)
 
 
 def _command(name: str) -> Callable[[list[str]], int]:
@@ -72,9 +85,11 @@ def _wrong_input() -> tuple[type[Exception], ...]:
     from ppo_tbptt.checkpoint import CheckpointError
     from ppo_tbptt.device import DeviceError
     from ppo_tbptt.envs import EnvError
+    from ppo_tbptt.json_files import JsonError
+    from ppo_tbptt.metrics import MetricsError
     from ppo_tbptt.run_dir import RunDirError
 
-    return (UsageError, ConfigError, EnvError, CheckpointError, DeviceError, RunDirError)
+    return (UsageError, ConfigError, EnvError, CheckpointError, DeviceError, RunDirError, MetricsError, JsonError)
 
 
 def _failures() -> tuple[type[Exception], ...]:

@@ -249,7 +249,7 @@ class Config(Table):
         return config_io.override(Config, self.to_dict(), overrides, "config")
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain nested tables, lists, text and numbers; what is None is left out."""
+        """Plain nested tables, lists, text and numbers; what is None by default is left out."""
         return plain_tree(self)
 
     def to_toml(self) -> str:

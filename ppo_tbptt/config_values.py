@@ -115,6 +115,8 @@ def _accept(value: Any, hint: Any, bounds: Bounds, key: str) -> Any:
         return hint(value) if fits else _REJECTED
     if hint is str:
         return str(value) if isinstance(value, str) and _encodable(value) else _REJECTED
+    if hint is type(None) and value == "none":
+        return None
     return value if isinstance(value, hint) else _REJECTED  # bool, None and whole tables
 
 
@@ -188,12 +190,16 @@ def plain_options(value: Any, key: str, depth: int = 1) -> Any:
 
 
 def plain_tree(value: Any) -> Any:
-    """The inverse of `construct`: nested dicts and lists, without None; a constant schedule becomes its number."""
+    """The inverse of `construct`: nested dicts and lists; a constant schedule becomes its number.
+
+    None is left out where it is the default, and "none" where it is not, as TOML has no such value.
+    """
     if isinstance(value, Schedule) and value.final is None:
         return value.initial
     if isinstance(value, Table):
-        parts = {field.name: getattr(value, field.name) for field in dataclasses.fields(value)}
-        return {name: plain_tree(part) for name, part in parts.items() if part is not None}
+        parts = {field: getattr(value, field.name) for field in dataclasses.fields(value)}
+        written = {field: part for field, part in parts.items() if part is not None or field.default is not None}
+        return {field.name: "none" if part is None else plain_tree(part) for field, part in written.items()}
     return plain_options(value, "") if isinstance(value, dict | list | tuple) else value
 
 

@@ -6,8 +6,10 @@ from types import TracebackType
 
 from rich.console import Console, Group
 from rich.live import Live
+from rich.markup import escape
 from rich.progress import BarColumn, Progress, TextColumn
 from rich.table import Table
+from rich.text import Text
 
 from ppo_tbptt.config import Config
 from ppo_tbptt.intervals import Estimate
@@ -75,12 +77,12 @@ class Display:
         groups: dict[str, list[str]] = {}
         for tag, value in self._known.items():
             group, name = tag.split("/", 1)
-            groups.setdefault(group, []).append(f"{name} [bold]{value:.4g}[/]")
+            groups.setdefault(group, []).append(f"{escape(name)} [bold]{value:.4g}[/]")
         table = Table(show_header=False, box=None, padding=(0, 1))
-        table.add_row("iteration", f"[bold]{report.iteration:,}[/] of {self._num_iterations:,}")
+        table.add_row("iteration", Text.from_markup(f"[bold]{report.iteration:,}[/] of {self._num_iterations:,}"))
         for group in ("episode", "env", "eval", "loss", "policy", "optim", "sequences", "faults", "time"):
             if group in groups:
-                table.add_row(group, "  ".join(groups[group]))
+                table.add_row(group, Text.from_markup("  ".join(groups[group])))
         return table
 
     def __enter__(self) -> "Display":

@@ -3,6 +3,7 @@
 import ctypes
 import os
 import platform
+import re
 import sys
 from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, version
@@ -23,8 +24,10 @@ def prepare_device(name: str, *, deterministic: bool = False) -> torch.device:
     ``deterministic``: CUDA uses only algorithms that give the same bits twice, in the whole process from now on.
 
     Raises:
-        DeviceError: CUDA was asked for and is not there, or there are fewer devices.
+        DeviceError: another name, or CUDA was asked for and is not there, or there are fewer devices.
     """
+    if not re.fullmatch(r"auto|cpu|cuda(:\d{1,3})?", name, re.ASCII):
+        raise DeviceError(f"device: {name!r}: use 'auto', 'cpu', 'cuda' or 'cuda:N'")
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
     device = torch.device(name)

@@ -12,6 +12,7 @@ from ppo_tbptt.disturbances import Disturbance, EpisodeKey
 from ppo_tbptt.envs import EnvSpec, Episode, VectorEnv
 from ppo_tbptt.intervals import Estimate, estimate
 from ppo_tbptt.models import Agent
+from ppo_tbptt.models.build import check_fits
 from ppo_tbptt.models.heads import mode, sample
 
 PARALLEL_EPISODES = 64
@@ -108,6 +109,7 @@ def evaluate(
     (:mod:`ppo_tbptt.disturbances`). ``progress`` is called after every step with the number of finished episodes.
 
     Raises:
+        EnvError: the environment does not fit the agent.
         EnvError, WorkerError: see :mod:`ppo_tbptt.envs`.
     """
     device, nvec = agent.device, agent.action_nvec
@@ -128,6 +130,7 @@ def evaluate(
         ) as envs,
     ):
         spec = envs.spec
+        check_fits(agent, spec)
         envs.reset(_seed_array(jobs.now))
         generators = [_noise(job, sampling_seed) for job in jobs.now]
         state = agent.core.initial_state(num_envs)

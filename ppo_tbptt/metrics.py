@@ -9,6 +9,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ppo_tbptt.files import write_text
+from ppo_tbptt.json_files import parse_json
+
+MAX_LINE_BYTES = 2**20
+
+
+class MetricsError(ValueError):
+    """One line that names the file, the line and what is wrong with it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -36,6 +43,8 @@ class MetricsWriter:
 
     def __init__(self, folder: Path, *, resume_from: int | None = None) -> None:
         self._path = folder / "metrics.jsonl"
+        if self._path.is_symlink():
+            raise MetricsError(f"{self._path}: is a link; must be a file, as what is written must stay in the run")
         if resume_from is not None and self._path.exists():
             kept = [row for row in read_metrics(self._path) if row["iteration"] <= resume_from]
             write_text(self._path, "".join(_line(row) for row in kept))
@@ -75,14 +84,42 @@ class MetricsWriter:
 
 
 def read_metrics(path: Path) -> list[dict[str, float]]:
-    """The rows of a ``metrics.jsonl``; a torn last line (of a killed run) is left out."""
-    rows = []
-    for line in path.read_text(encoding="utf-8").splitlines():
-        try:
-            rows.append(json.loads(line))
-        except json.JSONDecodeError:
-            break
+    """The rows of a ``metrics.jsonl``; a torn last line (of a killed run) is left out.
+
+    Raises:
+        MetricsError: missing, unreadable, or a line that is no row stands before the last.
+    """
+    rows: list[dict[str, float]] = []
+    wrong = ""
+    try:
+        if not path.is_file():  # a pipe would never end
+            raise MetricsError(f"{path}: no such metrics file")
+        with path.open("rb") as file:
+            while line := file.readline(MAX_LINE_BYTES + 1):
+                if wrong:
+                    raise MetricsError(wrong)
+                try:
+                    rows.append(_row(line))
+                except ValueError as error:
+                    wrong = f"{path}:{len(rows) + 1}: {error}"
+                    if len(line) > MAX_LINE_BYTES:
+                        raise MetricsError(wrong) from None
+    except OSError as error:
+        raise MetricsError(f"{path}: cannot be read: {error.strerror}") from None
     return rows
+
+
+def _row(line: bytes) -> dict[str, float]:
+    if len(line) > MAX_LINE_BYTES:
+        raise ValueError(f"a line of more than {MAX_LINE_BYTES:,} bytes; must be the figures of one iteration")
+    row = parse_json(line)
+    for key in ("iteration", "env_steps"):
+        if type(row.get(key)) is not int or row[key] < 0:
+            raise ValueError(f"{key} is missing or no count; must be a whole number")
+    for key, value in row.items():
+        if type(value) not in (int, float):
+            raise ValueError(f"{key[:80]!r} is a {type(value).__name__}; must be a number")
+    return row
 
 
 def _line(row: dict[str, float]) -> str:

@@ -2,6 +2,7 @@
 
 import fcntl
 import os
+import re
 import warnings
 from contextlib import suppress
 from pathlib import Path
@@ -51,7 +52,11 @@ class RunDir:
             RunDirError: there is none.
         """
         run = cls(path)
-        if not run.config.is_file():
+        try:
+            is_run = run.config.is_file()
+        except OSError as error:
+            raise RunDirError(f"{path}: can't read this run folder ({error.strerror})") from error
+        if not is_run:
             raise RunDirError(f"{path}: not a run folder (it has no config.toml)")
         return run
 
@@ -59,8 +64,13 @@ class RunDir:
         return self.checkpoints / f"iteration_{iteration:07d}.pt"
 
     def periodic(self) -> list[Path]:
-        """The periodic checkpoints, oldest first."""
-        return sorted(self.checkpoints.glob("iteration_*.pt"))
+        """The periodic checkpoints, oldest first; other files and folders that lie there are not touched."""
+        found = {path: re.fullmatch(r"iteration_(\d{7,})\.pt", path.name, re.ASCII) for path in self._entries()}
+        numbers = {path: int(name[1]) for path, name in found.items() if name and path.is_file()}
+        return sorted(numbers, key=lambda path: numbers[path])
+
+    def _entries(self) -> list[Path]:
+        return list(self.checkpoints.iterdir()) if self.checkpoints.is_dir() else []
 
     def prune(self, keep: int) -> None:
         """Delete all periodic checkpoints but the newest ``keep``."""
@@ -105,7 +115,8 @@ class RunLock:
         """
         try:
             path.mkdir(parents=True, exist_ok=True)
-            self._file = (path / LOCK).open("ab+", buffering=0)
+            self.path = path / LOCK
+            self._file = self.path.open("ab+", buffering=0)
         except OSError as error:
             raise RunDirError(f"{path}: can't write in this run folder ({error.strerror})") from error
         try:
@@ -137,8 +148,12 @@ def resolve_checkpoint(path: Path) -> Path:
     Raises:
         CheckpointError, RunDirError: there is none.
     """
-    if path.is_dir():
+    try:
+        is_folder, exists = path.is_dir(), path.exists()
+    except OSError as error:
+        raise CheckpointError(f"{path}: cannot be read ({error.strerror})") from error
+    if is_folder:
         return RunDir.open(path).newest()
-    if not path.exists():
+    if not exists:
         raise CheckpointError(f"{path}: no such run folder or checkpoint")
     return path

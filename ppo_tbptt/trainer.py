@@ -31,6 +31,7 @@ from ppo_tbptt.models.build import build_agent
 from ppo_tbptt.rollout import Collected, begin, collect
 from ppo_tbptt.run_dir import RunDir
 from ppo_tbptt.run_writer import RunWriter
+from ppo_tbptt.saved_state import check_saved_state
 from ppo_tbptt.sharing import share_weights
 from ppo_tbptt.streams import Streams
 from ppo_tbptt.tensorboard import TensorBoard, histograms_due
@@ -456,15 +457,19 @@ class Trainer(Iterator[Report]):
         return [{name: xs[rank] for name, xs in gathered.items()} for rank in range(self.world.size)]
 
     def _load_state(self, tree: dict[str, Any]) -> None:
-        saved, spec = EnvSpec.from_json(tree["spec"]), self.envs.spec
-        for name in ("obs", "action_nvec", "discrete"):
-            old, new = getattr(saved, name), getattr(spec, name)
-            if old != new:
-                text = f"{spec.env_id}: its {name} is {new} now and was {old} when the run was saved"
-                raise CheckpointError(f"{text}; the agent can't play it")
+        """Raises:
+        CheckpointError: what is in the checkpoint can't be, or is of another agent or environment.
+        """
         try:
+            check_saved_state(tree, state_size=self.agent.core.state_size)
+            saved, spec = EnvSpec.from_json(tree["spec"]), self.envs.spec
+            for name in ("obs", "action_nvec", "discrete"):
+                old, new = getattr(saved, name), getattr(spec, name)
+                if old != new:
+                    text = f"{spec.env_id}: its {name} is {new} now and was {old} when the run was saved"
+                    raise ValueError(f"{text}; the agent can't play it")
             self.agent.load_state_dict(tree["agent"])
-            self.learner.optimizer.load_state_dict(tree["optimizer"])
+            self._load_optimizer(tree["optimizer"])
             self.iteration, self.env_steps = tree["iteration"], tree["env_steps"]
             self.best = tree["best"]
             self._recent.extend(tree["recent"])
@@ -474,9 +479,19 @@ class Trainer(Iterator[Report]):
             self.restored_ranks = len(tree["environments"])
             faults = tree["faults"][self.world.rank if self.restored_ranks == self.world.size else 0]
             self._restarts_before, self._cut_episodes, self._nonfinite_updates = faults
-        except (KeyError, RuntimeError, ValueError, TypeError) as error:
-            reason = " ".join(str(error).split())[:300]
-            raise CheckpointError(f"the checkpoint does not fit this config: {reason}") from error
+            if self.restored_ranks == self.world.size:
+                self.streams.load_state([tree["generators"], *tree["generators_of_other_ranks"]])
+        except Exception as error:  # torch and the rest raise many kinds at what they can't use
+            reason = " ".join(f"{error}".split())[:300] or type(error).__name__
+            raise CheckpointError(f"the checkpoint can't be gone on with: {reason}") from error
+
+    def _load_optimizer(self, tree: dict[str, Any]) -> None:
+        optimizer = self.learner.optimizer
+        optimizer.load_state_dict(tree)
+        for parameter in self.agent.parameters() if optimizer.state else ():
+            state = optimizer.state[parameter]
+            if state["exp_avg"].shape != parameter.shape or state["exp_avg_sq"].shape != parameter.shape:
+                raise ValueError("the optimiser's state is of another network")
 
     def _load_streams(self, tree: dict[str, Any]) -> None:
         """With as many ranks all of them go on; with more or fewer they begin anew, and only the level seeds go on."""

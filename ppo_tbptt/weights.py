@@ -12,6 +12,7 @@ from ppo_tbptt.checkpoint import CheckpointError
 from ppo_tbptt.config import Config
 from ppo_tbptt.envs import EnvSpec
 from ppo_tbptt.files import replacing
+from ppo_tbptt.json_files import parse_json
 
 SUFFIX = ".safetensors"
 FORMAT = "ppo_tbptt weights 1"
@@ -46,8 +47,8 @@ def load_weights(path: Path) -> dict[str, Any]:
     if metadata.get("format") != FORMAT:
         raise CheckpointError(f"{path}: safetensors without {FORMAT!r} as their format; written by ppo-tbptt export?")
     try:
-        config, spec = json.loads(metadata["config"]), json.loads(metadata["spec"])
+        config, spec = (parse_json(metadata[key].encode()) for key in ("config", "spec"))
         env_steps = int(metadata["env_steps"])
-    except (KeyError, ValueError, RecursionError) as error:
+    except (KeyError, ValueError) as error:
         raise CheckpointError(f"{path}: its metadata can't be read ({type(error).__name__})") from error
     return {"config": config, "spec": spec, "agent": weights, "env_steps": env_steps}

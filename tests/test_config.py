@@ -289,6 +289,16 @@ def test_byte_order_mark_and_windows_line_ends(tmp_path: Path) -> None:
 # Objects
 
 
+def test_none_stays_where_it_is_not_the_default(tmp_path: Path) -> None:
+    config = Config.from_dict(base(train={"checkpoint_minutes": "none"}))
+    assert config.train.checkpoint_minutes is None
+    assert Config.load(write(tmp_path, config.to_toml())) == config
+    assert config.replace(precision="float32").train.checkpoint_minutes is None
+    assert config.override({"train.eval_every": "3"}).train.checkpoint_minutes is None
+    assert config.override({"train.checkpoint_minutes": "3"}).train.checkpoint_minutes == 3
+    assert "sequence_length" not in config.to_toml()
+
+
 def test_replace_merges_tables_schedules_and_options() -> None:
     config = Config.from_dict(base(env={"options": {"a": 1, "b": 2}}, ppo={"target_kl": 0.1}))
     changed = config.replace(

@@ -138,13 +138,15 @@ def outcome(function: Any, *args: Any) -> Any:
         return error
 
 
-def config_or_one_line(function: Any, *args: Any) -> None:
+def config_or_one_line(function: Any, *args: Any) -> bool:
+    """Whether it is a config."""
     result = outcome(function, *args)
     if isinstance(result, ConfigError):
         assert str(result)
         assert str(result).isprintable(), "one line"
     else:
         assert Config.from_dict(tomllib.loads(result.to_toml())) == result
+    return not isinstance(result, ConfigError)
 
 
 def check_tree(tree: Any) -> None:
@@ -182,6 +184,51 @@ def test_fuzz_files(tmp_path: Path, content: bytes, overrides: dict[str, Any]) -
 def test_fuzz_command_lines(argv: list[str]) -> None:
     result = outcome(parse_overrides, argv)
     assert isinstance(result, dict) or str(result).isprintable()
+
+
+SHIPPED = [path.read_bytes() for path in sorted((Path(__file__).parents[1] / "configs").glob("*.toml"))]
+pieces = st.sampled_from(
+    [b"", b"\0", b"\xff", b"=", b"]", b"[", b'"', b"\n", b"-", b"9" * 5000, b"1e400", b"nan", b"[" * 5000, b"a." * 5000]
+)
+
+
+@st.composite
+def mutated(draw: st.DrawFn) -> bytes:
+    """A shipped config with up to three of its parts cut out, doubled, moved or replaced."""
+    text = draw(st.sampled_from(SHIPPED))
+    for _ in range(draw(st.integers(1, 3))):
+        start = draw(st.integers(0, len(text)))
+        end = min(len(text), start + draw(st.integers(0, 30)))
+        piece = draw(pieces | st.binary(max_size=4) | st.just(text[start:end] * 2) | st.sampled_from(text.split(b"\n")))
+        text = text[:start] + piece + text[end:]
+    return text
+
+
+def load_mutants(folder: Path, number: int) -> list[bool]:
+    """Whether each of so many mutants was a valid config."""
+    valid: list[bool] = []
+
+    @settings(max_examples=number, deadline=None)
+    @given(mutated())
+    def run(content: bytes) -> None:
+        path = folder / "c.toml"
+        path.write_bytes(content)
+        valid.append(config_or_one_line(Config.load, path))
+
+    run()
+    return valid
+
+
+def test_mutated_configs(tmp_path: Path) -> None:
+    valid = load_mutants(tmp_path, 100)
+    assert any(valid) and not all(valid)
+
+
+@pytest.mark.slow
+def test_many_mutated_configs(tmp_path: Path) -> None:
+    valid = load_mutants(tmp_path, 2000)
+    assert len(valid) >= 2000
+    assert 100 < sum(valid) < len(valid) - 100
 
 
 @pytest.mark.slow

@@ -32,7 +32,7 @@ LAYERS = """
     checkpoint metrics journals
     learner rollout
     acting
-    sharing streams
+    sharing streams saved_state
     distributed
     models.build
     models
@@ -46,7 +46,7 @@ LAYERS = """
     config_tree
     config_values
     event_files
-    advantages disturbances files intervals patience loss schedules sequences timing
+    advantages disturbances files intervals json_files patience loss schedules sequences timing
     types transfer
 """
 RANK = {name: rank for rank, line in enumerate(LAYERS.strip().splitlines()) for name in line.split()}

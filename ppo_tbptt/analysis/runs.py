@@ -1,6 +1,5 @@
 """A run's folder as data: its config, how far it has come, and how well it does on held-out levels."""
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
@@ -12,6 +11,7 @@ import numpy as np
 from ppo_tbptt.checkpoint import load_checkpoint
 from ppo_tbptt.config import Config, TrainConfig
 from ppo_tbptt.envs import EnvSpec, make_env
+from ppo_tbptt.json_files import JsonError, read_json
 from ppo_tbptt.metrics import read_metrics
 from ppo_tbptt.run_dir import RunDir, RunDirError
 
@@ -194,11 +194,9 @@ def read_evaluation(path: Path) -> dict[str, Any]:
         RunDirError: not readable, or not an evaluation.
     """
     try:
-        tree = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise RunDirError(f"{path}: can't be read ({error.strerror})") from error
-    except ValueError:
-        tree = None
+        tree = read_json(path)
+    except JsonError as error:
+        raise RunDirError(f"{error}; delete it, or move it elsewhere") from error
     if not _is_evaluation(tree):
         raise RunDirError(f"{path}: not an evaluation as `evaluate` writes it; delete it, or move it elsewhere")
     return tree

@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.table import Table
 
 from ppo_tbptt.benchmark import MAX_EXTRA_ITERATIONS, Setting, compare, describe, measure, write_profile
-from ppo_tbptt.commands.parser import Parser, UsageError, positive
+from ppo_tbptt.commands.parser import Parser, UsageError, check_target, positive
 from ppo_tbptt.config import Config, parse_overrides
 from ppo_tbptt.trainer import Trainer
 
@@ -24,7 +24,7 @@ def run(argv: list[str]) -> int:
         _check_profile(args.profile)
     base = Config.load(args.config, overrides)
     configs = [base, *(base.override(other) for other in others)]
-    progress = Console(stderr=True)
+    progress = Console(stderr=True, markup=False, emoji=False)
     with ExitStack() as stack:
         settings = []
         for config, extra in zip(configs, [{}, *others], strict=True):
@@ -39,7 +39,7 @@ def run(argv: list[str]) -> int:
     if args.json:
         print(json.dumps(result, indent=1))
     else:
-        _print(result, Console())
+        _print(result, Console(markup=False, emoji=False))
     return 0
 
 
@@ -77,8 +77,7 @@ def _split(text: str) -> list[str]:
 def _check_profile(path: Path) -> None:
     if not path.name.endswith((".json", ".json.gz")):
         raise UsageError(f"--profile {path}: must end with .json or .json.gz")
-    if not path.parent.is_dir():
-        raise UsageError(f"--profile {path}: there is no folder {path.parent}")
+    check_target("--profile", path)
 
 
 def _long_enough(config: Config, iterations: int) -> Config:

@@ -23,7 +23,7 @@ from ppo_tbptt.analysis.groups import (
     task_titles,
 )
 from ppo_tbptt.analysis.runs import Point, read_runs
-from ppo_tbptt.commands.parser import Parser, check_folder, writing
+from ppo_tbptt.commands.parser import Parser, check_target, writing
 from ppo_tbptt.commands.results import wide_console
 from ppo_tbptt.files import write_text
 from ppo_tbptt.intervals import Estimate
@@ -36,7 +36,7 @@ def run(argv: list[str]) -> int:
     parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="a run's folder")
     parser.option("--json", type=Path, metavar="FILE", help="write the same data there")
     args = parser.parse_args(argv)
-    check_folder("--json", args.json)
+    check_target("--json", args.json)
     groups = group_runs(read_runs(args.runs))
     console = wide_console()
     _print(groups, console)

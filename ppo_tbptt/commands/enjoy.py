@@ -5,7 +5,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from ppo_tbptt.commands.parser import Parser, UsageError, env_overrides, positive, seed
+from ppo_tbptt.commands.parser import Parser, UsageError, check_target, env_overrides, positive, seed
 from ppo_tbptt.config import SEED_LIMIT, EnvConfig
 from ppo_tbptt.policy import Policy
 from ppo_tbptt.watch.record import Env, Recording, failed, record, watched_env
@@ -42,10 +42,12 @@ def run(argv: list[str]) -> int:
     args, rest = parser.parse_with_overrides(argv)
     overrides = env_overrides(rest)
     video: Path | None = args.video
-    console = Console(highlight=False, soft_wrap=True)
+    console = Console(highlight=False, soft_wrap=True, markup=False, emoji=False)
     try:
         if video is not None:
             check_suffix(video)
+            if video.parent.is_dir():  # else it is made
+                check_target("--video", video)
         policy = Policy.load(args.path, device=args.device)
         env = policy.config.override(overrides).env
         if video is None and has_screen():

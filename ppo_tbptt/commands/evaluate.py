@@ -6,7 +6,7 @@ from rich.console import Console
 
 from ppo_tbptt.commands import levels
 from ppo_tbptt.commands.evaluate_all import evaluate_all
-from ppo_tbptt.commands.parser import Parser, check_folder, env_overrides, positive
+from ppo_tbptt.commands.parser import Parser, check_target, env_overrides, positive
 from ppo_tbptt.commands.results import default_path, evaluate_with_progress, print_evaluation, save_evaluation
 from ppo_tbptt.commands.stop import Stop
 from ppo_tbptt.evaluation import evaluate
@@ -23,11 +23,11 @@ def run(argv: list[str]) -> int:
     parser.option("--json", type=Path, metavar="FILE", help="write the result there instead; with --all, all there too")
     parser.option("--all", action="store_true", help="every checkpoint that the run has kept, where not done already")
     args, rest = parser.parse_with_overrides(argv)
-    check_folder("--json", args.json)
+    check_target("--json", args.json)
     if args.all:
         protocol = {**levels.protocol(args), "forget_every": args.forget_every}
         return evaluate_all(args.path, protocol, env_overrides(rest), device=args.device, json_file=args.json)
-    console = Console()
+    console = Console(markup=False, emoji=False)
     asked = levels.load(args, rest, console)
     with Stop(quiet=True) as stop:
         evaluation = evaluate_with_progress(

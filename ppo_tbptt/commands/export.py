@@ -5,7 +5,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from ppo_tbptt.commands.parser import Parser, UsageError, check_folder
+from ppo_tbptt.commands.parser import Parser, UsageError, check_target
 from ppo_tbptt.export import PACKAGES, ExportError, Port, export_onnx
 from ppo_tbptt.policy import Policy
 from ppo_tbptt.run_dir import resolve_checkpoint
@@ -21,14 +21,14 @@ def run(argv: list[str]) -> int:
     if args.onnx is None and args.safetensors is None:
         raise UsageError("what to write is needed: --onnx FILE.onnx, --safetensors FILE.safetensors, or both")
     for option, file, suffix in (("--onnx", args.onnx, ".onnx"), ("--safetensors", args.safetensors, SUFFIX)):
-        check_folder(option, file)
+        check_target(option, file)
         if file is not None and file.suffix != suffix:
             raise UsageError(f"{option} {file}: must end in {suffix}")
         if file is not None and file.is_dir():
             raise UsageError(f"{option} {file}: is a folder")
     checkpoint = resolve_checkpoint(args.path)
     policy = Policy.load(checkpoint)
-    console = Console()
+    console = Console(markup=False, emoji=False)
     console.print(
         f"{checkpoint}: {policy.spec.env_id} after {policy.env_steps:,} steps", highlight=False, soft_wrap=True
     )

@@ -9,9 +9,12 @@ from rich.console import Console
 
 from ppo_tbptt.commands.parser import Parser, UsageError, env_overrides, positive, seed
 from ppo_tbptt.commands.results import note_overlap
-from ppo_tbptt.config import EnvConfig
+from ppo_tbptt.config import SEED_LIMIT, EnvConfig
 from ppo_tbptt.policy import Policy
 from ppo_tbptt.run_dir import resolve_checkpoint
+
+MAX_EPISODES = 10**6
+"""All are kept until the end."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,6 +55,11 @@ def protocol(args: argparse.Namespace) -> dict[str, Any]:
     """
     if args.num_workers is not None and args.num_workers < 0:
         raise UsageError(f"--num-workers {args.num_workers}: must be 0 or more")
+    if args.first_seed + args.num_seeds > SEED_LIMIT or args.num_seeds * args.repeats > MAX_EPISODES:
+        raise UsageError(
+            f"--num-seeds {args.num_seeds}: at most {MAX_EPISODES:,} episodes can be played, "
+            f"and no level seed is above {SEED_LIMIT - 1:,}"
+        )
     return {
         "seeds": range(args.first_seed, args.first_seed + args.num_seeds),
         "repeats": args.repeats,

@@ -1,12 +1,14 @@
 """Command lines: one-line errors, and config fields beside a command's own options."""
 
 import argparse
+import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import NoReturn
 
 from ppo_tbptt.config import parse_overrides
+from ppo_tbptt.config_values import shorten
 
 
 class UsageError(ValueError):
@@ -26,7 +28,7 @@ class Parser(argparse.ArgumentParser):
         self.add_argument(name, help=help, **kwargs)  # type: ignore[arg-type]
 
     def error(self, message: str) -> NoReturn:
-        raise UsageError(f"{self.prog}: {message} (see --help)")
+        raise UsageError(f"{self.prog}: {shorten(message, 300)} (see --help)")
 
     def parse_with_overrides(self, argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
         """The command's own arguments, and the ``--config.field VALUE`` tokens apart from them, in their order.
@@ -38,13 +40,16 @@ class Parser(argparse.ArgumentParser):
         tokens = list(argv)
         while tokens:
             token = tokens.pop(0)
-            name, equals, _ = token.partition("=")
+            name, equals, value = token.partition("=")
             is_own = not token.startswith("--") or name in self._arity
             target = own if is_own else overrides
             target.append(token)
             takes_value = self._arity.get(name, 0) if is_own else 1
             if takes_value and not equals and tokens:
-                target.append(tokens.pop(0))
+                value = tokens.pop(0)
+                target.append(value)
+            if is_own and takes_value and value == "--":  # argparse would make an empty list of it
+                self.error(f"argument {name}: has no value")
         return self.parse_args(own), overrides
 
 
@@ -61,16 +66,6 @@ def env_overrides(tokens: Sequence[str]) -> dict[str, str]:
     return overrides
 
 
-def check_folder(option: str, path: Path | None) -> None:
-    """Before any work is done for it: can there be a file ``path``, the value of ``option``?
-
-    Raises:
-        UsageError: there is no such folder.
-    """
-    if path is not None and not path.parent.is_dir():
-        raise UsageError(f"{option} {path}: there is no folder {path.parent}")
-
-
 @contextmanager
 def writing(option: str, path: Path) -> Iterator[None]:
     """Around writing the file that ``option`` names.
@@ -84,11 +79,37 @@ def writing(option: str, path: Path) -> Iterator[None]:
         raise UsageError(f"{option} {path}: can't be written ({error.strerror})") from error
 
 
+def check_target(option: str, path: Path | None) -> None:
+    """Before any work is done for it: whether a file can be written there, and replaces at most a file.
+
+    Raises:
+        UsageError: there is no such folder, nothing can be written in it, or what is there is no file.
+    """
+    if path is None:
+        return
+    try:
+        problem = _problem(path)
+    except OSError as error:
+        problem = str(error.strerror)
+    if problem:
+        raise UsageError(f"{option} {path}: {problem}")
+
+
+def _problem(path: Path) -> str:
+    if not path.parent.is_dir():
+        return f"there is no folder {path.parent}"
+    if path.exists() and not path.is_file():
+        return f"is {'a folder' if path.is_dir() else 'not a regular file'}; must be a file to write"
+    return "" if os.access(path.parent, os.W_OK) else f"can't write in the folder {path.parent}"
+
+
 def positive(text: str) -> int:
-    """An integer of at least 1, for ``type=``."""
+    """An integer from 1 to 2**31 - 1, for ``type=``."""
     value = int(text)
     if value < 1:
         raise argparse.ArgumentTypeError(f"{value} is too small; must be at least 1")
+    if value >= 2**31:
+        raise argparse.ArgumentTypeError(f"{value} is too large; must be at most {2**31 - 1}")
     return value
 
 

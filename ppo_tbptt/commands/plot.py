@@ -4,7 +4,7 @@ from pathlib import Path
 
 from ppo_tbptt.analysis.groups import by_task, group_runs
 from ppo_tbptt.analysis.runs import read_runs
-from ppo_tbptt.commands.parser import Parser, UsageError, check_folder, writing
+from ppo_tbptt.commands.parser import Parser, UsageError, check_target, writing
 from ppo_tbptt.commands.results import wide_console
 from ppo_tbptt.files import replacing
 
@@ -21,7 +21,7 @@ def run(argv: list[str]) -> int:
     kind = args.out.suffix[1:].lower()
     if kind not in KINDS:
         raise UsageError(f"--out {args.out}: must end in .png, .svg or .pdf")
-    check_folder("--out", args.out)
+    check_target("--out", args.out)
     groups = group_runs(read_runs(args.runs))
 
     from ppo_tbptt.analysis.figures import learning_curves, save  # here, because matplotlib is slow to import

@@ -15,7 +15,7 @@ def run(argv: list[str]) -> int:
     parser.add_argument("config", nargs="?", type=Path, metavar="CONFIG", help="a TOML file, such as configs/*.toml")
     parser.option("--defaults", action="store_true", help="every field with its type, default and help")
     args, rest = parser.parse_with_overrides(argv)
-    console = Console()
+    console = Console(markup=False, emoji=False)
     if args.defaults:
         _print_defaults(console)
         return 0

@@ -20,7 +20,7 @@ def run(argv: list[str]) -> int:
     parser.option("--minutes", type=minutes, default=30.0, help="for how long (default 30)")
     args, rest = parser.parse_with_overrides(argv)
     config = Config.load(args.config, {"total_steps": "1e12", **parse_overrides(rest)})
-    console = Console(width=100, highlight=False)
+    console = Console(width=100, highlight=False, markup=False, emoji=False)
     samples: list[Sample] = []
     with TemporaryDirectory() as folder:
         watched = soak(

@@ -1,6 +1,5 @@
 """``train``: a run from a config, or on from a checkpoint; at its end what was learnt, on held-out level seeds."""
 
-import json
 import shlex
 import sys
 from collections.abc import Callable, Iterator
@@ -14,7 +13,7 @@ from rich.console import Console
 from rich.progress import Progress, TaskID
 
 from ppo_tbptt.commands.parser import Parser, UsageError, minutes
-from ppo_tbptt.commands.results import evaluate_with_progress, print_evaluation, save_evaluation
+from ppo_tbptt.commands.results import evaluate_with_progress, print_evaluation, read_evaluation, save_evaluation
 from ppo_tbptt.commands.stop import TIMED_OUT, Dropped, Stop
 from ppo_tbptt.config import Config, parse_overrides
 from ppo_tbptt.console import Display
@@ -67,7 +66,7 @@ def run(argv: list[str]) -> int:
 
 
 def _console(world: World) -> Console:
-    return Console(quiet=world.rank > 0)
+    return Console(quiet=world.rank > 0, markup=False, emoji=False)
 
 
 def _plan(run_dir: Path, go_on: bool) -> Literal["start", "go on", "show"]:
@@ -83,14 +82,20 @@ def _plan(run_dir: Path, go_on: bool) -> Literal["start", "go on", "show"]:
 
 
 def _clear_unstarted(run: RunDir) -> None:
-    """A run that was killed before its first checkpoint has nothing to go on from: start it again."""
+    """A run that was killed before its first checkpoint has nothing to go on from: start it again.
+
+    Nothing is deleted behind a link, nor where anything lies that such a run does not leave: the folder then counts as
+    one that exists already.
+    """
     lock = RunLock(run.path)  # it may only just have begun, elsewhere
-    for path in [run.config, run.metrics, *run.path.glob("events.out.tfevents.*")]:
-        path.unlink(missing_ok=True)
-    for folder in (run.checkpoints, run.evaluations, run.videos):
-        if folder.is_dir():
-            for path in folder.iterdir():
-                path.unlink()
+    folders = [folder for folder in (run.checkpoints, run.evaluations, run.videos) if folder.is_dir()]
+    files = [run.config, run.metrics, *run.path.glob("events.out.tfevents.*"), *run.videos.glob("*.mp4"), run.best]
+    files += [path for folder in (run.path, *folders) for path in folder.glob(".*.tmp")]
+    entries = {path for folder in (run.path, *folders) for path in folder.iterdir()} - {lock.path}
+    if entries <= {*files, *folders} and not any(folder.is_symlink() for folder in folders):
+        for path in files:
+            path.unlink(missing_ok=True)
+        for folder in folders:
             folder.rmdir()
     lock.release()
 
@@ -226,9 +231,9 @@ def _typed(command: str, arguments: object) -> str:
 
 def _show_finished(run: RunDir, console: Console) -> int:
     path = run.evaluations / "final.json"
-    result = json.loads(path.read_text(encoding="utf-8"))
+    result = read_evaluation(path)
     print_evaluation(result, console)
-    without = result["headline_without_memory"]
+    without = result.get("headline_without_memory")
     if without is not None:
         console.print(
             f"with its recurrent state wiped before every step the same agent gets {result['headline']} {without:.3f}",

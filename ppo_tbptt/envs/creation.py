@@ -24,7 +24,8 @@ def open_env(env_id: str, render_mode: str | None) -> gym.Env[Any, Any]:
     except for the passive checker.
 
     Raises:
-        EnvError: the module or the id does not exist, or gymnasium refuses to make it.
+        EnvError: the module or the id does not exist, gymnasium refuses to make it, or the module or the constructor
+            raises.
     """
     module, _, name = env_id.rpartition(":")
     if module:
@@ -48,15 +49,25 @@ def open_env(env_id: str, render_mode: str | None) -> gym.Env[Any, Any]:
         return gym.make(name, disable_env_checker=True, **options)
     except gym.error.Error as error:
         raise EnvError(f"{env_id}: {one_line(error)}") from error
+    except (Exception, SystemExit) as error:
+        raise EnvError(f"{env_id}: its constructor raised {_raised(error)}") from error
 
 
 def _import(module: str, env_id: str) -> None:
     try:
         importlib.import_module(module)
     except ModuleNotFoundError as error:
-        if error.name is None or not f"{module}.".startswith(f"{error.name}."):
-            raise  # the module exists, and what it imports does not
+        if error.name is None or not f"{module}.".startswith(f"{error.name}."):  # it exists, what it imports does not
+            raise EnvError(f"{env_id}: importing {module!r} raised {_raised(error)}") from error
         raise EnvError(f"cannot import module {module!r} of environment {env_id!r}") from None
+    except (Exception, SystemExit) as error:
+        raise EnvError(f"{env_id}: importing {module!r} raised {_raised(error)}") from error
+
+
+def _raised(error: BaseException) -> str:
+    """An error and the last line that it went through."""
+    frame = traceback.extract_tb(error.__traceback__)[-1]
+    return one_line(f"{type(error).__name__}: {error} ({frame.filename}, line {frame.lineno})")
 
 
 def import_toys() -> None:

@@ -41,6 +41,7 @@ class Agent(nn.Module):
         precision: torch.dtype = torch.float32,
     ) -> None:
         super().__init__()
+        self.obs_shapes = dict(obs_shapes)
         self.action_nvec = action_nvec
         self.precision = precision
         self.encoder = Encoder(

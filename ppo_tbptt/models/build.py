@@ -4,7 +4,7 @@ import torch
 
 from ppo_tbptt.config import Config, ConfigError
 from ppo_tbptt.device import resolve_precision
-from ppo_tbptt.envs import EnvSpec
+from ppo_tbptt.envs import EnvError, EnvSpec
 from ppo_tbptt.models.agent import Agent
 
 
@@ -31,3 +31,15 @@ def build_agent(config: Config, spec: EnvSpec, device: torch.device) -> Agent:
     except ValueError as error:
         raise ConfigError(f"env.id: {spec.env_id!r}: {error}") from error
     return agent.to(device)
+
+
+def check_fits(agent: Agent, spec: EnvSpec) -> None:
+    """Raises:
+    EnvError: the environment's observations or actions are not those that the agent was built for.
+    """
+    shapes = {key: array.shape for key, array in spec.obs.items()}
+    if shapes != agent.obs_shapes or spec.action_nvec != agent.action_nvec:
+        raise EnvError(
+            f"{spec.env_id}: observations {shapes} and {spec.action_nvec} actions don't fit this agent, which was "
+            f"trained on {agent.obs_shapes} and {agent.action_nvec}"
+        )

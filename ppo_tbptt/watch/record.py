@@ -9,6 +9,7 @@ import numpy as np
 
 from ppo_tbptt.config import EnvConfig
 from ppo_tbptt.envs import EnvSpec, Episode, SingleEnv, make_env
+from ppo_tbptt.models.build import check_fits
 from ppo_tbptt.policy import Policy
 from ppo_tbptt.watch.remote import RemoteEnv
 
@@ -81,7 +82,13 @@ class Recording:
 
 
 def begin(policy: Policy, env: Env, seed: int, *, greedy: bool = False) -> Recording:
-    """Start an episode of level ``seed`` and choose the first action. The same seed samples the same actions."""
+    """Start an episode of level ``seed`` and choose the first action. The same seed samples the same actions.
+
+    Raises:
+        EnvError: the environment does not fit the agent.
+    """
+    if isinstance(env, SingleEnv):
+        check_fits(policy.agent, env.spec)
     policy.reset(seed=seed)
     recording = Recording(spec=policy.spec, seed=seed, greedy=greedy)
     obs = env.reset(seed)
