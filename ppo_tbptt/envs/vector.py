@@ -220,22 +220,23 @@ class VectorEnv:
         )
         exact, done = np.zeros(self.num_envs, np.bool_), 0
         left = {worker: len(slices[worker]) for worker in self._told}
-        while left:
-            for worker in list(left):
-                self._since = time.monotonic()  # each gives a sign of life far more often than it must
-                answer = self._hear(worker)
-                if worker in self._lost:
-                    done += left.pop(worker)
-                elif answer:
-                    index, exact[index] = answer["restored"]
-                    done, left[worker] = done + 1, left[worker] - 1
-                    if progress is not None:
-                        progress(done, self.num_envs)
-            left = {worker: count for worker, count in left.items() if count}
-        lost = self._lost_rows()
-        while lost is not None:
-            exact[lost] = False
-            lost = self.restart(fallback_seeds)
+        with _closing_on_failure(self):
+            while left:
+                for worker in list(left):
+                    self._since = time.monotonic()  # each gives a sign of life far more often than it must
+                    answer = self._hear(worker)
+                    if worker in self._lost:
+                        done += left.pop(worker)
+                    elif answer:
+                        index, exact[index] = answer["restored"]
+                        done, left[worker] = done + 1, left[worker] - 1
+                        if progress is not None:
+                            progress(done, self.num_envs)
+                left = {worker: count for worker, count in left.items() if count}
+            lost = self._lost_rows()
+            while lost is not None:
+                exact[lost] = False
+                lost = self.restart(fallback_seeds)
         self._running = True
         return exact
 
@@ -362,7 +363,7 @@ def _brief(error: Exception) -> str:
 
 
 class _closing_on_failure:
-    """Close the vector if its environments or workers fail: what is left of it is of no use."""
+    """Close the vector if anything fails (or interrupts) in the middle of it: what is left is of no use."""
 
     def __init__(self, vector: VectorEnv) -> None:
         self._vector = vector

@@ -1,5 +1,6 @@
 """Restarts: what fails is made anew, what does not is left alone, and the count of failures is kept."""
 
+import gc
 import os
 import signal
 from typing import Any
@@ -173,7 +174,7 @@ def test_restarts_leave_no_descriptors_and_no_processes() -> None:
     def descriptors() -> int:
         return len(os.listdir("/proc/self/fd"))
 
-    faulty(2).close()
+    gc.collect()
     before = descriptors()
     envs = faulty(2)
     envs.reset(SEEDS)
@@ -184,9 +185,9 @@ def test_restarts_leave_no_descriptors_and_no_processes() -> None:
         os.kill(envs.worker_pids[1], signal.SIGKILL)
         envs.step(ZEROS, SEEDS)
         envs.restart(SEEDS)
-        assert descriptors() == open_ones
+        assert descriptors() <= open_ones
     pids += envs.worker_pids
     envs.close()
     del envs
-    assert descriptors() == before
+    assert descriptors() <= before
     assert not any(os.path.exists(f"/proc/{pid}") for pid in pids)
