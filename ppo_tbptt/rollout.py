@@ -108,6 +108,13 @@ def collect(
     are spread over workers. Dropout does not act here. At the end ``next_value`` is the value of each step's true
     successor: 0 where terminated, V(final observation, state after the step) where truncated, and the next step's
     value otherwise, the last one from the carried observation and state.
+
+    Where environments fail in step t and restart, their episodes end, as truncated, with step t - 1; the values of
+    step t's observations, which the agent had seen by then, are its successors'. Step t is then the first one of new
+    episodes, decided with the same noise. All other environments take step t once.
+
+    Raises:
+        WorkerError: an environment or a worker failed, and no restarts are left.
     """
     with actor.agent.acting():
         return _collect(envs, seeds, actor, carry, storage, noise, timer)

@@ -46,7 +46,10 @@ class Rollout:
     value: Float[Tensor, "T N"]
     reward: Float[Tensor, "T N"]
     next_value: Float[Tensor, "T N"]
-    """Value of t's true successor: 0 if terminated, V(final observation, state after t) if truncated."""
+    """Value of t's true successor: 0 if terminated, V(final observation, state after t) if truncated.
+
+    An episode that a failing environment cut is truncated too; its final observation is the last one that came.
+    """
     terminated: Bool[Tensor, "T N"]
     truncated: Bool[Tensor, "T N"]
 

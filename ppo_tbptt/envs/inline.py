@@ -28,7 +28,7 @@ class InProcess:
     def tell(self, worker: int, command: bytes) -> None:
         self._answers = self._group.answers(command)
 
-    def hear(self, worker: int, since: float) -> Any:
+    def hear(self, worker: int) -> Any:
         return next(self._answers)
 
     def renew(self, worker: int) -> None:

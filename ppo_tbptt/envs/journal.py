@@ -13,7 +13,7 @@ from ppo_tbptt.envs.spec import EnvSpec, Observation
 _float32 = struct.Struct("<f").pack
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class EpisodeJournal:
     """An episode under way: a reset with `seed`, then `actions`, lead to where its environment is.
 

@@ -94,23 +94,32 @@ class WorkerPool:
         Raises:
             WorkerError: it is gone.
         """
-        connection = self._connections[worker]
-        connection.settimeout(self._timeout)
         try:
-            channel.send(connection, command)
+            channel.send(self._connections[worker], command)
         except channel.Closed:
             raise self._death(worker) from None
         except TimeoutError:
-            raise WorkerError(f"{self._name(worker)} did not answer within {self._timeout:g} s") from None
+            raise self._silence(worker) from None
 
-    def hear(self, worker: int, since: float) -> Any:
-        """Wait for the next answer of a worker, for as long as the timeout of steps after `since` (monotonic clock).
+    def hear(self, worker: int) -> Any:
+        """Wait for the next answer of a worker, for the timeout of steps at most.
 
         Raises:
             EnvError: the environments cannot be made as they were asked for.
             WorkerError: an environment or the worker failed, or gave no answer in time.
         """
-        return self._hear(worker, since, self._timeout)
+        try:
+            answer = channel.receive_json(self._connections[worker])
+        except channel.Closed:
+            raise self._death(worker) from None
+        except TimeoutError:
+            raise self._silence(worker) from None
+        if answer and "error" in answer:
+            if answer["blame"] == "user":
+                raise EnvError(answer["error"])
+            about = f"{self._name(worker)} failed:\n" if answer["blame"] == "worker" else ""
+            raise WorkerError(about + answer["error"])
+        return answer
 
     def renew(self, worker: int) -> None:
         """Kill a worker, whatever it does, and start another with the same environments on the same memory.
@@ -140,6 +149,7 @@ class WorkerPool:
 
     def _spawn(self, worker: int) -> None:
         ours, theirs = socket.socketpair()
+        ours.settimeout(START_PATIENCE_S)
         self._connections[worker : worker + 1] = [ours]
         path = [entry or os.getcwd() for entry in sys.path]
         argument = json.dumps([path, [theirs.fileno(), self._lifeline]])
@@ -162,35 +172,22 @@ class WorkerPool:
         task = {"request": asdict(self._request), "num_envs": self._num_envs}
         self.tell(worker, json.dumps({**task, "indices": [indices.start, indices.stop]}).encode())
 
-    def _hear(self, worker: int, since: float, patience: float | None) -> Any:
-        connection = self._connections[worker]
-        # An answer that is already there is heard however late it is.
-        connection.settimeout(None if patience is None else max(since + patience - time.monotonic(), 0.001))
-        try:
-            answer = channel.receive_json(connection)
-        except channel.Closed:
-            raise self._death(worker) from None
-        except TimeoutError:
-            raise WorkerError(f"{self._name(worker)} did not answer within {patience:g} s") from None
-        if answer and "error" in answer:
-            if answer["blame"] == "user":
-                raise EnvError(answer["error"])
-            about = f"{self._name(worker)} failed:\n" if answer["blame"] == "worker" else ""
-            raise WorkerError(about + answer["error"])
-        return answer
-
     def _greet(self, worker: int) -> EnvSpec:
-        return EnvSpec.from_json(self._hear(worker, time.monotonic(), START_PATIENCE_S)["spec"])
+        return EnvSpec.from_json(self.hear(worker)["spec"])
 
     def _share(self, worker: int) -> None:
         try:
             socket.send_fds(self._connections[worker], [b"m"], [self._memory])
         except OSError:
             raise self._death(worker) from None
+        self._connections[worker].settimeout(self._timeout)
 
     def _name(self, worker: int) -> str:
         indices = self.slices[worker]
         return f"worker {worker} (environments {indices.start} to {indices.stop - 1})"
+
+    def _silence(self, worker: int) -> WorkerError:
+        return WorkerError(f"{self._name(worker)} did not answer within {self._connections[worker].gettimeout():g} s")
 
     def _death(self, worker: int) -> WorkerError:
         _wait([self._processes[worker]], _GRACE_S)

@@ -2,7 +2,6 @@
 
 import itertools
 import json
-import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Literal
@@ -86,7 +85,6 @@ class VectorEnv:
         self._nvec = np.array(self.spec.action_nvec, np.int64)
         self._running = self._in_flight = self._closed = False
         self._told: list[int] = []  # workers that owe an answer
-        self._since = 0.0  # when they were told
         self._lost: list[int] = []  # workers that were made anew and have not begun
         self._behind: list[int] = []  # workers that have begun again since the last step
         self._episodes: list[Episode] = []
@@ -220,22 +218,22 @@ class VectorEnv:
         )
         exact, done = np.zeros(self.num_envs, np.bool_), 0
         left = {worker: len(slices[worker]) for worker in self._told}
-        while left:
-            for worker in list(left):
-                self._since = time.monotonic()  # each gives a sign of life far more often than it must
-                answer = self._hear(worker)
-                if worker in self._lost:
-                    done += left.pop(worker)
-                elif answer:
-                    index, exact[index] = answer["restored"]
-                    done, left[worker] = done + 1, left[worker] - 1
-                    if progress is not None:
-                        progress(done, self.num_envs)
-            left = {worker: count for worker, count in left.items() if count}
-        lost = self._lost_rows()
-        while lost is not None:
-            exact[lost] = False
-            lost = self.restart(fallback_seeds)
+        with _closing_on_failure(self):
+            while left:
+                for worker in list(left):  # each gives a sign of life far more often than it must
+                    answer = self._hear(worker)
+                    if worker in self._lost:
+                        done += left.pop(worker)
+                    elif answer:
+                        index, exact[index] = answer["restored"]
+                        done, left[worker] = done + 1, left[worker] - 1
+                        if progress is not None:
+                            progress(done, self.num_envs)
+                left = {worker: count for worker, count in left.items() if count}
+            lost = self._lost_rows()
+            while lost is not None:
+                exact[lost] = False
+                lost = self.restart(fallback_seeds)
         self._running = True
         return exact
 
@@ -281,7 +279,6 @@ class VectorEnv:
     def _tell(self, commands: dict[int, bytes]) -> None:
         """Give workers their commands; those that get them owe an answer."""
         self._told = []
-        self._since = time.monotonic()
         with _closing_on_failure(self):
             for worker, command in commands.items():
                 try:
@@ -293,15 +290,15 @@ class VectorEnv:
 
     def _hear(self, worker: int) -> Any:
         """The next answer of a worker; None, and the worker is lost, where it has failed."""
-        with _closing_on_failure(self):
-            try:
-                return self._crew.hear(worker, self._since)
-            except WorkerError as error:
-                self._replace(worker, error)
+        try:
+            return self._crew.hear(worker)
+        except WorkerError as error:
+            self._replace(worker, error)
 
     def _listen(self) -> dict[int, Any]:
         """An answer of each worker that owes one."""
-        return {worker: self._hear(worker) for worker in self._told}
+        with _closing_on_failure(self):
+            return {worker: self._hear(worker) for worker in self._told}
 
     @property
     def _present(self) -> list[int]:
@@ -358,7 +355,7 @@ class VectorEnv:
 
 
 class _closing_on_failure:
-    """Close the vector if its environments or workers fail: what is left of it is of no use."""
+    """Close the vector if anything fails (or interrupts) in the middle of it: what is left is of no use."""
 
     def __init__(self, vector: VectorEnv) -> None:
         self._vector = vector

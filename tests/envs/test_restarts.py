@@ -187,9 +187,9 @@ def test_restarts_leave_no_descriptors_and_no_processes() -> None:
         os.kill(envs.worker_pids[1], signal.SIGKILL)
         envs.step(ZEROS, SEEDS)
         envs.restart(SEEDS)
-        assert descriptors() == open_ones
+        assert descriptors() <= open_ones
     pids += envs.worker_pids
     envs.close()
     del envs
-    assert descriptors() == before
+    assert descriptors() <= before
     assert not any(os.path.exists(f"/proc/{pid}") for pid in pids)
