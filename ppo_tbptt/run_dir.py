@@ -115,8 +115,7 @@ class RunLock:
         """
         try:
             path.mkdir(parents=True, exist_ok=True)
-            self.path = path / LOCK
-            self._file = self.path.open("ab+", buffering=0)
+            self._file = (path / LOCK).open("ab+", buffering=0)
         except OSError as error:
             raise RunDirError(f"{path}: can't write in this run folder ({error.strerror})") from error
         try:

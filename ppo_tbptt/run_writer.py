@@ -31,9 +31,9 @@ class RunWriter:
             RunDirError: the folder exists (new run) or is missing (resumed), can't be written, or another process
                 trains there.
         """
+        self.run = RunDir.create(path) if resumed_from is None else RunDir.open(path)
         self._lock = RunLock(path)
         try:
-            self.run = RunDir.create(path) if resumed_from is None else RunDir.open(path)
             remove_leftovers(self.run)
             write_text(self.run.config, config.to_toml())
             self._metrics = MetricsWriter(path, resume_from=resumed_from)

@@ -121,7 +121,7 @@ def read_run(path: Path) -> Run:
 def read_runs(paths: Sequence[Path]) -> list[Run]:
     """Raises:
     RunDirError: a run is named twice.
-    RunDirError, ConfigError, CheckpointError, EnvError: one can't be read, see :func:`read_run`.
+    RunDirError, MetricsError, ConfigError, CheckpointError, EnvError: one can't be read, see :func:`read_run`.
     """
     seen: set[Path] = set()
     for path in paths:
@@ -131,18 +131,10 @@ def read_runs(paths: Sequence[Path]) -> list[Run]:
     return [read_run(path) for path in paths]
 
 
-def _rows(path: Path) -> list[dict[str, Any]]:
-    try:
-        rows = read_metrics(path)
-    except OSError as error:
-        raise RunDirError(f"{path}: can't be read ({error.strerror}); has this run begun?") from error
-    except UnicodeDecodeError as error:
-        raise RunDirError(f"{path}: not text, so not a run's metrics") from error
+def _rows(path: Path) -> list[dict[str, float]]:
+    rows = read_metrics(path)
     if not rows:
         raise RunDirError(f"{path}: no metrics yet")
-    for number, row in enumerate(rows, 1):
-        if not isinstance(row, dict):
-            raise RunDirError(f"{path}: line {number} is not an object of numbers")
     return rows
 
 

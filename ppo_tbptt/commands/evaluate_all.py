@@ -15,7 +15,7 @@ from ppo_tbptt.commands.stop import Stop
 from ppo_tbptt.config import Config
 from ppo_tbptt.evaluation import evaluate
 from ppo_tbptt.policy import Policy
-from ppo_tbptt.run_dir import RunDir
+from ppo_tbptt.run_dir import RunDir, RunDirError
 
 Tree = dict[str, Any]
 
@@ -28,9 +28,10 @@ def evaluate_all(
     What has its file already, written for a checkpoint of as many steps, is read from it. With ``overrides`` it is
     another task than the run's: nothing is written into the run's folder then, nor read from it.
     """
-    if path.is_file():
-        raise UsageError(f"--all takes a run's folder, and {path} is a file")
-    run = RunDir.open(path)
+    try:
+        run = RunDir.open(path)
+    except RunDirError as error:
+        raise UsageError(f"--all takes a run's folder; {error}") from error
     checkpoints = run.periodic() + ([run.best] if run.best.is_file() else [])
     if not checkpoints:
         run.newest()  # says that there are none

@@ -28,7 +28,7 @@ class Stop:
         self.signal: int = 0
         self.deadline = None if minutes is None else monotonic() + 60 * minutes
         self.may_drop: Callable[[], bool] = lambda: False
-        self._quiet = quiet
+        self.quiet = quiet
         self._before: dict[int, object] = {}
 
     @property
@@ -45,7 +45,7 @@ class Stop:
             os._exit(128 + number)
         self.signal = number
         drops = self.may_drop()
-        if not self._quiet:
+        if not self.quiet:
             what = "" if drops else " after this iteration"
             text = f"\nstopping{what}, with a checkpoint (once more to stop at once)\n"
             os.write(sys.stderr.fileno(), text.encode())

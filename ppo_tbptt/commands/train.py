@@ -20,7 +20,7 @@ from ppo_tbptt.console import Display
 from ppo_tbptt.device import has_fast_bfloat16
 from ppo_tbptt.distributed import World
 from ppo_tbptt.evaluation import Evaluation
-from ppo_tbptt.run_dir import RunDir, RunLock
+from ppo_tbptt.run_dir import LOCK, RunDir, RunLock
 from ppo_tbptt.trainer import Trainer
 
 
@@ -87,21 +87,22 @@ def _clear_unstarted(run: RunDir) -> None:
     Nothing is deleted behind a link, nor where anything lies that such a run does not leave: the folder then counts as
     one that exists already.
     """
-    lock = RunLock(run.path)  # it may only just have begun, elsewhere
     folders = [folder for folder in (run.checkpoints, run.evaluations, run.videos) if folder.is_dir()]
     files = [run.config, run.metrics, *run.path.glob("events.out.tfevents.*"), *run.videos.glob("*.mp4"), run.best]
     files += [path for folder in (run.path, *folders) for path in folder.glob(".*.tmp")]
-    entries = {path for folder in (run.path, *folders) for path in folder.iterdir()} - {lock.path}
+    entries = {path for folder in (run.path, *folders) for path in folder.iterdir()} - {run.path / LOCK}
     if entries <= {*files, *folders} and not any(folder.is_symlink() for folder in folders):
+        lock = RunLock(run.path)  # it may only just have begun, elsewhere
         for path in files:
             path.unlink(missing_ok=True)
         for folder in folders:
             folder.rmdir()
-    lock.release()
+        lock.release()
 
 
 def _train(make: Callable[[dict[str, Any]], Trainer], world: World, stop: Stop) -> int:
     console = _console(world)
+    stop.quiet = world.size > 1
     with stop, _replaying(console) as progress, make({"world": world, "progress": progress}) as trainer:
         assert trainer.run is not None
         if trainer.writer is not None:
