@@ -469,8 +469,8 @@ class Trainer(Iterator[Report]):
                     text = f"{spec.env_id}: its {name} is {new} now and was {old} when the run was saved"
                     raise ValueError(f"{text}; the agent can't play it")
             self.agent.load_state_dict(tree["agent"])
-            self._load_optimizer(tree["optimizer"])
             self.iteration, self.env_steps = tree["iteration"], tree["env_steps"]
+            self._load_optimizer(tree["optimizer"])
             self.best = tree["best"]
             self._recent.extend(tree["recent"])
             counts, missing = tree["level_seeds"], [0] * (self.config.env.num_envs * self.world.size)
@@ -486,9 +486,11 @@ class Trainer(Iterator[Report]):
             raise CheckpointError(f"the checkpoint can't be gone on with: {reason}") from error
 
     def _load_optimizer(self, tree: dict[str, Any]) -> None:
+        """Moments and counts; its settings are this config's."""
         optimizer = self.learner.optimizer
-        optimizer.load_state_dict(tree)
-        for parameter in self.agent.parameters() if optimizer.state else ():
+        settings = optimizer.state_dict()["param_groups"]
+        optimizer.load_state_dict({"state": tree["state"], "param_groups": settings})
+        for parameter in self.agent.parameters() if self.iteration else ():
             state = optimizer.state[parameter]
             if state["exp_avg"].shape != parameter.shape or state["exp_avg_sq"].shape != parameter.shape:
                 raise ValueError("the optimiser's state is of another network")

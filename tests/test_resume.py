@@ -192,3 +192,12 @@ def test_what_is_not_exact_is_said(tmp_path: Path) -> None:
     with Trainer.resume(run, {"env.replay": False}) as trainer:
         assert any("because env.replay is, or was, false" in note for note in trainer.notes)
         next(trainer)
+
+
+def test_settings_of_the_optimiser_are_those_of_the_config(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    with Trainer(tiny(total_steps=64), run) as trainer:
+        list(trainer)
+    with Trainer.resume(run, {"total_steps": 128, "ppo.weight_decay": 0.5}) as trainer:
+        assert "changed: ppo.weight_decay: 0.01 -> 0.5" in trainer.notes
+        assert [group["weight_decay"] for group in trainer.learner.optimizer.param_groups] == [0.5]

@@ -1,0 +1,105 @@
+"""A checkpoint whose checksum fits and whose contents can't be: one error, and the run's folder as it was."""
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from configs_for_tests import tiny
+
+from ppo_tbptt.checkpoint import CheckpointError, load_checkpoint, save_checkpoint
+from ppo_tbptt.config import ConfigError
+from ppo_tbptt.run_dir import RunDir
+from ppo_tbptt.trainer import Trainer
+
+Tree = dict[str, Any]
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("saved") / "run"
+    with Trainer(tiny(total_steps=128), path) as trainer:
+        list(trainer)
+    return path
+
+
+def first(tree: Tree) -> Tree:
+    return tree["environments"][0]
+
+
+SPOILT: dict[str, Callable[[Tree], Tree]] = {
+    "iteration is text": lambda t: {"iteration": "x"},
+    "negative iteration": lambda t: {"iteration": -5},
+    "huge iteration": lambda t: {"iteration": 10**30},
+    "steps are text": lambda t: {"env_steps": "x"},
+    "huge steps": lambda t: {"env_steps": 10**400},
+    "steps are true": lambda t: {"env_steps": True},
+    "best is text": lambda t: {"best": "x"},
+    "best is NaN": lambda t: {"best": float("nan")},
+    "results are text": lambda t: {"recent": ["a"]},
+    "results are no list": lambda t: {"recent": 3},
+    "infinite results": lambda t: {"recent": [float("inf")]},
+    "no optimiser": lambda t: {"optimizer": None},
+    "empty optimiser": lambda t: {"optimizer": {}},
+    "another optimiser": lambda t: {"optimizer": {"state": [], "param_groups": [3]}},
+    "an optimiser without state": lambda t: {"optimizer": {**t["optimizer"], "state": {}}},
+    "another network's optimiser": lambda t: {
+        "optimizer": {
+            **t["optimizer"],
+            "state": {k: {**s, "exp_avg": torch.zeros(3)} for k, s in t["optimizer"]["state"].items()},
+        }
+    },
+    "no generators": lambda t: {"generators": None},
+    "other generators": lambda t: {"generators": {k: torch.zeros(3, dtype=torch.uint8) for k in t["generators"]}},
+    "other ranks": lambda t: {"generators_of_other_ranks": 5},
+    "no level seeds": lambda t: {"level_seeds": None},
+    "negative level seeds": lambda t: {"level_seeds": [-5] * 4},
+    "huge level seeds": lambda t: {"level_seeds": [10**30] * 4},
+    "no weights": lambda t: {"agent": None},
+    "weights are a list": lambda t: {"agent": []},
+    "no environment": lambda t: {"spec": 3},
+    "no episodes": lambda t: {"environments": None},
+    "episodes are empty": lambda t: {"environments": []},
+    "other states": lambda t: {"environments": [{**first(t), "state": torch.zeros(4, 3)}]},
+    "states are NaN": lambda t: {"environments": [{**first(t), "state": first(t)["state"] * torch.nan}]},
+    "more actions than steps": lambda t: {"environments": [{**first(t), "steps": torch.zeros(4, dtype=torch.int64)}]},
+    "fewer episodes": lambda t: {"environments": [{**first(t), "seed": first(t)["seed"][:2]}]},
+    "no faults": lambda t: {"faults": []},
+    "faults are text": lambda t: {"faults": [["a", "b", "c"]]},
+}
+
+
+@pytest.mark.parametrize("kind", SPOILT)
+def test_contents_that_cannot_be(kind: str, finished: Path, tmp_path: Path) -> None:
+    run = RunDir(tmp_path / "run")
+    shutil.copytree(finished, run.path)
+    tree = load_checkpoint(run.newest())
+    save_checkpoint(run.newest(), {**tree, **SPOILT[kind](tree)})
+    before = {path: path.read_bytes() for path in run.path.rglob("*") if path.is_file()}
+    with pytest.raises(CheckpointError) as caught:
+        Trainer.resume(run.path, {"total_steps": 256})
+    assert "\n" not in str(caught.value) and len(str(caught.value)) < 500
+    assert before == {path: path.read_bytes() for path in run.path.rglob("*") if path.is_file()}
+
+
+def test_episodes_that_were_never_played_begin_anew(finished: Path, tmp_path: Path) -> None:
+    """Actions and level seeds of the right kind, which lead elsewhere: said, and trained on."""
+    run = RunDir(tmp_path / "run")
+    shutil.copytree(finished, run.path)
+    tree = load_checkpoint(run.newest())
+    (rank,) = tree["environments"]
+    save_checkpoint(run.newest(), {**tree, "environments": [{**rank, "digest": rank["digest"] + 1}]})
+    with Trainer.resume(run.path, {"total_steps": 192}) as trainer:
+        assert any("not exact: 4 of 4 environments" in note for note in trainer.notes)
+        assert trainer.state_dict()["environments"][0]["start"].all()
+        next(trainer)
+
+
+def test_a_config_in_a_checkpoint_that_is_none(finished: Path, tmp_path: Path) -> None:
+    run = RunDir(tmp_path / "run")
+    shutil.copytree(finished, run.path)
+    save_checkpoint(run.newest(), {**load_checkpoint(run.newest()), "config": {"env": 3}})
+    with pytest.raises((ConfigError, CheckpointError), match="the config in the checkpoint"):
+        Trainer.resume(run.path)
