@@ -56,10 +56,13 @@ class World:
     def join(cls) -> "World":
         """Meet the other ranks that torchrun's environment variables tell of; alone where there are none."""
         env = os.environ
-        if "RANK" not in env or int(env.get("WORLD_SIZE", "1")) == 1:
+        if "RANK" not in env or env.get("WORLD_SIZE", "1") == "1":
             return cls()
-        rank, size = int(env["RANK"]), int(env["WORLD_SIZE"])
-        world = cls(rank, size, int(env.get("LOCAL_RANK", rank)), int(env.get("LOCAL_WORLD_SIZE", size)))
+        try:
+            rank, size = int(env["RANK"]), int(env["WORLD_SIZE"])
+            world = cls(rank, size, int(env.get("LOCAL_RANK", rank)), int(env.get("LOCAL_WORLD_SIZE", size)))
+        except ValueError as error:
+            raise DistributedError(f"RANK, WORLD_SIZE and the like, which torchrun sets: {error}") from error
         # Its functions have the group that exists when they are imported as a default: where torch imports it later
         # (with the first optimiser), the group outlives its destruction, and its threads can crash the process's end.
         import_module("torch.distributed.nn.functional")
