@@ -199,4 +199,5 @@ def test_many_command_lines(seams: Path) -> None:
     ends = {command: fuzz(command, seams, 600) for command in PRESENT}
     print(ends)
     assert sum(count.total() for count in ends.values()) >= 2000
-    assert all(count["2"] and count.total() > count["2"] for count in ends.values()), "wrong and right ones of each"
+    right = {command for command, count in ends.items() if count.total() > count["2"]}
+    assert right >= {"train", "evaluate", "compare", "enjoy", "probe", "show", "benchmark"}, "not only wrong ones"

@@ -7,7 +7,7 @@ from pathlib import Path
 from statistics import mean, median
 from time import monotonic
 
-from ppo_tbptt.benchmark.memory import MEGABYTE, process_bytes
+from ppo_tbptt.benchmark.memory import MEGABYTE
 from ppo_tbptt.config import Config
 from ppo_tbptt.metrics import read_metrics
 from ppo_tbptt.trainer import Trainer
@@ -60,12 +60,19 @@ def _look(trainer: Trainer, minutes: float, steps_per_second: float) -> Sample:
     assert set(trainer.envs.worker_pids) <= set(pids)
     return Sample(
         minutes=minutes,
-        memory_mb=sum(process_bytes(pid) for pid in pids) / MEGABYTE,
+        memory_mb=sum(map(_own_bytes, pids)) / MEGABYTE,
         files=sum(len(os.listdir(f"/proc/{pid}/fd")) for pid in pids),
         threads=sum(len(os.listdir(f"/proc/{pid}/task")) for pid in pids),
         processes=len(pids),
         steps_per_second=steps_per_second,
     )
+
+
+def _own_bytes(pid: int) -> int:
+    """Memory that is no file's: the libraries' pages are shared with whatever else runs, and would come and go."""
+    text = Path(f"/proc/{pid}/smaps_rollup").read_text(encoding="ascii")
+    kilobytes = {line.split()[0]: line.split()[1] for line in text.splitlines()[1:]}
+    return 1024 * (int(kilobytes["Pss_Anon:"]) + int(kilobytes["Pss_Shmem:"]))
 
 
 def problems(samples: Sequence[Sample], metrics: Path) -> list[str]:
