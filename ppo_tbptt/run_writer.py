@@ -1,5 +1,6 @@
 """What a trainer writes into its run's folder: metrics, checkpoints and the config, through a full disk too."""
 
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from time import monotonic, sleep
@@ -98,6 +99,9 @@ class RunWriter:
             UnwritableError: it did not work for as long as the patience lasts.
         """
         while not self.checkpoint(iteration, tree):
+            for note in self.patience.notes:  # no report will carry them while this waits
+                warnings.warn(note, stacklevel=2)
+            self.patience.notes.clear()
             sleep(min(RETRY_SECONDS, 1.0))
 
     def close(self) -> None:

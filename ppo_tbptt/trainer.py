@@ -32,6 +32,7 @@ from ppo_tbptt.rollout import Collected, begin, collect
 from ppo_tbptt.run_dir import RunDir
 from ppo_tbptt.run_writer import RunWriter
 from ppo_tbptt.saved_state import check_saved_state
+from ppo_tbptt.scalars import episode_scalars, explained_variance, headline, update_scalars
 from ppo_tbptt.sharing import share_weights
 from ppo_tbptt.streams import Streams
 from ppo_tbptt.tensorboard import TensorBoard, histograms_due
@@ -233,9 +234,9 @@ class Trainer(Iterator[Report]):
 
         episodes = self._of_all_ranks(collected.episodes)
         scalars = {
-            **_episode_scalars(episodes),
-            **_update_scalars(stats),
-            **_explained_variance(collected.rollout, targets, self.world),
+            **episode_scalars(episodes),
+            **update_scalars(stats),
+            **explained_variance(collected.rollout, targets, self.world),
             **self._fault_scalars(collected, stats),
             "time/steps_per_second": self.batch_size / seconds,
             "time/iteration_seconds": seconds,
@@ -329,8 +330,8 @@ class Trainer(Iterator[Report]):
 
     def _evaluate_when_due(self, episodes: list[Episode]) -> tuple[float | None, dict[str, float]]:
         """The headline measure, where there was an evaluation, and all scalars of it."""
-        headline = self.envs.spec.headline
-        self._recent.extend(_headline(episode, headline) for episode in episodes)
+        measure = self.envs.spec.headline
+        self._recent.extend(headline(episode, measure) for episode in episodes)
         if not self._evaluates_after(self.iteration):
             return None, {}
         began = perf_counter()
@@ -338,7 +339,7 @@ class Trainer(Iterator[Report]):
         measures = self.world.gather_json(measures)[0]  # where the other ranks wait for rank 0
         scalars = {f"eval/{name}": value for name, value in measures.items()}
         self._last_evaluation_seconds = perf_counter() - began
-        return measures[headline], {**scalars, "time/evaluation_seconds": self._last_evaluation_seconds}
+        return measures[measure], {**scalars, "time/evaluation_seconds": self._last_evaluation_seconds}
 
     def _evaluates_after(self, iteration: int) -> bool:
         every = self.config.train.eval_every
@@ -555,49 +556,3 @@ def _own_workers(config: Config, world: World) -> int | Literal["auto"]:
     if env.num_workers != "auto" or ranks == 1:
         return env.num_workers
     return max(1, resolve_workers("auto", env.num_envs * ranks) // ranks)
-
-
-def _headline(episode: Episode, name: str) -> float:
-    return episode.ret if name == "return" else episode.measures[name]
-
-
-def _episode_scalars(episodes: list[Episode]) -> dict[str, float]:
-    """Means over the episodes that ended in this iteration; nothing where none did."""
-    columns: dict[str, list[float]] = {}
-    for episode in episodes:
-        columns.setdefault("episode/return", []).append(episode.ret)
-        columns.setdefault("episode/length", []).append(float(episode.length))
-        for name, value in episode.measures.items():
-            columns.setdefault(f"episode/{name}", []).append(value)
-        for name, value in episode.env.items():
-            columns.setdefault(f"env/{name}", []).append(value)
-    count = {"episode/count": float(len(episodes))}
-    return count | {tag: float(np.mean(values)) for tag, values in columns.items()}
-
-
-def _update_scalars(stats: UpdateStats) -> dict[str, float]:
-    loss = stats.loss
-    return {
-        "loss/total": loss["loss"],
-        "loss/policy": loss["policy_loss"],
-        "loss/value": loss["value_loss"],
-        "policy/entropy": loss["entropy"],
-        "policy/approx_kl": loss["approx_kl"],
-        "policy/clip_fraction": loss["clip_fraction"],
-        "optim/grad_norm": loss["grad_norm"],
-        "optim/learning_rate": stats.learning_rate,
-        "optim/entropy_coef": stats.entropy_coef,
-        "optim/clip_range": stats.clip_range,
-        "optim/updates": float(stats.num_updates),
-        "sequences/count": float(stats.num_sequences),
-        "sequences/mean_length": stats.mean_length,
-        "sequences/padding_fraction": stats.padding_fraction,
-    }
-
-
-def _explained_variance(rollout: Rollout, targets: Targets, world: World) -> dict[str, float]:
-    """1 - Var(return - value) / Var(return); nothing where all returns are equal."""
-    variance = world.variance(targets.ret)
-    if variance == 0:
-        return {}
-    return {"policy/explained_variance": 1 - world.variance(targets.ret - rollout.value) / variance}

@@ -176,6 +176,19 @@ def test_a_disk_that_is_full_for_a_while(tmp_path: Path, monkeypatch: pytest.Mon
     assert len(read_metrics(run.metrics)) == 6
 
 
+def test_a_disk_that_is_full_at_the_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The last checkpoint is waited for, and the user is told."""
+    disk = Disk(monkeypatch)
+    with Trainer(tiny(train={"checkpoint_every": 50}), tmp_path / "run") as trainer:
+        for _ in range(3):
+            next(trainer)
+        disk.full = True
+        monkeypatch.setattr(run_writer, "sleep", lambda _: setattr(disk, "full", False))
+        with pytest.warns(UserWarning, match=r"can't write checkpoints \(No space left"):
+            next(trainer)
+    assert RunDir(tmp_path / "run").newest().name == "iteration_0000004.pt"
+
+
 def test_a_disk_that_stays_full(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     disk = Disk(monkeypatch)
     config = tiny(train={"checkpoint_every": 1, "max_unwritable_minutes": 0.0})

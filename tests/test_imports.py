@@ -25,7 +25,7 @@ LAYERS = """
     trainer
     training_video
     run_writer
-    evaluation export watch.*
+    evaluation export watch.* scalars
     policy continuing
     run_dir tensorboard
     weights

@@ -100,6 +100,14 @@ def test_retention_keeps_the_newest(tmp_path: Path) -> None:
     assert kept == ["iteration_0000003.pt", "iteration_0000004.pt"]
 
 
+def test_checkpoints_by_the_clock(tmp_path: Path) -> None:
+    config = tiny(total_steps=384, train={"checkpoint_every": 4, "checkpoint_minutes": 1e-9, "keep_checkpoints": 9})
+    rows(config, tmp_path / "often")
+    assert len(list((tmp_path / "often" / "checkpoints").glob("iteration_*"))) == 6
+    rows(config.replace(train={"checkpoint_minutes": None}), tmp_path / "seldom")
+    assert len(list((tmp_path / "seldom" / "checkpoints").glob("iteration_*"))) == 2
+
+
 def test_nothing_to_resume(tmp_path: Path) -> None:
     with pytest.raises(RunDirError, match="not a run folder"):
         Trainer.resume(tmp_path / "nothing")
