@@ -164,7 +164,8 @@ def _print_stopped(run: RunDir, path: Path | None, console: Console) -> None:
 def _print_start(trainer: Trainer, console: Console) -> None:
     config, spec = trainer.config, trainer.envs.spec
     parameters = sum(p.numel() for p in trainer.agent.parameters())
-    where = "in this process" if not trainer.envs.num_workers else f"in {trainer.envs.num_workers} workers"
+    workers = trainer.envs.num_workers
+    where = "in this process" if not workers else f"in {workers} worker{'s' if workers > 1 else ''}"
     ranks = f" on each of {trainer.world.size} ranks" if trainer.world.size > 1 else ""
     threads = f", {torch.get_num_threads()} threads" if trainer.device.type == "cpu" else ""
     console.print(
