@@ -13,7 +13,6 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from ppo_tbptt.acting import Actor
 from ppo_tbptt.advantages import gae
@@ -24,7 +23,7 @@ from ppo_tbptt.device import prepare_device, resolve_precision, versions
 from ppo_tbptt.distributed import World
 from ppo_tbptt.envs import EnvSpec, Episode, LevelSeeds, VectorEnv, WorkerError, resolve_workers
 from ppo_tbptt.evaluation import Evaluation, evaluate
-from ppo_tbptt.journals import pack, unpack
+from ppo_tbptt.journals import go_on, saved_episodes
 from ppo_tbptt.learner import Learner, NonFiniteError, UpdateStats
 from ppo_tbptt.metrics import Report
 from ppo_tbptt.models.build import build_agent
@@ -443,19 +442,11 @@ class Trainer(Iterator[Report]):
             "level_seeds": torch.cat(counts).tolist(),
             "generators": first,
             "generators_of_other_ranks": others,
-            "environments": self._environments(),
+            "environments": saved_episodes(self.world, self.envs, self._carry, replay=self.config.env.replay),
             "faults": self.world.gather_json(
                 [self._restarts_before + self.envs.restarts, self._cut_episodes, self._nonfinite_updates]
             ),
         }
-
-    def _environments(self) -> list[dict[str, Tensor]]:
-        """By rank: each environment's episode so far, and the agent's state in it."""
-        own = {"start": self._carry.start.cpu(), "state": self._carry.state.cpu()}
-        if self.config.env.replay:
-            own |= pack(self.envs.journal())
-        gathered = {name: self.world.gather_rows(x) for name, x in own.items()}
-        return [{name: xs[rank] for name, xs in gathered.items()} for rank in range(self.world.size)]
 
     def _load_state(self, tree: dict[str, Any]) -> None:
         """Raises:
@@ -518,21 +509,14 @@ class Trainer(Iterator[Report]):
         if reason:
             self.notes.append(f"not exact: all environments begin new episodes, because {reason}")
             return begin(self.envs, self.seeds, self.agent)
-        mine = ranks[self.world.rank]
-        exact = self.envs.restore(unpack(mine), self.seeds.current, progress)
-        self.seeds.advance(~exact)
+        carry, exact = go_on(self.envs, self.seeds, ranks[self.world.rank], self.device, progress)
         if not exact.all():
             which = ", ".join(map(str, np.flatnonzero(~exact)[:10].tolist()))
             self.notes.append(
                 f"not exact: {int((~exact).sum())} of {num_envs} environments (number {which}) did not repeat their "
                 "episodes when played again, and begin new ones"
             )
-        new = torch.from_numpy(~exact).to(self.device)
-        return Carry(
-            obs={key: torch.from_numpy(x).to(self.device, copy=True) for key, x in self.envs.obs.items()},
-            start=mine["start"].to(self.device) | new,
-            state=mine["state"].to(self.device),
-        )
+        return carry
 
     def close(self) -> None:
         """Stop the workers, flush the metrics and give the run's folder free. May be called again."""
