@@ -143,6 +143,8 @@ def test_steps_and_hours_to_a_threshold(tmp_path: Path) -> None:
     assert (most.env_steps, most.runs) == (4000, 2)
     assert reach(group, 0.95, 1.0).env_steps is None  # one of three is no median
     assert reach(group, 0.95, 1.0).runs == 1
+    assert not reach(group, 0.95, 1.0).at_the_latest
+    assert reach(group, 0.0, 1.0).at_the_latest, "passed by the first result: who knows when"
 
 
 def test_without_a_maximum_the_best_value_is_the_goal(tmp_path: Path) -> None:

@@ -46,7 +46,14 @@ def test_compare(runs: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[
     assert first["last"]["mean"] == pytest.approx(0.65)
     assert first["last"]["interval_over"] == "runs"
     assert [run["seed"] for run in first["runs"]] == [1, 2]
-    assert first["reach"][0] == {"fraction": 0.5, "value": 0.5, "env_steps": 2000, "hours": 0.22, "runs": 2}
+    assert first["reach"][0] == {
+        "fraction": 0.5,
+        "value": 0.5,
+        "env_steps": 2000,
+        "hours": 0.22,
+        "at_the_latest": False,
+        "runs": 2,
+    }
     assert second["last"] == {
         "mean": 0.98,
         "ci95": pytest.approx([0.88, 1.08]),
@@ -116,6 +123,8 @@ def test_training_episodes_only_where_there_is_nothing_held_out(runs: list[str],
     assert shown(*runs[:2])[0] == ["gru* (gru, 2 runs)"]
     once = make_run(tmp_path / "once", {20: 0.5})
     assert shown(once)[0] == ["once (gru): training episodes", "once (gru)"]
+    at_the_end = make_run(tmp_path / "end", {18: 0.4, 20: 0.5})  # as of the checkpoints that were kept
+    assert shown(at_the_end)[0] == ["end (gru): training episodes", "end (gru)"]
 
 
 @pytest.fixture

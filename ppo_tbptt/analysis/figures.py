@@ -87,8 +87,9 @@ def _task(row: SubFigure, title: str, groups: Sequence[Group], published: Sequen
 
 
 def _is_scarce(group: Group) -> bool:
-    """Too few held-out results for a line, so that training's own episodes have to show how it went."""
-    return any(len(run.held_out) < 2 for run in group.runs)
+    """Held-out results only of the end (of the checkpoints that were kept, say), or too few for a line: training's own
+    episodes have to show how it went."""
+    return any(len(run.held_out) < 2 or run.held_out[0].env_steps > run.env_steps / 2 for run in group.runs)
 
 
 def _held_out(axes: Axes, x: np.ndarray, curve: LearningCurve, label: str, look: dict[str, Any], marker: str) -> None:

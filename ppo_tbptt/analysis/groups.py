@@ -77,6 +77,8 @@ class Reach:
     """Those that have reached it."""
     env_steps: float | None
     hours: float | None
+    at_the_latest: bool
+    """It was passed at the very first held-out result of a run, so when exactly is not known."""
 
 
 def settings_of(run: Run) -> Settings:
@@ -198,4 +200,5 @@ def reach(group: Group, fraction: float, of: float) -> Reach:
         runs=len(reached),
         env_steps=middle([float(point.env_steps) for point in reached]),
         hours=middle([point.hours for point in reached]),
+        at_the_latest=any(run.held_out and run.held_out[0].mean >= value for run in group.runs),
     )

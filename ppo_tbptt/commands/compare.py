@@ -121,7 +121,8 @@ def _reach(result: Reach, runs: int) -> str:
     share = "" if result.runs in (0, runs) else f" ({result.runs} of {runs} runs)"
     if result.env_steps is None or result.hours is None:
         return f"-{share}"
-    return f"{short(result.env_steps)}, {_hours(result.hours)} h{share}"
+    bound = "≤ " if result.at_the_latest else ""
+    return f"{bound}{short(result.env_steps)}, {_hours(result.hours)} h{share}"
 
 
 def short(number: float) -> str:
@@ -147,6 +148,14 @@ def _print_notes(groups: Sequence[Group], console: Console) -> None:
     notes = [f"intervals: {over}, where known; best: chosen on the very levels it is measured on"]
     if several:
         notes.append("several runs: mean over them, IQM the mean of the last ones' middle half; hours, steps/s: median")
+    if any(
+        reach(group, fraction, target).at_the_latest
+        for members in by_task(groups)
+        if (target := goal(members)) is not None
+        for group in members
+        for fraction in FRACTIONS
+    ):
+        notes.append("≤: there at the first held-out result, and maybe before (train.eval_every makes more of them)")
     for group in groups:
         for member in group.runs:
             if not member.held_out:
@@ -240,6 +249,7 @@ def _reach_tree(result: Reach) -> dict[str, Any]:
         "value": result.value,
         "env_steps": result.env_steps,
         "hours": result.hours,
+        "at_the_latest": result.at_the_latest,
         "runs": result.runs,
     }
 
