@@ -182,6 +182,8 @@ class Config(Table):
     """One of "auto" (CUDA where there is any), "cpu", "cuda", "cuda:N"."""
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     """Arithmetic of the network; auto: bfloat16 on CUDA, float32 on the CPU. Weights, state and losses are float32."""
+    storage: Literal["auto", "device", "host"] = "auto"
+    """Where a rollout's observations lie on CUDA; auto: on the device while they fit, else page-locked on the host."""
     deterministic: bool = False
     """On CUDA only algorithms that give the same bits twice, slower; a CPU does so anyway."""
     total_steps: Steps

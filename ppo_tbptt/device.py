@@ -80,6 +80,19 @@ def _cpuinfo() -> list[str]:
         return []
 
 
+STORAGE_SHARE = 0.5
+"""Of a GPU's free memory that a rollout's observations may take; the update needs the rest."""
+
+
+def storage_device(name: str, num_bytes: int, device: torch.device) -> torch.device:
+    """Where ``num_bytes`` of observations are kept: ``device``, or the host; ``name`` as of ``Config.storage``."""
+    if device.type == "cpu" or name == "device":
+        return device
+    if name == "auto" and num_bytes <= STORAGE_SHARE * torch.cuda.mem_get_info(device)[0]:
+        return device
+    return torch.device("cpu")
+
+
 def has_fast_bfloat16() -> bool:
     """Whether this CPU multiplies bfloat16 matrices itself (Linux on x86-64 only; elsewhere unknown, hence False)."""
     return any(line.startswith("flags") and {"avx512_bf16", "amx_bf16"} & set(line.split()) for line in _cpuinfo())

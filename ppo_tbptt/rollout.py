@@ -120,6 +120,16 @@ def collect(
         return _collect(envs, seeds, actor, carry, storage, noise, timer)
 
 
+def _at(storage: Rollout, t: int, device: torch.device) -> Obs:
+    """The observations of step t on ``device``: views, where they are stored there."""
+    return {key: x[t].to(device, non_blocking=True) for key, x in storage.obs.items()}
+
+
+def _rows(mask: np.ndarray, x: Tensor) -> Tensor:
+    """``mask`` [N] for ``torch.where`` with ``x`` [N, ...]."""
+    return torch.from_numpy(mask).view(-1, *[1] * (x.dim() - 1))
+
+
 def _collect(
     envs: VectorEnv, seeds: LevelSeeds, actor: Actor, carry: Carry, storage: Rollout, noise: Tensor, timer: Timer
 ) -> Collected:
@@ -138,7 +148,7 @@ def _collect(
         storage.obs[key][0].copy_(x)
     for t in range(storage.num_steps):
         with timer("inference"):
-            obs = {key: x[t] for key, x in storage.obs.items()}  # views
+            obs = _at(storage, t, device)
             decision = actor(obs, carried, start, noise[t])
             decision.store(storage, t, start)
             host_action = decision.action.cpu().numpy()
@@ -149,7 +159,8 @@ def _collect(
                 cuts.add(t, lost & ~start, decision.value)
                 _restart(envs, seeds, outcome.lost)
                 for key, x in current.items():
-                    obs[key][lost] = x[torch.from_numpy(outcome.lost)].to(device)
+                    storage.obs[key][t].copy_(torch.where(_rows(outcome.lost, x), x, storage.obs[key][t].cpu()))
+                obs = _at(storage, t, device)
                 start = start | lost
                 kept = decision.clone()
                 decision = actor(obs, carried, start, noise[t]).where(lost, kept)

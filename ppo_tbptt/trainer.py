@@ -19,7 +19,7 @@ from ppo_tbptt.advantages import gae
 from ppo_tbptt.checkpoint import CheckpointError, load_checkpoint, save_checkpoint
 from ppo_tbptt.config import Config
 from ppo_tbptt.continuing import continued, describe_changes
-from ppo_tbptt.device import prepare_device, resolve_precision, versions
+from ppo_tbptt.device import prepare_device, resolve_precision, storage_device, versions
 from ppo_tbptt.distributed import World
 from ppo_tbptt.envs import EnvSpec, Episode, LevelSeeds, VectorEnv, WorkerError, resolve_workers
 from ppo_tbptt.evaluation import Evaluation, evaluate
@@ -158,14 +158,20 @@ class Trainer(Iterator[Report]):
         board.text("versions", versions(self.device), self.env_steps)
 
     def _empty_storage(self) -> Rollout:
-        spec = self.envs.spec
+        spec, ppo, num_envs = self.envs.spec, self.config.ppo, self.config.env.num_envs
+        shapes = {key: (array.shape, getattr(torch, array.dtype)) for key, array in spec.obs.items()}
+        row = sum(math.prod(shape) * dtype.itemsize for shape, dtype in shapes.values())
+        obs_device = storage_device(self.config.storage, ppo.rollout_steps * num_envs * row, self.device)
+        if obs_device != self.device:
+            self.notes.append(f"observations are stored on the host: {ppo.rollout_steps * num_envs * row / 1e9:.1f} GB")
         return empty_rollout(
-            {key: (array.shape, getattr(torch, array.dtype)) for key, array in spec.obs.items()},
-            num_steps=self.config.ppo.rollout_steps,
-            num_envs=self.config.env.num_envs,
+            shapes,
+            num_steps=ppo.rollout_steps,
+            num_envs=num_envs,
             num_branches=len(spec.action_nvec),
             state_size=self.agent.core.state_size,
             device=self.device,
+            obs_device=obs_device,
         )
 
     @classmethod

@@ -128,16 +128,28 @@ def empty_rollout(
     num_branches: int,
     state_size: int,
     device: torch.device,
+    obs_device: torch.device | None = None,
 ) -> Rollout:
-    """Storage for one rollout. What is never written is NaN (or -1, or 0xAB), so that it cannot pass for data."""
+    """Storage for one rollout. What is never written is NaN (or -1, or 0xAB), so that it cannot pass for data.
+
+    ``obs_device``: where observations lie, if elsewhere: on the host, page-locked.
+    """
     lead = (num_steps, num_envs)
+    obs_device = obs_device or device
+    pin = obs_device != device
 
     def floats(*shape: int) -> Tensor:
         return torch.full((*lead, *shape), torch.nan, device=device)
 
     return Rollout(
         obs={
-            key: torch.full((*lead, *shape), 0xAB if dtype == torch.uint8 else torch.nan, dtype=dtype, device=device)
+            key: torch.full(
+                (*lead, *shape),
+                0xAB if dtype == torch.uint8 else torch.nan,
+                dtype=dtype,
+                device=obs_device,
+                pin_memory=pin,
+            )
             for key, (shape, dtype) in obs_shapes.items()
         },
         start=torch.zeros(lead, dtype=torch.bool, device=device),

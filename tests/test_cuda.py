@@ -98,6 +98,15 @@ def test_the_captured_graph_acts_like_plain_calls_also_when_the_weights_have_cha
     assert actor.captured
 
 
+def test_where_observations_are_stored_changes_nothing(tmp_path: Path) -> None:
+    rows = []
+    for storage in ("device", "host"):
+        with Trainer(tiny(device="cuda", precision="float32", deterministic=True, storage=storage)) as trainer:
+            assert (trainer.notes != []) == (storage == "host")
+            rows.append([{k: v for k, v in r.scalars.items() if not k.startswith("time/")} for r in trainer])
+    assert rows[0] == rows[1]
+
+
 def test_a_resumed_run_on_cuda(tmp_path: Path) -> None:
     """20 iterations, interrupted after each third: within the arithmetic's tolerance, and bit for bit if asked."""
     for deterministic in (False, True):

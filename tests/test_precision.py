@@ -8,7 +8,7 @@ from configs_for_tests import tiny
 from helpers import NVEC, fake_rollout, fake_targets, small_agent
 
 from ppo_tbptt.config import Config
-from ppo_tbptt.device import resolve_precision
+from ppo_tbptt.device import resolve_precision, storage_device
 from ppo_tbptt.models import CORES, Agent
 from ppo_tbptt.models.heads import log_prob_and_entropy
 from ppo_tbptt.sequences import cut, gather
@@ -74,3 +74,13 @@ def test_the_resolved_precision_is_saved(tmp_path: Path) -> None:
     with Trainer(tiny(total_steps=64, precision="bfloat16"), tmp_path / "half") as trainer:
         list(trainer)
     assert Config.load(tmp_path / "half" / "config.toml").precision == "bfloat16"
+
+
+def test_observations_stay_on_the_device_while_they_fit(monkeypatch: pytest.MonkeyPatch) -> None:
+    cpu, cuda = torch.device("cpu"), torch.device("cuda", 0)
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (1000, 4000))
+    assert storage_device("auto", 500, cuda) == cuda
+    assert storage_device("auto", 501, cuda) == cpu
+    assert storage_device("device", 10**9, cuda) == cuda
+    assert storage_device("host", 1, cuda) == cpu
+    assert storage_device("host", 1, cpu) == cpu

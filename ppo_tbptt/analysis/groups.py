@@ -20,6 +20,7 @@ NO_MATTER = frozenset(
         "seed",
         "device",
         "deterministic",
+        "storage",
         "env.num_workers",
         "env.replay",
         "env.step_timeout",
