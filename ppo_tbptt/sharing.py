@@ -20,6 +20,8 @@ from ppo_tbptt.types import Sequences
 
 Moments = tuple[Tensor, Tensor]
 """Mean and (population) deviation, 0-d."""
+LARGE = 2**18
+"""Elements of a gradient that is summed where it lies."""
 
 
 def share_steps(
@@ -80,7 +82,7 @@ def share_gradients(
 
 
 def _is_large(x: Tensor) -> bool:
-    return x.numel() >= 2**18 and x.is_contiguous()
+    return x.numel() >= LARGE and x.is_contiguous()
 
 
 @torch.no_grad()

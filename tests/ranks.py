@@ -13,6 +13,7 @@ from configs_for_tests import tiny
 from helpers import fake_rollout, fake_targets, small_agent
 from torch import Tensor, nn
 
+from ppo_tbptt import sharing
 from ppo_tbptt.config import PPOConfig, Schedule
 from ppo_tbptt.distributed import World
 from ppo_tbptt.learner import Learner
@@ -70,6 +71,7 @@ def run_ranks(function: Callable[[World, Path], Any], folder: Path) -> list[Any]
 def _rank(function: Callable[[World, Path], Any], folder: Path, rank: int, port: int) -> None:
     os.environ.update(environment(rank, 2, port))
     torch.set_num_threads(1)
+    sharing.LARGE = 100  # so that a small agent has large gradients and small ones
     with World.join() as world:
         torch.save(function(world, folder), folder / f"{rank}.pt")
     names = [path.read_text().strip() for path in Path("/proc/self/task").glob("*/comm")]  # none but on Linux
