@@ -19,6 +19,10 @@ PLAIN_SECONDS = 5.0
 """Plain lines are at least this far apart, but for the first, the last and those with an evaluation."""
 
 
+COLUMNS = 100
+"""What a plain line has room for."""
+
+
 class Display:
     """Shows reports as they come; a context manager."""
 
@@ -69,9 +73,14 @@ class Display:
             f"{report.scalars['time/steps_per_second']:,.0f} steps/s",
             f"{left} left",
         ]
+        evaluated = {tag: value for tag, value in report.scalars.items() if tag.startswith("eval/")}
+        general = ("eval/return", "eval/length")  # the task's own measures come first
+        parts += [f"{tag} {evaluated[tag]:.3f}" for tag in sorted(evaluated, key=general.__contains__)]
         parts += [f"{name} {self._known[tag]:.3f}" for tag, name in _SHOWN.items() if tag in self._known]
-        parts += [f"{tag} {value:.3f}" for tag, value in report.scalars.items() if tag.startswith("eval/")]
-        return "  ".join(parts)
+        line = parts.pop(0)
+        for part in parts:  # as many as fit; the first matter most
+            line += f"  {part}" if len(line) + 2 + len(part) <= COLUMNS else ""
+        return line
 
     def _table(self, report: Report) -> Table:
         groups: dict[str, list[str]] = {}
@@ -104,9 +113,9 @@ _SHOWN = {
     "episode/commands_completed": "commands",
     "episode/tiles_visited": "tiles",
     "episode/coins_collected": "coins",
+    "policy/entropy": "entropy",
     "loss/policy": "policy loss",
     "loss/value": "value loss",
-    "policy/entropy": "entropy",
 }
 
 

@@ -113,7 +113,7 @@ def print_evaluation(result: dict[str, Any], console: Console) -> None:
     """A saved evaluation for a person."""
     seeds = result["seeds"]
     console.print(
-        f"\n{result['env_id']} after {result['env_steps']:,} steps: {result['episodes']} "
+        f"\n{result['env_id']} after {result['env_steps']:,} steps\n{result['episodes']} "
         f"{'greedy' if result['greedy'] else 'sampled'} episodes on {len(seeds)} held-out level seeds "
         f"({min(seeds)} to {max(seeds)})",
         highlight=False,

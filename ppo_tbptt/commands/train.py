@@ -169,7 +169,7 @@ def _print_start(trainer: Trainer, console: Console) -> None:
     ranks = f" on each of {trainer.world.size} ranks" if trainer.world.size > 1 else ""
     threads = f", {torch.get_num_threads()} threads" if trainer.device.type == "cpu" else ""
     console.print(
-        f"{spec.env_id}: {config.env.num_envs} environments {where}{ranks}; {config.core.kind} agent of {parameters:,} "
+        f"{spec.env_id}: {config.env.num_envs} environments {where}{ranks}\n{config.core.kind} agent of {parameters:,} "
         f"parameters in {config.precision} on {trainer.device}{threads}",
         highlight=False,
         soft_wrap=True,
