@@ -161,9 +161,10 @@ class Trainer(Iterator[Report]):
         spec, ppo, num_envs = self.envs.spec, self.config.ppo, self.config.env.num_envs
         shapes = {key: (array.shape, getattr(torch, array.dtype)) for key, array in spec.obs.items()}
         row = sum(math.prod(shape) * dtype.itemsize for shape, dtype in shapes.values())
-        obs_device = storage_device(self.config.storage, ppo.rollout_steps * num_envs * row, self.device)
+        num_bytes = self.config.batch_size * row
+        obs_device = storage_device(self.config.storage, num_bytes, self.device)
         if obs_device != self.device:
-            self.notes.append(f"observations are stored on the host: {ppo.rollout_steps * num_envs * row / 1e9:.1f} GB")
+            self.notes.append(f"observations are stored on the host: {num_bytes / 1e9:.1f} GB")
         return empty_rollout(
             shapes,
             num_steps=ppo.rollout_steps,

@@ -26,7 +26,6 @@ from ppo_tbptt.analysis.runs import Point, read_runs
 from ppo_tbptt.commands.parser import Parser, check_target, writing
 from ppo_tbptt.commands.results import wide_console
 from ppo_tbptt.files import write_text
-from ppo_tbptt.intervals import Estimate
 
 
 def run(argv: list[str]) -> int:
@@ -232,15 +231,11 @@ def _summary_tree(summary: Summary | None) -> dict[str, Any] | None:
     if summary is None:
         return None
     return {
-        **_estimate_tree(summary.estimate),
+        **summary.estimate.to_dict(),
         "interval_over": "level seeds" if summary.iqm is None else "runs",
-        "iqm": None if summary.iqm is None else _estimate_tree(summary.iqm),
+        "iqm": None if summary.iqm is None else summary.iqm.to_dict(),
         "runs": summary.runs,
     }
-
-
-def _estimate_tree(estimate: Estimate) -> dict[str, Any]:
-    return {"mean": estimate.mean, "ci95": None if estimate.ci95 is None else list(estimate.ci95)}
 
 
 def _reach_tree(result: Reach) -> dict[str, Any]:

@@ -139,15 +139,19 @@ def test_what_cannot_be_repeated_is_told(num_workers: int) -> None:
         assert [journal.seed for journal in envs.journal()] == [30, 31, 4, 5, 6]
 
 
-@pytest.mark.parametrize("num_workers", [0, 2])
-@pytest.mark.parametrize("change", [{"max_episode_steps": 2}, {"options": {"step_at": 2}}, {"options": {"length": 1}}])
-def test_a_replay_that_ends_early_or_raises(num_workers: int, change: dict[str, Any]) -> None:
-    zeros, fallback = np.zeros((N, 1), np.int64), np.arange(50, 50 + N)
+def after_three_steps() -> list[EpisodeJournal]:
+    """Of environments that did not fail."""
     with vector("ppo_tbptt/Faulty-v0") as envs:
         envs.reset(np.arange(N))
         for _ in range(3):
-            envs.step(zeros, np.arange(N))
-        journals = envs.journal()
+            envs.step(np.zeros((N, 1), np.int64), np.arange(N))
+        return envs.journal()
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+@pytest.mark.parametrize("change", [{"max_episode_steps": 2}, {"options": {"step_at": 2}}, {"options": {"length": 1}}])
+def test_a_replay_that_ends_early_or_raises(num_workers: int, change: dict[str, Any]) -> None:
+    journals, fallback = after_three_steps(), np.arange(50, 50 + N)
     with vector("ppo_tbptt/Faulty-v0", num_workers, **change) as envs:
         assert not envs.restore(journals, fallback).any()
         assert envs.obs["obs"].tolist() == [[0, seed] for seed in fallback]
@@ -156,19 +160,14 @@ def test_a_replay_that_ends_early_or_raises(num_workers: int, change: dict[str, 
 
 @pytest.mark.parametrize("how", ["kill_at", "hang_at"])
 def test_a_worker_that_does_not_survive_a_replay(how: str) -> None:
-    zeros, fallback = np.zeros((N, 1), np.int64), np.arange(50, 50 + N)
-    with vector("ppo_tbptt/Faulty-v0") as envs:
-        envs.reset(np.arange(N))
-        for _ in range(3):
-            envs.step(zeros, np.arange(N))
-        journals = envs.journal()
+    journals, fallback = after_three_steps(), np.arange(50, 50 + N)
     seen = []
     options = {how: 2, "level": 1}
     with vector("ppo_tbptt/Faulty-v0", 2, options=options, max_restarts=1, step_timeout=1) as envs:
         exact = envs.restore(journals, fallback, lambda done, total: seen.append(done))
         assert exact.tolist() == [False, False, True, True, True] and len(seen) in (3, 4)
         assert envs.obs["obs"][:, 0].tolist() == [0, 0, 3, 3, 3]
-        assert envs.restarts == 1 and envs.step(zeros, fallback).lost is None
+        assert envs.restarts == 1 and envs.step(np.zeros((N, 1), np.int64), fallback).lost is None
 
 
 def test_long_replays_are_no_hangs() -> None:
