@@ -38,7 +38,8 @@ def prepare_device(name: str, *, deterministic: bool = False) -> torch.device:
         if device.index is not None and device.index >= count:
             raise DeviceError(f"device: {name!r}: this machine has {count} CUDA device(s), counted from 0")
         if deterministic:
-            os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when the first matrix is multiplied
+            # Read when the first matrix is multiplied; of the two that matrices need the one that recurrent cores need too.
+            os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":16:8")
             torch.use_deterministic_algorithms(True)
             torch.backends.cudnn.benchmark = False
     if device.type == "cpu":
@@ -54,6 +55,18 @@ def resolve_precision(name: str, device: torch.device) -> torch.dtype:
     if name == "auto":
         name = "bfloat16" if device.type == "cuda" else "float32"
     return {"float32": torch.float32, "bfloat16": torch.bfloat16}[name]
+
+
+def prepare_precision(name: str, device: torch.device) -> torch.dtype:
+    """:func:`resolve_precision`, with the process set to compute accordingly from now on.
+
+    In float32 CUDA's convolutions and recurrent cores round to TF32's 10 bits by default; with ``float32`` they no
+    longer do, and with ``bfloat16`` they may wherever something stays in float32.
+    """
+    precision = resolve_precision(name, device)
+    if device.type == "cuda":
+        torch.backends.cudnn.allow_tf32 = precision == torch.bfloat16
+    return precision
 
 
 def versions(device: torch.device) -> str:

@@ -91,7 +91,7 @@ def write_profile(trainer: Trainer, path: Path) -> None:
     activities = [torch.profiler.ProfilerActivity.CPU]
     if trainer.device.type == "cuda":
         activities.append(torch.profiler.ProfilerActivity.CUDA)
-    with torch.profiler.profile(activities=activities) as profile:
+    with torch.profiler.profile(activities=activities, acc_events=True) as profile:
         next(trainer)
         synchronize(trainer.device)
     profile.export_chrome_trace(str(path))

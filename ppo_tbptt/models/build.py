@@ -3,13 +3,13 @@
 import torch
 
 from ppo_tbptt.config import Config, ConfigError
-from ppo_tbptt.device import resolve_precision
+from ppo_tbptt.device import prepare_precision
 from ppo_tbptt.envs import EnvError, EnvSpec
 from ppo_tbptt.models.agent import Agent
 
 
 def build_agent(config: Config, spec: EnvSpec, device: torch.device) -> Agent:
-    """On ``device``, in the config's precision.
+    """On ``device``, in the config's precision, for which the process is prepared.
 
     Raises:
         ConfigError: a network that does not fit the environment.
@@ -26,7 +26,7 @@ def build_agent(config: Config, spec: EnvSpec, device: torch.device) -> Agent:
             cnn_channels=config.model.cnn_channels,
             cnn_features=config.model.cnn_features,
             vector_hidden_sizes=config.model.vector_hidden_sizes,
-            precision=resolve_precision(config.precision, device),
+            precision=prepare_precision(config.precision, device),
         )
     except ValueError as error:
         raise ConfigError(f"env.id: {spec.env_id!r}: {error}") from error

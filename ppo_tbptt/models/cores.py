@@ -5,6 +5,7 @@ A new cell is one class with the interface of :class:`Core` and one entry in ``C
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from jaxtyping import Float, Int
@@ -98,7 +99,7 @@ class TorchCore(Core):
     def forward(
         self, x: Float[Tensor, "L B F"], state: Float[Tensor, "B D"]
     ) -> tuple[Float[Tensor, "L B H"], Float[Tensor, "B D"]]:
-        y, after = self.rnn(x, self._unpack(state))
+        y, after = self._run(x, state)
         stacked = torch.stack(after) if self._parts == 2 else after[None]
         return y, stacked.permute(2, 0, 1, 3).reshape(x.shape[1], self.state_size)
 
@@ -107,7 +108,19 @@ class TorchCore(Core):
     ) -> Float[Tensor, "M H"]:
         if len(x) == len(batch_sizes) * len(state):
             return super().unroll(x, state, batch_sizes)  # nothing to pad, and plain tensors are faster
-        return self.rnn(PackedSequence(x, batch_sizes), self._unpack(state))[0].data
+        return self._run(PackedSequence(x, batch_sizes), state)[0].data
+
+    def _run(self, x: Any, state: Float[Tensor, "S D"]) -> Any:
+        """The module's own call; on CUDA always in the weights' float32, on TF32's tensor cores where the agent's
+        precision is bfloat16 (see :func:`~ppo_tbptt.device.prepare_precision`).
+
+        Inside of autocast cuDNN would compute in float16, whatever type autocast asks for (PyTorch's
+        ``_cudnn_rnn_cast_reflatten``), where gradients underflow without loss scaling.
+        """
+        if not state.is_cuda:
+            return self.rnn(x, self._unpack(state))
+        with torch.autocast("cuda", enabled=False):
+            return self.rnn(x.to(self.rnn.get_parameter("weight_hh_l0").dtype), self._unpack(state))
 
     def _unpack(self, state: Float[Tensor, "S D"]) -> Tensor | tuple[Tensor, Tensor]:
         parts = state.view(state.shape[0], self._parts, self.rnn.num_layers, self.rnn.hidden_size).permute(1, 2, 0, 3)

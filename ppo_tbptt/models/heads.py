@@ -42,10 +42,16 @@ def sample(
     actions, log_probs = [], []
     for branch, u in zip(at_least_float32(logits).split(nvec, 1), noise.unbind(1), strict=True):
         log_p = branch.log_softmax(1)
-        action = (u[:, None] >= log_p.exp().cumsum(1)).sum(1).clamp(max=branch.shape[1] - 1)
+        action = (u[:, None] >= _cumulative(log_p.exp())).sum(1).clamp(max=branch.shape[1] - 1)
         actions.append(action)
         log_probs.append(log_p.gather(1, action[:, None]).squeeze(1))
     return torch.stack(actions, 1), torch.stack(log_probs, 1)
+
+
+def _cumulative(p: Float[Tensor, "M K"]) -> Float[Tensor, "M K"]:
+    """``cumsum(1)``, which has no deterministic kernel on CUDA; float64 sums as that does on a CPU."""
+    k = torch.arange(p.shape[1], device=p.device)
+    return torch.where(k <= k[:, None], p[:, None].double(), 0.0).sum(2).to(p.dtype)
 
 
 def mode(logits: Float[Tensor, "M K"], nvec: tuple[int, ...]) -> Int[Tensor, "M A"]:
