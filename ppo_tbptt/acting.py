@@ -29,12 +29,13 @@ class Decision:
     after: Float[Tensor, "N D"]
     """The core's state after the step."""
 
-    def store(self, storage: Rollout, t: int, start: Bool[Tensor, "N"]) -> None:
-        storage.start[t] = start
-        storage.state[t] = self.state
-        storage.action[t] = self.action
-        storage.log_prob[t] = self.log_prob
-        storage.value[t] = self.value
+    def store(self, storage: Rollout, t: int, rows: slice, start: Bool[Tensor, "N"]) -> None:
+        """As step t of the environments ``rows``."""
+        storage.start[t, rows] = start
+        storage.state[t, rows] = self.state
+        storage.action[t, rows] = self.action
+        storage.log_prob[t, rows] = self.log_prob
+        storage.value[t, rows] = self.value
 
     def where(self, rows: Bool[Tensor, "N"], other: "Decision") -> "Decision":
         """This one in ``rows``, the other elsewhere."""

@@ -39,6 +39,8 @@ class EnvConfig(Table):
     """Environments stepped side by side."""
     num_workers: Annotated[int, Bounds(0, 1024)] | Literal["auto"] = "auto"
     """Processes that share the environments; 0 runs them in this process. Results don't depend on it."""
+    double_buffering: Literal["auto", "on", "off"] = "auto"
+    """Let one half of the environments step while the agent acts for the other, `num_workers` each; auto: on CUDA."""
     first_seed: Seed = 0
     """First level seed of training; each episode draws one of `num_seeds` from here on."""
     num_seeds: Count = 100_000

@@ -38,7 +38,7 @@ def prepare_device(name: str, *, deterministic: bool = False) -> torch.device:
         if device.index is not None and device.index >= count:
             raise DeviceError(f"device: {name!r}: this machine has {count} CUDA device(s), counted from 0")
         if deterministic:
-            # Read when the first matrix is multiplied; of the two that matrices need the one that recurrent cores need too.
+            # Read when the first matrix is multiplied. Recurrent cores allow only this one of the two for matrices.
             os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":16:8")
             torch.use_deterministic_algorithms(True)
             torch.backends.cudnn.benchmark = False

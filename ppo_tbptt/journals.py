@@ -7,42 +7,36 @@ import torch
 from torch import Tensor
 
 from ppo_tbptt.distributed import World
-from ppo_tbptt.envs import EpisodeJournal, LevelSeeds, VectorEnv
+from ppo_tbptt.envs import EpisodeJournal
+from ppo_tbptt.fleet import Fleet
+from ppo_tbptt.rollout import Sampler
 from ppo_tbptt.types import Carry
 
 
-def saved_episodes(world: World, envs: VectorEnv, carry: Carry, *, replay: bool) -> list[dict[str, Tensor]]:
+def saved_episodes(world: World, fleet: Fleet, carry: Carry, *, replay: bool) -> list[dict[str, Tensor]]:
     """By rank: ``start`` and ``state`` of the carry, and with ``replay`` each environment's episode (see `pack`).
 
     All ranks call it together.
     """
     own = {"start": carry.start.cpu(), "state": carry.state.cpu()}
     if replay:
-        own |= pack(envs.journal())
+        own |= pack(fleet.journal())
     gathered = {name: world.gather_rows(x) for name, x in own.items()}
     return [{name: xs[rank] for name, xs in gathered.items()} for rank in range(world.size)]
 
 
 def go_on(
-    envs: VectorEnv,
-    seeds: LevelSeeds,
-    saved: dict[str, Tensor],
-    device: torch.device,
-    progress: Callable[[int, int], None] | None,
+    sampler: Sampler, saved: dict[str, Tensor], progress: Callable[[int, int], None] | None
 ) -> tuple[Carry, np.ndarray]:
     """Play a rank's saved episodes again, up to where they were.
 
     Returns the carry from there, and bool ``[N]``: False where that did not repeat what had been seen, and an episode
     of the next level begins instead.
     """
-    exact = envs.restore(unpack(saved), seeds.current, progress)
-    seeds.advance(~exact)
-    carry = Carry(
-        obs={key: torch.from_numpy(x).to(device, copy=True) for key, x in envs.obs.items()},
-        start=(saved["start"] | torch.from_numpy(~exact)).to(device),
-        state=saved["state"].to(device),
-    )
-    return carry, exact
+    exact = sampler.fleet.restore(unpack(saved), progress)
+    device = sampler.agent.device
+    start = saved["start"] | torch.from_numpy(~exact)
+    return Carry(obs=sampler.obs(), start=start.to(device), state=saved["state"].to(device)), exact
 
 
 def pack(journals: list[EpisodeJournal]) -> dict[str, Tensor]:

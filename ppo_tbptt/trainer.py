@@ -14,20 +14,20 @@ from typing import Any, Literal
 import numpy as np
 import torch
 
-from ppo_tbptt.acting import Actor
 from ppo_tbptt.advantages import gae
 from ppo_tbptt.checkpoint import CheckpointError, load_checkpoint, save_checkpoint
 from ppo_tbptt.config import Config
 from ppo_tbptt.continuing import continued, describe_changes
 from ppo_tbptt.device import prepare_device, resolve_precision, storage_device, versions
 from ppo_tbptt.distributed import World
-from ppo_tbptt.envs import EnvSpec, Episode, LevelSeeds, VectorEnv, WorkerError, resolve_workers
+from ppo_tbptt.envs import EnvSpec, Episode, WorkerError, resolve_workers
 from ppo_tbptt.evaluation import Evaluation, evaluate
+from ppo_tbptt.fleet import build_fleet
 from ppo_tbptt.journals import go_on, saved_episodes
 from ppo_tbptt.learner import Learner, NonFiniteError, UpdateStats
 from ppo_tbptt.metrics import Report
 from ppo_tbptt.models.build import build_agent
-from ppo_tbptt.rollout import Collected, begin, collect
+from ppo_tbptt.rollout import Collected, Sampler
 from ppo_tbptt.run_dir import RunDir
 from ppo_tbptt.run_writer import RunWriter
 from ppo_tbptt.saved_state import check_saved_state
@@ -80,16 +80,15 @@ class Trainer(Iterator[Report]):
         self.config = config = config.replace(precision=precision)  # what was used is what is saved
         torch.manual_seed(config.seed)
         env = config.env
-        self.envs = VectorEnv(
-            env.id,
-            num_envs=env.num_envs,
+        halves = {"auto": self.device.type == "cuda", "on": True, "off": False}[env.double_buffering]
+        self.envs = build_fleet(
+            env,
+            seed=config.seed,
+            first_env=self.world.rank * env.num_envs,
             num_workers=_own_workers(config, world),
-            options=env.options,
-            max_episode_steps=env.max_episode_steps,
-            step_timeout=env.step_timeout,
-            max_restarts=env.max_worker_restarts,
-            journal=env.replay,
+            halves=halves,
         )
+        self._end_envs = self.envs.close
         self.writer: RunWriter | None = None
         """Of rank 0, where there is a run folder."""
         try:
@@ -106,7 +105,8 @@ class Trainer(Iterator[Report]):
     ) -> None:
         config, spec = self.config, self.envs.spec
         self.agent = build_agent(config, spec, self.device)
-        self._actor = Actor(self.agent)
+        self._sampler = Sampler(self.envs, self.agent)
+        self._end_envs = self._sampler.close
         self.streams = Streams(config.seed, self.world, self.device)
         self.learner = Learner(
             self.agent,
@@ -116,9 +116,6 @@ class Trainer(Iterator[Report]):
             world=self.world,
             max_nonfinite=config.train.max_nonfinite_updates,
         )
-        env = config.env
-        first_env = self.world.rank * env.num_envs
-        self.seeds = LevelSeeds(config.seed, env.num_envs, env.first_seed, env.num_seeds, first_env)
         self.iteration = 0
         self.env_steps = 0
         self.restored_ranks: int | None = None
@@ -147,7 +144,7 @@ class Trainer(Iterator[Report]):
                 self.writer.show(self._introduce)
                 self._videos = TrainingVideos(self.agent, spec, config, self.run, self.writer)
         if restore is None:
-            self._carry = begin(self.envs, self.seeds, self.agent)
+            self._carry = self._sampler.begin()
         else:
             self._carry = self._go_on(restore, progress)
             self._load_streams(restore)  # last, because whatever was done by now may have used them
@@ -230,7 +227,7 @@ class Trainer(Iterator[Report]):
             generator=self.streams.noise,
         )
         timer = Timer()
-        collected = collect(self.envs, self.seeds, self._actor, self._carry, self._storage, noise, timer)
+        collected = self._sampler.collect(self._carry, self._storage, noise, timer)
         targets = self._targets(collected.rollout)
         stats = self._update(collected.rollout, targets, timer)
         self._carry = collected.carry
@@ -285,7 +282,7 @@ class Trainer(Iterator[Report]):
         if stats.num_nonfinite:
             text = f"iteration {self.iteration}: {stats.num_nonfinite} of {stats.num_updates} updates skipped"
             self.notes.append(f"{text}: loss or gradient was NaN or infinite")
-        own = torch.tensor([self._restarts_before + self.envs.restarts, self._cut_episodes])
+        own = torch.tensor([self._restarts_before + self.envs.restarts.count, self._cut_episodes])
         restarts, cut = (int(x) for x in torch.stack(self.world.gather(own)).sum(0))
         return {
             "faults/worker_restarts": float(restarts),
@@ -357,9 +354,9 @@ class Trainer(Iterator[Report]):
             try:
                 return {name: e.mean for name, e in self.evaluate().measures.items()}
             except WorkerError as error:
-                if self.envs.restarts >= self.config.env.max_worker_restarts:
+                if self.envs.restarts.count >= self.envs.restarts.maximum:
                     raise
-                self.envs.restarts += 1
+                self.envs.restarts.count += 1
                 self.notes.append(f"the evaluation is done again: {str(error).splitlines()[0]}")
 
     # --- checkpoints ------------------------------------------------------------------------------------------------
@@ -434,7 +431,7 @@ class Trainer(Iterator[Report]):
 
     def state_dict(self) -> dict[str, Any]:
         """All that a resumed run needs, as plain tensors, numbers and strings. All ranks call it together."""
-        counts = self.world.gather(torch.tensor(self.seeds.state()))
+        counts = self.world.gather(torch.tensor(self.envs.seed_counts()))
         first, *others = self.streams.state()
         return {
             "version": version("ppo-tbptt"),
@@ -451,7 +448,7 @@ class Trainer(Iterator[Report]):
             "generators_of_other_ranks": others,
             "environments": saved_episodes(self.world, self.envs, self._carry, replay=self.config.env.replay),
             "faults": self.world.gather_json(
-                [self._restarts_before + self.envs.restarts, self._cut_episodes, self._nonfinite_updates]
+                [self._restarts_before + self.envs.restarts.count, self._cut_episodes, self._nonfinite_updates]
             ),
         }
 
@@ -474,7 +471,7 @@ class Trainer(Iterator[Report]):
             self._recent.extend(tree["recent"])
             counts, missing = tree["level_seeds"], [0] * (self.config.env.num_envs * self.world.size)
             own = slice(self.config.env.num_envs * self.world.rank, self.config.env.num_envs * (self.world.rank + 1))
-            self.seeds.load_state([*counts, *missing[len(counts) :]][own])
+            self.envs.load_seed_counts([*counts, *missing[len(counts) :]][own])
             self.restored_ranks = len(tree["environments"])
             faults = tree["faults"][self.world.rank if self.restored_ranks == self.world.size else 0]
             self._restarts_before, self._cut_episodes, self._nonfinite_updates = faults
@@ -515,8 +512,8 @@ class Trainer(Iterator[Report]):
             reason = "env.replay is, or was, false"
         if reason:
             self.notes.append(f"not exact: all environments begin new episodes, because {reason}")
-            return begin(self.envs, self.seeds, self.agent)
-        carry, exact = go_on(self.envs, self.seeds, ranks[self.world.rank], self.device, progress)
+            return self._sampler.begin()
+        carry, exact = go_on(self._sampler, ranks[self.world.rank], progress)
         if not exact.all():
             which = ", ".join(map(str, np.flatnonzero(~exact)[:10].tolist()))
             self.notes.append(
@@ -527,7 +524,7 @@ class Trainer(Iterator[Report]):
 
     def close(self) -> None:
         """Stop the workers, flush the metrics and give the run's folder free. May be called again."""
-        self.envs.close()
+        self._end_envs()
         if self.writer is not None:
             self.writer.close()
             self.writer = None

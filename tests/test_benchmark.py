@@ -154,7 +154,7 @@ def test_the_ceiling_is_of_full_minibatches_without_padding(
     steps, sequences = unpadded(config)
     assert (steps, sequences) == expected
     with Trainer(config) as trainer:
-        size = trainer.envs.obs["obs"].shape[1]
+        (size,) = trainer.envs.spec.obs["obs"].shape
         batch = full_minibatch(trainer.agent, {"obs": torch.randn(steps * sequences, size)}, steps, sequences)
         assert batch.batch_sizes.tolist() == [sequences] * steps
         assert not any(x.isnan().any() for x in (batch.state, batch.value, batch.log_prob, batch.advantage, batch.ret))
@@ -163,10 +163,10 @@ def test_the_ceiling_is_of_full_minibatches_without_padding(
 def test_the_ceiling_leaves_the_environments_of_the_trainer_alone() -> None:
     with Trainer(tiny(env={"num_workers": 2})) as trainer:
         next(trainer)
-        before = trainer.envs.obs["obs"].copy()
+        before = trainer.envs.parts[0].envs.obs["obs"].copy()
         ceiling = measure_ceiling(trainer)
         assert min(ceiling.acting, ceiling.learning, ceiling.environments) > 0
-        assert np.array_equal(before, trainer.envs.obs["obs"])
+        assert np.array_equal(before, trainer.envs.parts[0].envs.obs["obs"])
         next(trainer)
 
 

@@ -31,7 +31,7 @@ LAYERS = """
     weights
     checkpoint metrics journals
     learner rollout
-    acting
+    acting fleet
     sharing streams saved_state
     distributed
     models.build

@@ -21,6 +21,7 @@ CONFIGS = {
         train={"checkpoint_every": 1, "eval_every": 2},
     ),
     "toy in workers": tiny(env={"num_workers": 2}, train={"checkpoint_every": 1, "keep_checkpoints": 9}),
+    "halves": tiny(env={"num_envs": 5, "num_workers": 2, "double_buffering": "on"}, train={"checkpoint_every": 1}),
     "frames": tiny(
         env={"id": "MortarMayhem-Grid-v0", "num_workers": 2},
         model=SMALL,

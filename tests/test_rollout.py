@@ -1,18 +1,20 @@
 """collect, seen through a tracer whose observations say where they come from."""
 
-from collections.abc import Iterator
+import itertools
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
-from ppo_tbptt.acting import Actor
 from ppo_tbptt.envs import LevelSeeds, VectorEnv
 from ppo_tbptt.envs.toy_fixtures import tracer_length, tracer_reward, tracer_terminates
+from ppo_tbptt.fleet import Fleet
 from ppo_tbptt.models import Agent
-from ppo_tbptt.rollout import begin, collect
+from ppo_tbptt.rollout import Sampler
 from ppo_tbptt.sequences import cut, gather
 from ppo_tbptt.timing import Timer
 from ppo_tbptt.types import Carry, Rollout, Targets, empty_rollout
@@ -39,9 +41,17 @@ def storage(agent: Agent, steps: int = STEPS, envs: int = ENVS) -> Rollout:
 
 
 @contextmanager
-def tracer(num_workers: int = 0) -> Iterator[tuple[VectorEnv, LevelSeeds]]:
-    with VectorEnv("ppo_tbptt/Tracer-v0", num_envs=ENVS, num_workers=num_workers) as envs:
-        yield envs, LevelSeeds(7, ENVS, 10, 50)
+def tracer(num_workers: int = 0, sizes: Sequence[int] = (ENVS,)) -> Iterator[Fleet]:
+    """In parts of these sizes."""
+    parts: list[tuple[VectorEnv, LevelSeeds]] = []
+    for first, size in zip(itertools.accumulate((0, *sizes)), sizes, strict=False):
+        envs = VectorEnv("ppo_tbptt/Tracer-v0", num_envs=size, num_workers=min(num_workers, size))
+        parts.append((envs, LevelSeeds(7, size, 10, 50, first)))
+    fleet = Fleet(parts)
+    try:
+        yield fleet
+    finally:
+        fleet.close()
 
 
 def noise(seed: int = 0) -> Tensor:
@@ -49,18 +59,20 @@ def noise(seed: int = 0) -> Tensor:
 
 
 @pytest.mark.parametrize("num_workers", [0, 1, 3])
-def test_every_field_of_every_row(num_workers: int) -> None:
+@pytest.mark.parametrize("sizes", [(4,), (2, 2), (3, 1)])
+def test_every_field_of_every_row(num_workers: int, sizes: tuple[int, ...]) -> None:
     """Two rollouts in a row; the tracer's observation is (level seed, episode, t) and its reward encodes the action."""
     agent = tracer_agent()
-    with tracer(num_workers) as (envs, seeds):
+    with tracer(num_workers, sizes) as fleet:
         expected_seeds = LevelSeeds(7, ENVS, 10, 50)
-        carry: Carry = begin(envs, seeds, agent)
+        sampler = Sampler(fleet, agent)
+        carry: Carry = sampler.begin()
         place = [(int(seed), 0, 0) for seed in expected_seeds.current]
         after = agent.core.initial_state(ENVS)
         fresh = [True] * ENVS
         ended = 0
         for number in range(2):
-            result = collect(envs, seeds, Actor(agent), carry, storage(agent), noise(number), Timer())
+            result = sampler.collect(carry, storage(agent), noise(number), Timer())
             rollout, carry = result.rollout, result.carry
             for t in range(STEPS):
                 obs = torch.tensor(place, dtype=torch.float32)
@@ -115,10 +127,11 @@ def test_every_field_of_every_row(num_workers: int) -> None:
 def test_replay_of_collected_rollouts() -> None:
     """The replay test on the real path, with a carried state that is not zero."""
     agent = tracer_agent()
-    with tracer() as (envs, seeds):
-        carry = begin(envs, seeds, agent)
-        carry = collect(envs, seeds, Actor(agent), carry, storage(agent), noise(0), Timer()).carry
-        rollout = collect(envs, seeds, Actor(agent), carry, storage(agent), noise(1), Timer()).rollout
+    with tracer() as fleet:
+        sampler = Sampler(fleet, agent)
+        carry = sampler.begin()
+        carry = sampler.collect(carry, storage(agent), noise(0), Timer()).carry
+        rollout = sampler.collect(carry, storage(agent), noise(1), Timer()).rollout
     assert rollout.state[0].abs().max() > 0.01
     targets = Targets(advantage=torch.zeros(STEPS, ENVS), ret=torch.zeros(STEPS, ENVS))
     for length in (1, 3, 16, None):
@@ -132,18 +145,31 @@ def test_replay_of_collected_rollouts() -> None:
         assert (value - batch.value).abs().max() < 1e-5
 
 
+def test_one_half_steps_while_the_agent_acts_for_the_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    agent = tracer_agent()
+    with tracer(1, (2, 2)) as fleet:
+        in_flight: list[bool] = []
+        step = agent.step
+
+        def watched(*args: Any) -> Any:
+            in_flight.append(any(part.envs.in_flight for part in fleet.parts))
+            return step(*args)
+
+        monkeypatch.setattr(agent, "step", watched)
+        sampler = Sampler(fleet, agent)
+        sampler.collect(sampler.begin(), storage(agent), noise(), Timer())
+    assert in_flight[: 2 * STEPS] == [False] + [True] * (2 * STEPS - 1)
+
+
 def test_dropout_does_not_act_while_acting() -> None:
     torch.manual_seed(0)
     agent = Agent({"obs": (3,)}, (3, 2), core="gru", core_hidden_size=8, num_layers=2, dropout=0.9, hidden_size=16)
     agent.train()
     values = []
     for _ in range(2):
-        with tracer() as (envs, seeds):
-            values.append(
-                collect(
-                    envs, seeds, Actor(agent), begin(envs, seeds, agent), storage(agent), noise(), Timer()
-                ).rollout.value
-            )
+        with tracer() as fleet:
+            sampler = Sampler(fleet, agent)
+            values.append(sampler.collect(sampler.begin(), storage(agent), noise(), Timer()).rollout.value)
         agent.train()
     assert torch.equal(*values)
 
@@ -161,9 +187,9 @@ def test_images_stay_bytes_and_channels_last(env_id: str) -> None:
             state_size=8,
             device=torch.device("cpu"),
         )
-        seeds = LevelSeeds(0, 2, 0, 10)
+        sampler = Sampler(Fleet([(envs, LevelSeeds(0, 2, 0, 10))]), agent)
         draws = torch.rand(5, 2, len(envs.spec.action_nvec))
-        rollout = collect(envs, seeds, Actor(agent), begin(envs, seeds, agent), kept, draws, Timer()).rollout
+        rollout = sampler.collect(sampler.begin(), kept, draws, Timer()).rollout
     frames = rollout.obs["image" if "Dict" in env_id else "obs"]
     assert frames.dtype == torch.uint8
     assert frames.shape == (5, 2, 84, 84, 3)

@@ -2,6 +2,7 @@
 
 import os
 import signal
+from contextlib import closing
 from typing import Any
 
 import numpy as np
@@ -9,10 +10,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from ppo_tbptt.acting import Actor
-from ppo_tbptt.envs import LevelSeeds, VectorEnv, WorkerError
+from ppo_tbptt.envs import LevelSeeds, Restarts, VectorEnv, WorkerError
+from ppo_tbptt.fleet import Fleet
 from ppo_tbptt.models import Agent
-from ppo_tbptt.rollout import Collected, begin, collect
+from ppo_tbptt.rollout import Collected, Sampler
 from ppo_tbptt.sequences import cut, gather
 from ppo_tbptt.timing import Timer
 from ppo_tbptt.types import Carry, Rollout, Targets, empty_rollout
@@ -26,33 +27,35 @@ def new_agent() -> Agent:
     return Agent({"obs": (2,)}, (2,), core="lstm", core_hidden_size=8, hidden_size=16, vector_hidden_sizes=(8,))
 
 
-def vector(num_workers: int, max_restarts: int = 100, length: int = LENGTH, **kwargs: Any) -> VectorEnv:
+def vector(
+    num_workers: int, restarts: Restarts | None = None, length: int = LENGTH, num_envs: int = ENVS, **kwargs: Any
+) -> VectorEnv:
     options = {"level": BAD, "length": length, **kwargs.pop("options", {})}
     return VectorEnv(
         "ppo_tbptt/Faulty-v0",
-        num_envs=ENVS,
+        num_envs=num_envs,
         num_workers=num_workers,
         options=options,
-        max_restarts=max_restarts,
+        restarts=restarts or Restarts(100),
         **kwargs,
     )
 
 
-def level_seeds() -> LevelSeeds:
-    return LevelSeeds(1, ENVS, 10, 16)
+def level_seeds(num_envs: int = ENVS, first_env: int = 0) -> LevelSeeds:
+    return LevelSeeds(1, num_envs, 10, 16, first_env)
 
 
-def run(envs: VectorEnv, seeds: LevelSeeds, agent: Agent, carry: Carry, number: int = 0) -> Collected:
+def run(sampler: Sampler, carry: Carry, number: int = 0) -> Collected:
     noise = torch.rand(STEPS, ENVS, 1, generator=torch.Generator().manual_seed(number))
     storage = empty_rollout(
         {"obs": ((2,), torch.float32)},
         num_steps=STEPS,
         num_envs=ENVS,
         num_branches=1,
-        state_size=agent.core.state_size,
+        state_size=sampler.agent.core.state_size,
         device=torch.device("cpu"),
     )
-    return collect(envs, seeds, Actor(agent), carry, storage, noise, Timer())
+    return sampler.collect(carry, storage, noise, Timer())
 
 
 class Simulation:
@@ -122,22 +125,36 @@ FAULTS = {
 }
 
 
+CASES = [
+    *(("step", 0), ("step", 1), ("step", 2), ("first step", 0), ("first step", 2), ("reward", 0)),
+    *(("reset", 0), ("reset", 1), ("reset", 2), ("kill", 1), ("kill", 2), ("hang", 1), ("hang", 2)),
+]
+
+
 @pytest.mark.parametrize(
-    ("fault", "num_workers"),
-    [
-        *(("step", 0), ("step", 1), ("step", 2), ("first step", 0), ("first step", 2), ("reward", 0)),
-        *(("reset", 0), ("reset", 1), ("reset", 2), ("kill", 1), ("kill", 2), ("hang", 1), ("hang", 2)),
-    ],
+    ("fault", "num_workers", "halves"),
+    [(*case, False) for case in CASES] + [(*case, True) for case in CASES if case[1] < 2],
 )
-def test_every_row_of_a_rollout_with_failures(fault: str, num_workers: int) -> None:
-    agent, seeds = new_agent(), level_seeds()
-    simulation = Simulation(num_workers, FAULTS[fault])
-    with vector(num_workers, options=FAULTS[fault], step_timeout=1) as envs:
-        carry = begin(envs, seeds, agent)
+def test_every_row_of_a_rollout_with_failures(fault: str, num_workers: int, halves: bool) -> None:
+    """Two halves fail apart, as two workers do: each half here is one worker's, or of this process."""
+    agent, restarts = new_agent(), Restarts(100)
+    simulation = Simulation(2 if halves else num_workers, FAULTS[fault])
+    size = ENVS // 2 if halves else ENVS
+    parts = [
+        (
+            vector(num_workers, restarts, options=FAULTS[fault], step_timeout=1, num_envs=size),
+            level_seeds(size, first_env),
+        )
+        for first_env in range(0, ENVS, size)
+    ]
+    fleet = Fleet(parts)
+    with closing(fleet):
+        sampler = Sampler(fleet, agent)
+        carry = sampler.begin()
         cut_somewhere = 0
         for number in range(2):
             carried = carry
-            result = run(envs, seeds, agent, carry, number)
+            result = run(sampler, carry, number)
             rollout, carry = result.rollout, result.carry
             after = carried.state
             truncated = torch.zeros(STEPS, ENVS, dtype=torch.bool)
@@ -172,8 +189,8 @@ def test_every_row_of_a_rollout_with_failures(fault: str, num_workers: int) -> N
             ]
             torch.testing.assert_close(carry.state, after)
             cut_somewhere += cut_episodes
-        assert seeds.state() == simulation.seeds.state()
-        assert envs.restarts == simulation.restarts > 1
+        assert fleet.seed_counts() == simulation.seeds.state()
+        assert restarts.count == simulation.restarts > 1
         assert cut_somewhere > 0 or fault == "first step"
 
 
@@ -214,11 +231,12 @@ def test_a_worker_killed_between_rollouts() -> None:
     for killed in (False, True):
         seeds = level_seeds()
         with vector(2, length=7) as envs:
-            carry = begin(envs, seeds, agent)
-            carry = run(envs, seeds, agent, carry, 1).carry
+            sampler = Sampler(Fleet([(envs, seeds)]), agent)
+            carry = sampler.begin()
+            carry = run(sampler, carry, 1).carry
             if killed:
                 os.kill(envs.worker_pids[1], signal.SIGKILL)
-            results.append(run(envs, seeds, agent, carry, 2))
+            results.append(run(sampler, carry, 2))
     calm, rollout = results[0].rollout, results[1].rollout
     for one, other in [
         (calm.obs["obs"], rollout.obs["obs"]),
@@ -237,10 +255,11 @@ def test_a_worker_killed_between_rollouts() -> None:
 @pytest.mark.parametrize("num_workers", [0, 2])
 def test_failures_beyond_the_limit(num_workers: int) -> None:
     agent, seeds = new_agent(), level_seeds()
-    with vector(num_workers, 3, options={"step_at": 2, "level": -1}) as envs:
-        carry = begin(envs, seeds, agent)
+    with vector(num_workers, Restarts(3), options={"step_at": 2, "level": -1}) as envs:
+        sampler = Sampler(Fleet([(envs, seeds)]), agent)
+        carry = sampler.begin()
         with pytest.raises(WorkerError, match=r"(?s)Traceback.*as told.*after 3 restarts"):
-            run(envs, seeds, agent, carry)
+            run(sampler, carry)
 
 
 @pytest.mark.parametrize(
@@ -250,8 +269,9 @@ def test_odd_episodes(length: int, limit: int | None, ends: int) -> None:
     """Of one step; longer than the rollout; without an end of their own."""
     agent, seeds = new_agent(), level_seeds()
     with vector(0, length=length, max_episode_steps=limit) as envs:
-        carry = begin(envs, seeds, agent)
-        result = run(envs, seeds, agent, carry)
+        sampler = Sampler(Fleet([(envs, seeds)]), agent)
+        carry = sampler.begin()
+        result = run(sampler, carry)
     rollout = result.rollout
     end = rollout.truncated if limit else rollout.terminated
     assert end.sum(0).tolist() == [ends] * ENVS and len(result.episodes) == ends * ENVS

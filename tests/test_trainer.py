@@ -41,6 +41,20 @@ def test_the_number_of_workers_changes_nothing(env_id: str) -> None:
     assert runs[0] == runs[1] == runs[2]
 
 
+def test_double_buffering_changes_nothing_but_rounding() -> None:
+    """Five environments make uneven halves, each with two workers of its own."""
+    rows = []
+    for setting in ("off", "on"):
+        with Trainer(tiny(env={"num_envs": 5, "num_workers": 2, "double_buffering": setting})) as trainer:
+            assert len(trainer.envs.worker_pids) == (4 if setting == "on" else 2)
+            assert [part.rows for part in trainer.envs.parts] == (
+                [slice(0, 3), slice(3, 5)] if setting == "on" else [slice(0, 5)]
+            )
+            rows.append([timeless(report.scalars) for report in trainer])
+    for whole, halves in zip(*rows, strict=True):
+        assert halves == pytest.approx(whole, rel=1e-3, abs=1e-5)
+
+
 def test_a_tag_without_data_is_left_out() -> None:
     """No episode ends within 2 x 8 steps of a task that lasts 1000."""
     with Trainer(tiny(env={"id": "ppo_tbptt/Faulty-v0"}, ppo={"rollout_steps": 8})) as trainer:

@@ -22,6 +22,7 @@ NO_MATTER = frozenset(
         "deterministic",
         "storage",
         "env.num_workers",
+        "env.double_buffering",
         "env.replay",
         "env.step_timeout",
         "env.max_worker_restarts",

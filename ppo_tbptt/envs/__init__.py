@@ -7,7 +7,7 @@ from ppo_tbptt.envs.pool import resolve_workers
 from ppo_tbptt.envs.seeds import LevelSeeds
 from ppo_tbptt.envs.single import SingleEnv, make_env
 from ppo_tbptt.envs.spec import ArraySpec, EnvSpec, Episode, StepResult
-from ppo_tbptt.envs.vector import VectorEnv
+from ppo_tbptt.envs.vector import Restarts, VectorEnv
 
 __all__ = [
     "MEMORY_GYM_IDS",
@@ -17,6 +17,7 @@ __all__ = [
     "Episode",
     "EpisodeJournal",
     "LevelSeeds",
+    "Restarts",
     "SingleEnv",
     "StepResult",
     "VectorEnv",

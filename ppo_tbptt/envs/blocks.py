@@ -15,12 +15,13 @@ class Blocks:
     """Views into one mapping of memory, N environments each.
 
     obs, final_obs: by key, `[N, ...]`.  action i64 `[N, A]`.  next_seeds i64 `[N]`.
-    reward f32, terminated bool, truncated bool `[N]`.
+    reward f32, terminated bool, truncated bool `[N]`.  memory u8: all of it.
     """
 
     def __init__(self, spec: EnvSpec, num_envs: int, memory: mmap.mmap) -> None:
         """Lay the arrays out in `memory`, which must hold `Blocks.size(...)` bytes. Writes nothing."""
-        self._memory, self._offset, self._num_envs = memory, 0, num_envs
+        self.memory = np.frombuffer(memory, np.uint8)
+        self._offset, self._num_envs = 0, num_envs
         self.obs = {key: self._take(array.shape, array.dtype) for key, array in spec.obs.items()}
         self.final_obs = {key: self._take(array.shape, array.dtype) for key, array in spec.obs.items()}
         self.action = self._take((len(spec.action_nvec),), "int64")
@@ -38,7 +39,7 @@ class Blocks:
 
     def _take(self, shape: tuple[int, ...], dtype: str) -> np.ndarray:
         full = (self._num_envs, *shape)
-        array = np.ndarray(full, np.dtype(dtype), buffer=self._memory, offset=self._offset)
+        array = np.ndarray(full, np.dtype(dtype), buffer=self.memory, offset=self._offset)
         self._offset += -(-array.nbytes // _ALIGNMENT) * _ALIGNMENT
         return array
 

@@ -3,7 +3,7 @@
 import itertools
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -18,6 +18,14 @@ from ppo_tbptt.envs.request import EnvRequest
 from ppo_tbptt.envs.spec import EnvSpec, Episode, Observation, StepResult
 
 
+@dataclass(slots=True)
+class Restarts:
+    """How often workers were made anew, and how often they may be; several vectors may count together."""
+
+    maximum: int = 0
+    count: int = 0
+
+
 class VectorEnv:
     """N environments with same-step autoreset.
 
@@ -26,19 +34,21 @@ class VectorEnv:
     instead: zero observations, reward 0, no flags, actions ignored, until the next `reset`.
 
     Where an environment or a worker fails (raises, hangs, dies, gives out what is no number or of another shape), all
-    environments of that worker are made anew as long as `max_restarts` allows: they are *lost*. Their episodes are
+    environments of that worker are made anew as long as `restarts` allows: they are *lost*. Their episodes are
     gone, their rows of `obs` mean nothing, and no call moves them until `restart` begins new episodes there; then
     `step_lost` lets them alone take the step that they missed. Without restarts left the vector is closed.
 
     spec: what each of them looks like.  num_envs: N.  num_workers: processes, 0 for none.
     obs: the current observations by key, `[N, ...]`, overwritten by each step: copy what is to stay.
     final_obs: likewise; row i holds data only right after a step that terminated or truncated environment i.
-    restarts: how many there were; may be set, for a run that goes on counting.
+    restarts: the failures that were survived, as it was given.
+    memory: all that workers share with this process, as bytes.
     """
 
     spec: EnvSpec
     obs: Observation
     final_obs: Observation
+    memory: np.ndarray
 
     def __init__(
         self,
@@ -50,7 +60,7 @@ class VectorEnv:
         max_episode_steps: int | None = None,
         journal: bool = False,
         step_timeout: float | None = None,
-        max_restarts: int = 0,
+        restarts: Restarts | None = None,
     ) -> None:
         """Make the environments. See `make_env` for `env_id`, `options` and `max_episode_steps`.
 
@@ -58,7 +68,7 @@ class VectorEnv:
             journal: keep what `journal` gives.
             step_timeout: seconds after which a worker that does not answer has failed; None: never. Environments of
                 this process (no workers) may take any time.
-            max_restarts: failures in all that are survived.
+            restarts: failures that are survived, and their count; none without it.
 
         Raises:
             EnvError: the request cannot be met; the message is one line.
@@ -68,8 +78,7 @@ class VectorEnv:
             raise EnvError(f"num_envs must be at least 1, not {num_envs}")
         self.num_envs = num_envs
         self.num_workers = resolve_workers(num_workers, num_envs)
-        self.restarts = 0
-        self._max_restarts = max_restarts
+        self.restarts = restarts or Restarts()
         self._faults: list[str] = []
         request = EnvRequest(env_id, plain_options(env_id, options), max_episode_steps, journal)
         self._journal = journal
@@ -82,6 +91,7 @@ class VectorEnv:
             self._crew = InProcess(request, num_envs)
         self.spec, self._blocks = self._crew.spec, self._crew.blocks
         self.obs, self.final_obs = self._blocks.obs, self._blocks.final_obs
+        self.memory = self._blocks.memory
         self._nvec = np.array(self.spec.action_nvec, np.int64)
         self._running = self._in_flight = self._closed = False
         self._told: list[int] = []  # workers that owe an answer
@@ -255,6 +265,11 @@ class VectorEnv:
         self.close()
 
     @property
+    def in_flight(self) -> bool:
+        """Whether a step was sent that has not been received."""
+        return self._in_flight
+
+    @property
     def worker_pids(self) -> list[int]:
         """Process ids of the workers."""
         return self._crew.pids
@@ -307,14 +322,15 @@ class VectorEnv:
     def _replace(self, worker: int, error: Exception) -> None:
         """Make a worker that failed anew, again if the new one fails too; it is lost then."""
         while True:
-            if self.restarts >= self._max_restarts:
-                if not self._max_restarts:
+            restarts = self.restarts
+            if restarts.count >= restarts.maximum:
+                if not restarts.maximum:
                     raise error
-                count = f"after {self.restarts} restarts, of which a run may have {self._max_restarts}"
+                count = f"after {restarts.count} restarts, of which a run may have {restarts.maximum}"
                 raise WorkerError(f"{error}\n({count})") from None
-            self.restarts += 1
+            restarts.count += 1
             first, *traceback = str(error).strip().splitlines()
-            restarted = f"{first.rstrip(':')}; restarted ({self.restarts} of at most {self._max_restarts})"
+            restarted = f"{first.rstrip(':')}; restarted ({restarts.count} of at most {restarts.maximum})"
             self._faults.append("\n".join([restarted, *traceback]))
             try:
                 self._crew.renew(worker)

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from ppo_tbptt.envs import Episode, EpisodeJournal, LevelSeeds, VectorEnv, make_env
+from ppo_tbptt.envs import Episode, EpisodeJournal, LevelSeeds, Restarts, VectorEnv, make_env
 
 TRACER = "ppo_tbptt/Tracer-v0"
 POC = "ppo_tbptt/PocMemory-v0"
@@ -163,11 +163,11 @@ def test_a_worker_that_does_not_survive_a_replay(how: str) -> None:
     journals, fallback = after_three_steps(), np.arange(50, 50 + N)
     seen = []
     options = {how: 2, "level": 1}
-    with vector("ppo_tbptt/Faulty-v0", 2, options=options, max_restarts=1, step_timeout=1) as envs:
+    with vector("ppo_tbptt/Faulty-v0", 2, options=options, restarts=Restarts(1), step_timeout=1) as envs:
         exact = envs.restore(journals, fallback, lambda done, total: seen.append(done))
         assert exact.tolist() == [False, False, True, True, True] and len(seen) in (3, 4)
         assert envs.obs["obs"][:, 0].tolist() == [0, 0, 3, 3, 3]
-        assert envs.restarts == 1 and envs.step(np.zeros((N, 1), np.int64), fallback).lost is None
+        assert envs.restarts.count == 1 and envs.step(np.zeros((N, 1), np.int64), fallback).lost is None
 
 
 def test_long_replays_are_no_hangs() -> None:
@@ -197,7 +197,7 @@ def test_arguments_are_checked() -> None:
 
 def test_a_restart_begins_new_journals() -> None:
     zeros = np.zeros((N, 1), np.int64)
-    with vector("ppo_tbptt/Faulty-v0", 2, max_restarts=1) as envs:
+    with vector("ppo_tbptt/Faulty-v0", 2, restarts=Restarts(1)) as envs:
         envs.reset(np.arange(N))
         envs.step(zeros, np.arange(N))
         os.kill(envs.worker_pids[0], signal.SIGKILL)

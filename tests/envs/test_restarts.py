@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from ppo_tbptt.envs import VectorEnv, WorkerError
+from ppo_tbptt.envs import Restarts, VectorEnv, WorkerError
 
 FAULTY = "ppo_tbptt/Faulty-v0"
 ZEROS = np.zeros((4, 1), np.int64)
@@ -22,7 +22,7 @@ def rows(mask: np.ndarray | None) -> list[int]:
 
 def faulty(num_workers: int, max_restarts: int = 3, **options: Any) -> VectorEnv:
     return VectorEnv(
-        FAULTY, num_envs=4, num_workers=num_workers, options=options, max_restarts=max_restarts, step_timeout=20
+        FAULTY, num_envs=4, num_workers=num_workers, options=options, restarts=Restarts(max_restarts), step_timeout=20
     )
 
 
@@ -39,7 +39,7 @@ def test_a_failed_step_is_lost_where_it_failed_and_nowhere_else(num_workers: int
         assert result.lost is None
         assert envs.obs["obs"][:, 0].tolist() == ([2, 2, 1, 1] if num_workers == 2 else [1] * 4), "none stepped twice"
         (fault_line,) = envs.take_faults()
-        assert envs.restarts == 1 and envs.take_faults() == []
+        assert envs.restarts.count == 1 and envs.take_faults() == []
         assert "environment 2" in fault_line and "level seed 12" in fault_line
         assert fault_line.splitlines()[0].endswith("; restarted (1 of at most 3)")
         assert ("Traceback" in fault_line) == (fault in ("step_at", "exit_at"))
@@ -56,7 +56,7 @@ def test_a_worker_that_dies_or_hangs(how: str) -> None:
         num_envs=4,
         num_workers=2,
         options={how: 2, "level": 12},
-        max_restarts=1,
+        restarts=Restarts(1),
         step_timeout=1,
     ) as envs:
         envs.reset(SEEDS)
@@ -73,7 +73,7 @@ def test_a_worker_that_dies_or_hangs(how: str) -> None:
 
 @pytest.mark.parametrize("between", ["steps", "journal"])
 def test_a_worker_killed_while_nothing_is_asked_of_it(between: str) -> None:
-    with VectorEnv(FAULTY, num_envs=4, num_workers=2, max_restarts=1, journal=True) as envs:
+    with VectorEnv(FAULTY, num_envs=4, num_workers=2, restarts=Restarts(1), journal=True) as envs:
         envs.reset(SEEDS)
         os.kill(envs.worker_pids[0], signal.SIGKILL)
         if between == "journal":
@@ -82,7 +82,7 @@ def test_a_worker_killed_while_nothing_is_asked_of_it(between: str) -> None:
             assert [journal.seed for journal in journals[2:]] == [12, 13]
         assert rows(envs.step(ZEROS, FRESH).lost) == [0, 1]
         envs.restart(FRESH)
-        assert envs.step_lost(ZEROS, FRESH).lost is None and envs.restarts == 1
+        assert envs.step_lost(ZEROS, FRESH).lost is None and envs.restarts.count == 1
         assert [journal.seed for journal in envs.journal()] == [20, 21, 12, 13]
         assert [len(journal.actions) for journal in envs.journal()] == [1, 1, 1, 1]
 
@@ -118,12 +118,12 @@ def test_idle_environments_stay_idle() -> None:
 @pytest.mark.parametrize("num_workers", [0, 2])
 def test_when_no_restarts_are_left(num_workers: int) -> None:
     envs = faulty(num_workers, step_at=1, level=12)
-    envs.restarts = 1  # of a run that goes on
+    envs.restarts.count = 1  # of a run that goes on
     envs.reset(SEEDS)
     result = envs.step(ZEROS, SEEDS)
     envs.restart(SEEDS)
     result = envs.step_lost(ZEROS, SEEDS)
-    assert result.lost is not None and envs.restarts == 3
+    assert result.lost is not None and envs.restarts.count == 3
     envs.restart(SEEDS)
     says = r"(?s)environment 2 .*Traceback.*as told.*\(after 3 restarts, of which a run may have 3\)$"
     with pytest.raises(WorkerError, match=says):
@@ -139,7 +139,7 @@ def test_lost_rows_wait_for_a_restart() -> None:
         for step in (2, 3):
             assert rows(envs.step(ZEROS, SEEDS).lost) == [2, 3]
             assert envs.obs["obs"][:2, 0].tolist() == [step, step]
-        assert envs.restarts == 1
+        assert envs.restarts.count == 1
 
 
 def test_a_new_worker_that_does_not_start_is_tried_again(tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -161,11 +161,11 @@ def test_a_new_worker_that_does_not_start_is_tried_again(tmp_path: Any, monkeypa
         "gymnasium.register('Moody-v0', Moody)\n"
     )
     monkeypatch.syspath_prepend(str(tmp_path))
-    with VectorEnv("moody_module:Moody-v0", num_envs=1, num_workers=1, max_restarts=3) as envs:
+    with VectorEnv("moody_module:Moody-v0", num_envs=1, num_workers=1, restarts=Restarts(3)) as envs:
         envs.reset(SEEDS[:1])
         os.kill(envs.worker_pids[0], signal.SIGKILL)
         result = envs.step(ZEROS[:1], SEEDS[:1])
-        assert result.lost is not None and envs.restarts == 3
+        assert result.lost is not None and envs.restarts.count == 3
         killed, raised, other = envs.take_faults()
         assert "SIGKILL" in killed and "KeyError: 'moody'" in raised and "looks different" in other
         assert envs.restart(SEEDS[:1]) is None and envs.step_lost(ZEROS[:1], SEEDS[:1]).lost is None
