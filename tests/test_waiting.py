@@ -1,0 +1,78 @@
+"""What a GPU needs and a CPU does not show: the host hardly ever waits for it, and no operation mixes the two."""
+
+import sys
+from contextlib import nullcontext
+
+import pytest
+import torch
+from device_stand_in import DEVICE, OnDevice, StandIn, move
+
+from ppo_tbptt.advantages import gae
+from ppo_tbptt.config import PPOConfig
+from ppo_tbptt.envs import LevelSeeds, VectorEnv
+from ppo_tbptt.fleet import Fleet
+from ppo_tbptt.learner import Learner
+from ppo_tbptt.models import CORES, Agent
+from ppo_tbptt.rollout import Sampler
+from ppo_tbptt.timing import Timer
+from ppo_tbptt.types import Carry, Rollout, Targets, empty_rollout
+
+STEPS, ENVS = 24, 5
+
+
+@pytest.fixture(autouse=True)
+def stand_in_for_cuda(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Agent, "_autocast", lambda self: nullcontext())  # which knows no such device
+    monkeypatch.setattr(torch.Tensor, "pin_memory", lambda self: self)
+    monkeypatch.setattr(sys.modules["torch.optim.adam"], "_device_dtype_check_for_fused", lambda *args, **kwargs: None)
+
+
+def collect(agent: Agent, obs_device: torch.device, mode: StandIn) -> tuple[Rollout, Carry]:
+    """Two rollouts, the second of which ``mode`` has seen; two halves, with terminations and truncations."""
+    parts = [
+        (VectorEnv("ppo_tbptt/Tracer-v0", num_envs=size, num_workers=0), LevelSeeds(7, size, 10, 50, first))
+        for first, size in ((0, 3), (3, 2))
+    ]
+    fleet = Fleet(parts)
+    storage = empty_rollout(
+        {"obs": ((3,), torch.float32)},
+        num_steps=STEPS,
+        num_envs=ENVS,
+        num_branches=2,
+        state_size=agent.core.state_size,
+        device=DEVICE,
+        obs_device=DEVICE,
+    )
+    if obs_device != DEVICE:
+        storage.obs["obs"] = torch.zeros(STEPS, ENVS, 3)
+    sampler = Sampler(fleet, agent)
+    carry = sampler.collect(sampler.begin(), storage, torch.rand(STEPS, ENVS, 2), Timer()).carry
+    mode.waits.clear()
+    carry = sampler.collect(carry, storage, torch.rand(STEPS, ENVS, 2), Timer()).carry
+    sampler.close()
+    return storage, carry
+
+
+@pytest.mark.parametrize("core", CORES)
+@pytest.mark.parametrize("obs_device", ["cpu", "meta"])
+def test_the_host_waits_for_each_action_and_twice_per_update(core: str, obs_device: str) -> None:
+    torch.manual_seed(0)
+    agent = Agent({"obs": (3,)}, (3, 2), core=core, core_hidden_size=8, hidden_size=16, vector_hidden_sizes=(8,))
+    config = PPOConfig(num_epochs=3, num_minibatches=4, sequence_length=6)
+    learner = Learner(agent, config, total_steps=1000, generator=torch.Generator())
+    with StandIn() as mode:
+        move(agent)
+        learner.optimizer.param_groups[0]["params"] = list(agent.parameters())
+        rollout, carry = collect(agent, torch.device(obs_device), mode)
+        # The actions of each half; and the carried observations of each, where the host keeps them.
+        stored = ["aten::copy_"] * 2 if obs_device == "cpu" else []
+        assert mode.waits == stored + ["aten::_to_copy"] * 2 * STEPS
+        assert all(isinstance(x, OnDevice) for x in (rollout.value, rollout.next_value, carry.state, carry.obs["obs"]))
+        assert rollout.terminated.any() and rollout.truncated.any()
+        end = rollout.terminated | rollout.truncated
+        advantage = gae(rollout.reward, rollout.value, rollout.next_value, end, gamma=0.99, gae_lambda=0.95)
+        mode.waits.clear()
+        stats = learner.update(rollout, Targets(advantage=advantage, ret=advantage + rollout.value), 0, Timer())
+        assert stats.num_updates == 12 and stats.num_nonfinite == 0
+        assert mode.waits == ["aten::_to_copy"] * 2  # where episodes start, at its beginning; the figures, at its end
+        assert mode.mixed == []
