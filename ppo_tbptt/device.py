@@ -37,6 +37,8 @@ def prepare_device(name: str, *, deterministic: bool = False) -> torch.device:
             raise DeviceError(f"device: {name!r}: this machine or this build of torch has no CUDA; use 'cpu' or 'auto'")
         if device.index is not None and device.index >= count:
             raise DeviceError(f"device: {name!r}: this machine has {count} CUDA device(s), counted from 0")
+        device = torch.device("cuda", torch.cuda.current_device() if device.index is None else device.index)
+        torch.cuda.set_device(device)  # streams and graphs are made on the current one
         if deterministic:
             # Read when the first matrix is multiplied. Recurrent cores allow only this one of the two for matrices.
             os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":16:8")

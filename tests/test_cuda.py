@@ -1,5 +1,7 @@
 """On a GPU: the same numbers as on the CPU, within the arithmetic's tolerance. Skipped where there is none."""
 
+import warnings
+from collections.abc import Iterator
 from dataclasses import fields, replace
 from pathlib import Path
 
@@ -11,15 +13,29 @@ from test_gradients import loss_of_sequences
 
 from ppo_tbptt.acting import Actor, decide
 from ppo_tbptt.checkpoint import load_checkpoint
+from ppo_tbptt.config import PPOConfig
+from ppo_tbptt.device import prepare_precision
+from ppo_tbptt.learner import Learner
 from ppo_tbptt.models import CORES, Agent
 from ppo_tbptt.models.heads import log_prob_and_entropy
 from ppo_tbptt.run_dir import RunDir
 from ppo_tbptt.sequences import cut, gather
+from ppo_tbptt.timing import Timer
 from ppo_tbptt.trainer import Trainer
 from ppo_tbptt.types import Rollout
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA here")
 CUDA = torch.device("cuda")
+
+
+@pytest.fixture(autouse=True)
+def settings_of_the_process() -> Iterator[None]:
+    """Float32 is float32 here, and what a test changes is changed back."""
+    before = torch.backends.cudnn.allow_tf32, torch.backends.cudnn.benchmark
+    torch.backends.cudnn.allow_tf32 = False
+    yield
+    torch.use_deterministic_algorithms(False)
+    torch.backends.cudnn.allow_tf32, torch.backends.cudnn.benchmark = before
 
 
 def to_cuda(rollout: Rollout) -> Rollout:
@@ -74,6 +90,23 @@ def test_the_published_network_in_bfloat16() -> None:
         torch.testing.assert_close(x, y.cpu(), rtol=0.05, atol=0.05)
 
 
+def test_in_bfloat16_the_core_computes_in_float32_and_small_gradients_reach_it() -> None:
+    """In float16, which autocast makes cuDNN use, gradients of 1e-9 would be 0."""
+    agent = small_agent("gru").to(CUDA)
+    agent.precision = torch.bfloat16
+    state = torch.randn(4, agent.core.state_size, device=CUDA)
+    logits, value = agent.unroll({"obs": torch.randn(12, 5, device=CUDA)}, state, torch.tensor([4, 4, 3, 1]))
+    (1e-9 * (logits.sum() + value.sum())).backward()
+    for name, p in agent.core.named_parameters():
+        assert p.grad is not None and (p.grad != 0).float().mean() > 0.5, name
+
+
+def test_precision_decides_about_tf32() -> None:
+    for precision, allowed in (("float32", False), ("bfloat16", True), ("auto", True)):
+        prepare_precision(precision, CUDA)
+        assert torch.backends.cudnn.allow_tf32 is allowed
+
+
 @pytest.mark.parametrize("core", CORES)
 @pytest.mark.parametrize("precision", [torch.float32, torch.bfloat16])
 def test_the_captured_graph_acts_like_plain_calls_also_when_the_weights_have_changed(
@@ -105,6 +138,40 @@ def test_where_observations_are_stored_changes_nothing(tmp_path: Path) -> None:
             assert (trainer.notes != []) == (storage == "host")
             rows.append([{k: v for k, v in r.scalars.items() if not k.startswith("time/")} for r in trainer])
     assert rows[0] == rows[1]
+
+
+def test_the_update_waits_for_the_gpu_twice(recwarn: pytest.WarningsRecorder) -> None:
+    """At its beginning for where episodes start, and at its end for its figures; torch itself says where."""
+    agent = small_agent("gru").to(CUDA)
+    rollout = to_cuda(fake_rollout(small_agent("gru"), starts()))
+    learner = Learner(agent, PPOConfig(sequence_length=8), total_steps=1000, generator=torch.Generator())
+    targets = fake_targets(rollout)
+    learner.update(rollout, targets, 0, Timer())  # libraries load, choose and allocate
+    warnings.simplefilter("always")
+    torch.cuda.set_sync_debug_mode("warn")
+    try:
+        learner.update(rollout, targets, 0, Timer())
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    assert len([w for w in recwarn if "synchronizing" in str(w.message)]) <= 2
+
+
+def test_double_buffering_on_cuda_changes_nothing_but_rounding() -> None:
+    """Each half acts through a graph of its own, and its workers' memory is page-locked."""
+    rows = []
+    for setting in ("off", "on"):
+        config = tiny(
+            device="cuda",
+            precision="float32",
+            env={"num_envs": 5, "num_workers": 2, "double_buffering": setting},
+        )
+        with Trainer(config) as trainer:
+            reports = [next(trainer), next(trainer)]
+            for part in trainer.envs.parts:
+                assert torch.from_numpy(part.envs.memory).is_pinned()
+            rows.append([{k: v for k, v in r.scalars.items() if not k.startswith("time/")} for r in reports])
+    for whole, halves in zip(*rows, strict=True):
+        assert halves == pytest.approx(whole, rel=1e-2, abs=1e-4)
 
 
 def test_a_resumed_run_on_cuda(tmp_path: Path) -> None:
