@@ -51,7 +51,7 @@ class Policy:
             DeviceError: there is no such device.
         """
         file = resolve_checkpoint(Path(path))
-        tree = load_weights(file) if file.suffix == SUFFIX else load_checkpoint(file)
+        tree = load_weights(file) if file.suffix.lower() == SUFFIX else load_checkpoint(file)
         where = prepare_device(device)
         try:
             config = Config.from_dict(tree["config"], source=str(file))

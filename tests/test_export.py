@@ -151,7 +151,7 @@ def test_the_printed_lines_play(run: Path, tmp_path: Path) -> None:
 
 
 def test_weights_alone_make_the_same_policy(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    file = tmp_path / "a.safetensors"
+    file = tmp_path / "a.SafeTensors"
     assert main(["export", str(run), "--safetensors", str(file)]) == 0
     ours, theirs = Policy.load(run), Policy.load(file)
     assert (theirs.config, theirs.spec, theirs.env_steps) == (ours.config, ours.spec, 64)
@@ -167,7 +167,6 @@ def test_weights_alone_make_the_same_policy(run: Path, tmp_path: Path, capsys: p
 def test_wrong_input_is_one_line(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for arguments, text in [
         ([], "--onnx FILE.onnx"),
-        (["--onnx", tmp_path / "a.pt"], "must end in .onnx"),
         (["--safetensors", tmp_path / "no" / "a.safetensors"], "there is no folder"),
         (["--ppo.gamma", "1"], "gamma"),
     ]:
