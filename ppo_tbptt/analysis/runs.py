@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 
-from ppo_tbptt.checkpoint import load_checkpoint
 from ppo_tbptt.config import Config, TrainConfig
 from ppo_tbptt.envs import EnvSpec, make_env
 from ppo_tbptt.metrics import read_metrics
@@ -149,11 +148,11 @@ def _number(row: Mapping[str, Any], key: str, path: Path, default: float | None 
 def _spec(run: RunDir, config: Config) -> EnvSpec:
     """From a checkpoint, which needs no environment to be installed; else from the environment itself."""
     if run.periodic():
-        tree = load_checkpoint(run.newest())
+        checkpoint, tree = run.load_newest()
         try:
             return EnvSpec.from_json(tree["spec"])
         except (KeyError, TypeError, ValueError) as error:
-            raise RunDirError(f"{run.newest()}: its description of the environment is broken") from error
+            raise RunDirError(f"{checkpoint}: its description of the environment is broken") from error
     env = make_env(config.env.id, options=config.env.options, max_episode_steps=config.env.max_episode_steps)
     try:
         return env.spec
