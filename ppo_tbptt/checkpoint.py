@@ -99,6 +99,15 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
         CheckpointError: missing, unreadable, not a checkpoint of this package, of another format, or damaged.
     """
     verify_checkpoint(path)
+    return load_verified(path)
+
+
+def load_verified(path: Path) -> dict[str, Any]:
+    """`load_checkpoint` of what `verify_checkpoint` has just accepted: large files need not be summed twice.
+
+    Raises:
+        CheckpointError: unreadable, or not a checkpoint of this package.
+    """
     try:
         tree = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises many kinds: bad zip, bad pickle, refused globals, end of file

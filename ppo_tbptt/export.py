@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from ppo_tbptt.config_values import shorten
 from ppo_tbptt.files import replacing
 from ppo_tbptt.models import Agent
 from ppo_tbptt.policy import Policy
@@ -74,7 +75,8 @@ def export_onnx(policy: Policy, path: Path) -> Exported:
     ``version``.
 
     Raises:
-        ExportError: packages are missing, the graph is too large for one file, or differs from the agent.
+        ExportError: packages are missing, this torch can't export the agent, or the graph is too large for one file,
+            is not valid or differs from the agent. Nothing is written then.
     """
     try:
         import onnx
@@ -87,7 +89,7 @@ def export_onnx(policy: Policy, path: Path) -> Exported:
     inputs, outputs = _ports(policy)
     example = _example(inputs, batch=2)
     batch = torch.export.Dim("batch")
-    with _quiet(), torch.no_grad():
+    with _telling(path), _quiet(), torch.no_grad():
         program = torch.onnx.export(
             step,
             example,
@@ -108,8 +110,9 @@ def export_onnx(policy: Policy, path: Path) -> Exported:
     with replacing(path) as file:
         file.write(content)
         file.flush()
-        onnx.checker.check_model(file.name, full_check=True)
-        run = _compare(Path(file.name), step, inputs, path)
+        with _telling(path):
+            onnx.checker.check_model(file.name, full_check=True)
+            run = _compare(Path(file.name), step, inputs, path)
     return Exported(inputs=inputs, outputs=outputs, run=run)
 
 
@@ -175,14 +178,34 @@ def _compare(file: Path, step: _Step, inputs: list[Port], path: Path) -> bool:
 
 
 @contextmanager
+def _telling(path: Path) -> Iterator[None]:
+    """Whatever torch's exporter, ONNX's checker or onnxruntime raises as one line; what works differs by version."""
+    try:
+        yield
+    except ExportError:
+        raise
+    except Exception as error:
+        cause: BaseException = error
+        while cause.__cause__ is not None:  # the exporter's own text is advice to its developers
+            cause = cause.__cause__
+        reason = shorten(f"{type(cause).__name__}: {' '.join(str(cause).split())}", 200)
+        raise ExportError(
+            f"{path}: not written, for torch {torch.__version__} fails to export this agent; another version of torch "
+            f"may be able to ({reason})"
+        ) from error
+
+
+@contextmanager
 def _quiet() -> Iterator[None]:
-    """Without what torch's exporter says to its developers."""
-    logger = logging.getLogger("torch.onnx")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
+    """Without what torch's exporter says to its developers; what it fails with is raised too."""
+    loggers = [logging.getLogger(name) for name in ("torch.onnx", "torch.export")]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.CRITICAL)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             yield
     finally:
-        logger.setLevel(level)
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)

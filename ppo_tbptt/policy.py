@@ -14,7 +14,7 @@ from ppo_tbptt.envs import EnvSpec
 from ppo_tbptt.models import Agent
 from ppo_tbptt.models.build import build_agent
 from ppo_tbptt.models.heads import mode, sample
-from ppo_tbptt.run_dir import resolve_checkpoint
+from ppo_tbptt.run_dir import run_at
 from ppo_tbptt.weights import SUFFIX, load_weights
 
 
@@ -50,8 +50,12 @@ class Policy:
             CheckpointError, RunDirError: nothing that can be loaded is there.
             DeviceError: there is no such device.
         """
-        file = resolve_checkpoint(Path(path))
-        tree = load_weights(file) if file.suffix == SUFFIX else load_checkpoint(file)
+        file = Path(path)
+        run = run_at(file)
+        if run is not None:
+            file, tree = run.load_newest()
+        else:
+            tree = load_weights(file) if file.suffix.lower() == SUFFIX else load_checkpoint(file)
         where = prepare_device(device)
         try:
             config = Config.from_dict(tree["config"], source=str(file))

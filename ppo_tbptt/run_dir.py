@@ -6,8 +6,9 @@ import re
 import warnings
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
-from ppo_tbptt.checkpoint import CheckpointError, verify_checkpoint
+from ppo_tbptt.checkpoint import CheckpointError, load_verified, verify_checkpoint
 
 
 class RunDirError(ValueError):
@@ -100,6 +101,15 @@ class RunDir:
             f"{self.path}: none of its {len(refused)} checkpoints can be used; the newest: {refused[0]}"
         )
 
+    def load_newest(self) -> tuple[Path, dict[str, Any]]:
+        """`newest`, and what is in it.
+
+        Raises:
+            CheckpointError: there is none yet, or none is whole; or what is in it is no checkpoint of this package.
+        """
+        path = self.newest()
+        return path, load_verified(path)
+
 
 LOCK = ".lock"
 
@@ -147,12 +157,22 @@ def resolve_checkpoint(path: Path) -> Path:
     Raises:
         CheckpointError, RunDirError: there is none.
     """
+    run = run_at(path)
+    return path if run is None else run.newest()
+
+
+def run_at(path: Path) -> RunDir | None:
+    """The run whose folder ``path`` is; None where it is a file, such as a checkpoint.
+
+    Raises:
+        CheckpointError, RunDirError: there is nothing, or a folder that is no run's.
+    """
     try:
         is_folder, exists = path.is_dir(), path.exists()
     except OSError as error:
         raise CheckpointError(f"{path}: cannot be read ({error.strerror})") from error
     if is_folder:
-        return RunDir.open(path).newest()
+        return RunDir.open(path)
     if not exists:
         raise CheckpointError(f"{path}: no such run folder or checkpoint")
-    return path
+    return None

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 
 from ppo_tbptt.advantages import gae
-from ppo_tbptt.checkpoint import CheckpointError, load_checkpoint, save_checkpoint
+from ppo_tbptt.checkpoint import CheckpointError, save_checkpoint
 from ppo_tbptt.config import Config
 from ppo_tbptt.continuing import continued, describe_changes
 from ppo_tbptt.device import prepare_device, resolve_precision, storage_device, versions
@@ -193,7 +193,7 @@ class Trainer(Iterator[Report]):
             RunDirError, CheckpointError, ConfigError: nothing to go on with, or overrides that don't fit it.
         """
         run = RunDir.open(Path(run_dir))
-        tree = load_checkpoint(run.newest())
+        _, tree = run.load_newest()
         asked = Config.load(run.config, overrides)
         saved = Config.from_dict(tree["config"], source="the config in the checkpoint")
         config = continued(saved, asked)

@@ -14,6 +14,7 @@ from ppo_tbptt.analysis.published import AGENTS, published_curves
 from ppo_tbptt.analysis.runs import read_run
 from ppo_tbptt.analysis.statistics import over_runs
 from ppo_tbptt.config import Config, EnvConfig
+from ppo_tbptt.json_files import JsonError
 from ppo_tbptt.metrics import MetricsError
 from ppo_tbptt.run_dir import RunDirError
 
@@ -76,7 +77,6 @@ BROKEN = {
     "text for a number": ("metrics.jsonl", '{"iteration": 1, "env_steps": "many"}\n{}\n', "env_steps is missing"),
     "metrics without steps": ("metrics.jsonl", '{"iteration": 1}\n{}\n', "env_steps is missing"),
     "evaluation of nothing": ("evaluations/a.json", "", "not valid JSON"),
-    "evaluation of another kind": ("evaluations/a.json", '{"measures": 3}', "not an evaluation"),
 }
 
 
@@ -89,7 +89,7 @@ def test_a_broken_file_is_named(case: str, tmp_path: Path) -> None:
         (path / name).unlink()
         if text is not None:
             (path / name).write_text(text)
-    with pytest.raises((RunDirError, MetricsError), match=reason) as caught:
+    with pytest.raises((RunDirError, MetricsError, JsonError), match=reason) as caught:
         read_run(path)
     assert str(path / (name or "")) in str(caught.value)
     assert "\n" not in str(caught.value)

@@ -162,7 +162,16 @@ WRONG = {
     "evaluate nothing": (["evaluate", "nowhere.pt"], "nowhere.pt"),
     "evaluate no checkpoint": (["evaluate", POC], "not a checkpoint"),
     "zero repeats": (["evaluate", POC, "--repeats", "0"], "at least 1"),
-    "video of another kind": (["enjoy", POC, "--video", "a.avi"], ".mp4 or .gif"),
+    "video of another kind": (["enjoy", POC, "--video", "a.avi"], "--video a.avi: must end in .mp4 or .gif"),
+    "video without a kind": (["enjoy", POC, "--video", "gif"], "--video gif: must end in .mp4 or .gif"),
+    "figure that is all suffix": (["plot", POC, "--out", ".png"], "--out .png: must end in .png, .svg or .pdf"),
+    "curves of another kind": (["plot", POC, "--out", "a.jpg"], "--out a.jpg: must end in .png, .svg or .pdf"),
+    "figure of another kind": (["probe", POC, "--out", "a.jpeg"], "--out a.jpeg: must end in .png, .svg or .pdf"),
+    "graph of another kind": (["export", POC, "--onnx", "a.pt"], "--onnx a.pt: must end in .onnx"),
+    "weights of another kind": (
+        ["export", POC, "--safetensors", "a.onnx"],
+        "--safetensors a.onnx: must end in .safetensors",
+    ),
     "unknown command": (["trian"], "train"),
     "unknown flag": (["evaluate", POC, "--nonsense", "1"], "nonsense"),
 }

@@ -4,6 +4,7 @@ import json
 import re
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -111,6 +112,45 @@ def test_a_graph_that_differs_is_not_written(tmp_path: Path, monkeypatch: pytest
     assert [path.read_text() for path in tmp_path.iterdir()] == ["old"]
 
 
+def raising(error: Exception, cause: Exception | None = None) -> Callable[..., None]:
+    def call(*_: object, **__: object) -> None:
+        raise error from cause
+
+    return call
+
+
+@pytest.mark.parametrize(
+    ("name", "broken", "reason"),
+    [
+        ("torch.onnx.export", raising(RuntimeError("step 1/3\nfailed"), ValueError("rank\n5")), "ValueError: rank 5"),
+        (
+            "onnx.checker.check_model",
+            raising(RuntimeError("of op Split\n" + 999 * "x")),
+            "RuntimeError: of op Split xxx",
+        ),
+    ],
+)
+def test_a_torch_that_fails_is_one_line(
+    name: str,
+    broken: Callable[..., None],
+    reason: str,
+    run: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    pytest.importorskip("onnxscript")
+    file = tmp_path / "a.onnx"
+    file.write_text("old")
+    monkeypatch.setattr(name, broken)
+    assert main(["export", str(run), "--onnx", str(file)]) == 2
+    err = capsys.readouterr().err
+    assert err.count("\n") == 1 and len(err) < len(str(file)) + 400
+    assert f"{file}: not written" in err and torch.__version__ in err and reason in err
+    assert "another version of torch" in err
+    assert [path.read_text() for path in tmp_path.iterdir()] == ["old"]
+
+
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("export") / "run"
@@ -151,7 +191,7 @@ def test_the_printed_lines_play(run: Path, tmp_path: Path) -> None:
 
 
 def test_weights_alone_make_the_same_policy(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    file = tmp_path / "a.safetensors"
+    file = tmp_path / "a.SafeTensors"
     assert main(["export", str(run), "--safetensors", str(file)]) == 0
     ours, theirs = Policy.load(run), Policy.load(file)
     assert (theirs.config, theirs.spec, theirs.env_steps) == (ours.config, ours.spec, 64)
@@ -167,7 +207,6 @@ def test_weights_alone_make_the_same_policy(run: Path, tmp_path: Path, capsys: p
 def test_wrong_input_is_one_line(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for arguments, text in [
         ([], "--onnx FILE.onnx"),
-        (["--onnx", tmp_path / "a.pt"], "must end in .onnx"),
         (["--safetensors", tmp_path / "no" / "a.safetensors"], "there is no folder"),
         (["--ppo.gamma", "1"], "gamma"),
     ]:

@@ -17,7 +17,6 @@ import torch
 
 from ppo_tbptt.checkpoint import CheckpointError, load_checkpoint, save_checkpoint
 from ppo_tbptt.cli import main
-from ppo_tbptt.commands.results import read_evaluation
 from ppo_tbptt.json_files import JsonError, read_json
 from ppo_tbptt.metrics import MetricsError, read_metrics
 from ppo_tbptt.policy import Policy
@@ -297,28 +296,34 @@ def spoil(path: Path, *, key: str, value: Any) -> None:
     )
 
 
+FIELDS = "checkpoint env_id env_steps episodes seeds repeats greedy sampling_seed max_steps forget_every capped"
+
+
 @pytest.mark.parametrize(
-    ("key", "value"),
+    ("key", "value", "says"),
     [
-        *[(key, ...) for key in ("env_id", "env_steps", "episodes", "greedy", "seeds", "measures", "capped")],
-        ("env_steps", "many"),
-        ("seeds", []),
-        ("seeds", ["a"]),
-        ("measures", [1]),
-        ("measures", {"return": 3}),
-        ("measures", {"return": {"mean": "high", "ci95": None}}),
-        ("measures", {"return": {"mean": 1, "ci95": [1]}}),
-        ("measures", {"return": {"mean": 1}}),
-        ("forget_every", "never"),
-        ("headline_without_memory", [0.5]),
+        *[(key, ..., "is missing; must be") for key in [*FIELDS.split(), "headline", "measures"]],
+        ("env_id", None, "is null; must be text"),
+        ("env_steps", "many", 'is "many"; must be a whole number'),
+        ("repeats", True, "is true; must be a whole number"),
+        ("greedy", 1, "is 1; must be true or false"),
+        ("seeds", [], "is []; must be a list of whole numbers"),
+        ("seeds", ["a"], 'is ["a"]; must be a list of whole numbers'),
+        ("measures", [1], "is [1]; must be an object"),
+        ("measures", {"return": 3}, "return is 3; must be an object with"),
+        ("measures", {"return": {"mean": "high", "ci95": None}}, 'return is {"mean": "high"'),
+        ("measures", {"return": {"mean": 1, "ci95": [1]}}, "two numbers or null as ci95"),
+        ("measures", {"return": {"mean": 1}}, "two numbers or null as ci95"),
+        ("headline", "fame", 'is "fame"; must be one of the measures'),
+        ("forget_every", "never", "or null"),
+        ("headline_without_memory", [0.5], "is [0.5]; must be a number or null"),
     ],
 )
-def test_a_spoilt_result_is_one_line(key: str, value: Any, run: RunDir, fails: Fails) -> None:
+def test_a_spoilt_result_is_one_line(key: str, value: Any, says: str, run: RunDir, fails: Fails) -> None:
     final = run.evaluations / "final.json"
     spoil(final, key=key, value=value)
-    with pytest.raises(JsonError, match=key):
-        read_evaluation(final)
-    assert key in fails("train", POC, "--run-dir", run.path, "--continue", *SMALL)
+    for line in (fails("train", POC, "--run-dir", run.path, "--continue", *SMALL), fails("compare", run.path)):
+        assert f"{final}: {key}" in line and says in line and "delete it, or move it elsewhere" in line
 
 
 @pytest.mark.parametrize("content", [b"", b"\xff\xfe", b"a = " + b"[" * 100_000, b"{" * 10, b"#" * (2**20 + 1)])

@@ -29,7 +29,7 @@ LAYERS = """
     policy continuing
     run_dir tensorboard
     weights
-    checkpoint metrics journals
+    checkpoint metrics journals saved_evaluation
     learner rollout
     acting fleet
     sharing streams saved_state

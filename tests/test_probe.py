@@ -100,7 +100,6 @@ def test_wrong_input_is_one_line(run: Path, tmp_path: Path, capsys: pytest.Captu
         list(trainer)
     for arguments, text in [
         ([tmp_path / "none"], "no memory to probe (core.kind = 'none')"),
-        ([run, "--out", tmp_path / "a.jpeg"], ".png, .pdf, .svg"),
         ([run, "--json", tmp_path / "no" / "a.json"], "there is no folder"),
         ([run, "--forget-every", "2"], "forget"),
     ]:

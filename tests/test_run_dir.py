@@ -1,5 +1,6 @@
 """Which checkpoint a run's folder stands for, and that only one process writes there."""
 
+import hashlib
 import subprocess
 import sys
 from pathlib import Path
@@ -31,6 +32,18 @@ def test_a_damaged_newest_checkpoint_is_passed_over_with_a_warning(run: RunDir, 
     damage(run.checkpoint(6), how)
     with pytest.warns(UserWarning, match=r"iteration_0000006\.pt.*iteration_0000004\.pt is used instead"):
         assert resolve_checkpoint(run.path) == run.checkpoint(4)
+    with pytest.warns(UserWarning, match=r"iteration_0000006\.pt.*iteration_0000004\.pt is used instead"):
+        path, tree = run.load_newest()
+    assert path == run.checkpoint(4)
+    assert tree["agent"]["w"][0] == 4
+
+
+def test_the_newest_is_summed_once(run: RunDir, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Checkpoints of large agents have hundreds of megabytes."""
+    digests: list[object] = []
+    monkeypatch.setattr("hashlib.sha256", lambda make=hashlib.sha256: digests.append(made := make()) or made)
+    assert run.load_newest()[1]["agent"]["w"][0] == 6
+    assert len(digests) == 1
 
 
 def test_another_format_is_passed_over(run: RunDir, monkeypatch: pytest.MonkeyPatch) -> None:

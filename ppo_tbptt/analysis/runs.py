@@ -4,16 +4,15 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 from pathlib import Path
-from typing import Any, TypeGuard
+from typing import Any
 
 import numpy as np
 
-from ppo_tbptt.checkpoint import load_checkpoint
 from ppo_tbptt.config import Config, TrainConfig
 from ppo_tbptt.envs import EnvSpec, make_env
-from ppo_tbptt.json_files import JsonError, read_json
 from ppo_tbptt.metrics import read_metrics
 from ppo_tbptt.run_dir import RunDir, RunDirError
+from ppo_tbptt.saved_evaluation import read_evaluation
 
 PROTOCOL = TrainConfig()
 """The published protocol, which is also the default of ``evaluate``: levels and repeats are its ``eval_*``."""
@@ -68,7 +67,8 @@ def read_run(path: Path) -> Run:
     published protocol, else the one of most episodes.
 
     Raises:
-        RunDirError: no run, one without metrics, or a file that can't be read.
+        RunDirError: no run, or one without metrics.
+        MetricsError, JsonError: its metrics or an evaluation can't be read.
         ConfigError, CheckpointError, EnvError: its config or its checkpoint is broken, or its task is unknown here.
     """
     run = RunDir.open(path)
@@ -121,7 +121,7 @@ def read_run(path: Path) -> Run:
 def read_runs(paths: Sequence[Path]) -> list[Run]:
     """Raises:
     RunDirError: a run is named twice.
-    RunDirError, MetricsError, ConfigError, CheckpointError, EnvError: one can't be read, see :func:`read_run`.
+    RunDirError, MetricsError, JsonError, ConfigError, CheckpointError, EnvError: see :func:`read_run`.
     """
     seen: set[Path] = set()
     for path in paths:
@@ -148,11 +148,11 @@ def _number(row: Mapping[str, Any], key: str, path: Path, default: float | None 
 def _spec(run: RunDir, config: Config) -> EnvSpec:
     """From a checkpoint, which needs no environment to be installed; else from the environment itself."""
     if run.periodic():
-        tree = load_checkpoint(run.newest())
+        checkpoint, tree = run.load_newest()
         try:
             return EnvSpec.from_json(tree["spec"])
         except (KeyError, TypeError, ValueError) as error:
-            raise RunDirError(f"{run.newest()}: its description of the environment is broken") from error
+            raise RunDirError(f"{checkpoint}: its description of the environment is broken") from error
     env = make_env(config.env.id, options=config.env.options, max_episode_steps=config.env.max_episode_steps)
     try:
         return env.spec
@@ -177,40 +177,6 @@ class _Result:
 def _is_published(seeds: Sequence[int], repeats: int, sampling_seed: int) -> bool:
     first, count = PROTOCOL.eval_first_seed, PROTOCOL.eval_num_seeds
     return (list(seeds), repeats, sampling_seed) == (list(range(first, first + count)), PROTOCOL.eval_repeats, 0)
-
-
-def read_evaluation(path: Path) -> dict[str, Any]:
-    """An evaluation as ``evaluate`` writes it.
-
-    Raises:
-        RunDirError: not readable, or not an evaluation.
-    """
-    try:
-        tree = read_json(path)
-    except JsonError as error:
-        raise RunDirError(f"{error}; delete it, or move it elsewhere") from error
-    if not _is_evaluation(tree):
-        raise RunDirError(f"{path}: not an evaluation as `evaluate` writes it; delete it, or move it elsewhere")
-    return tree
-
-
-def _is_evaluation(tree: Any) -> TypeGuard[dict[str, Any]]:
-    """Has everything that is read of one, in the right types."""
-    try:
-        measures = tree["measures"]
-        numbers = [number for m in measures.values() for number in (m["mean"], *(m["ci95"] or (0, 0)))]
-        counts = [tree[key] for key in ("env_steps", "repeats", "sampling_seed", "max_steps")]
-        return (
-            all(isinstance(number, int | float) for number in numbers)
-            and len(numbers) == 3 * len(measures)
-            and all(isinstance(count, int) for count in (*counts, *tree["seeds"]))
-            and len(tree["seeds"]) > 0
-            and isinstance(tree["greedy"], bool)
-            and isinstance(tree["forget_every"], int | None)
-            and tree["headline"] in measures
-        )
-    except (KeyError, TypeError, AttributeError):
-        return False
 
 
 def _from_file(path: Path, config: Config, headline: str, hours: Mapping[int, float]) -> list[_Result]:

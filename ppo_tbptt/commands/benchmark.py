@@ -76,7 +76,7 @@ def _split(text: str) -> list[str]:
 
 def _check_profile(path: Path) -> None:
     if not path.name.endswith((".json", ".json.gz")):
-        raise UsageError(f"--profile {path}: must end with .json or .json.gz")
+        raise UsageError(f"--profile {path}: must end in .json or .json.gz")
     check_target("--profile", path)
 
 

@@ -5,12 +5,12 @@ from pathlib import Path
 
 from rich.console import Console
 
-from ppo_tbptt.commands.parser import Parser, UsageError, check_target, env_overrides, positive, seed
+from ppo_tbptt.commands.parser import Parser, UsageError, check_suffix, check_target, env_overrides, positive, seed
 from ppo_tbptt.config import SEED_LIMIT, EnvConfig
 from ppo_tbptt.policy import Policy
 from ppo_tbptt.watch.record import Env, Recording, failed, record, watched_env
 from ppo_tbptt.watch.remote import remote_env
-from ppo_tbptt.watch.video import VideoError, check_suffix, pictures, write_video
+from ppo_tbptt.watch.video import SUFFIXES, VideoError, pictures, write_video
 from ppo_tbptt.watch.window import Viewer, WindowError, has_screen, show_window
 
 MOST_TRIES = 200
@@ -43,11 +43,11 @@ def run(argv: list[str]) -> int:
     overrides = env_overrides(rest)
     video: Path | None = args.video
     console = Console(highlight=False, soft_wrap=True, markup=False, emoji=False)
+    if video is not None:
+        check_suffix("--video", video, SUFFIXES)
+        if video.parent.is_dir():  # else it is made
+            check_target("--video", video)
     try:
-        if video is not None:
-            check_suffix(video)
-            if video.parent.is_dir():  # else it is made
-                check_target("--video", video)
         policy = Policy.load(args.path, device=args.device)
         env = policy.config.override(overrides).env
         if video is None and has_screen():

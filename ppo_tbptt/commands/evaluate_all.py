@@ -7,15 +7,16 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from ppo_tbptt.analysis.runs import read_evaluation
 from ppo_tbptt.checkpoint import CheckpointError
 from ppo_tbptt.commands.parser import UsageError, writing
 from ppo_tbptt.commands.results import evaluate_with_progress, file_name, note_overlap, wide_console, write_result
 from ppo_tbptt.commands.stop import Stop
 from ppo_tbptt.config import Config
 from ppo_tbptt.evaluation import evaluate
+from ppo_tbptt.json_files import JsonError
 from ppo_tbptt.policy import Policy
 from ppo_tbptt.run_dir import RunDir, RunDirError
+from ppo_tbptt.saved_evaluation import read_evaluation
 
 Tree = dict[str, Any]
 
@@ -113,7 +114,7 @@ def _done(target: Path | None, env_steps: int, max_steps: int) -> Tree | None:
         return None
     try:
         tree = read_evaluation(target)
-    except ValueError:
+    except JsonError:
         return None
     return tree if (tree["env_steps"], tree["max_steps"]) == (env_steps, max_steps) else None
 

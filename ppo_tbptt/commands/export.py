@@ -20,12 +20,8 @@ def run(argv: list[str]) -> int:
     args = parser.parse_args(argv)
     if args.onnx is None and args.safetensors is None:
         raise UsageError("what to write is needed: --onnx FILE.onnx, --safetensors FILE.safetensors, or both")
-    for option, file, suffix in (("--onnx", args.onnx, ".onnx"), ("--safetensors", args.safetensors, SUFFIX)):
-        check_target(option, file)
-        if file is not None and file.suffix != suffix:
-            raise UsageError(f"{option} {file}: must end in {suffix}")
-        if file is not None and file.is_dir():
-            raise UsageError(f"{option} {file}: is a folder")
+    check_target("--onnx", args.onnx, [".onnx"])
+    check_target("--safetensors", args.safetensors, [SUFFIX])
     checkpoint = resolve_checkpoint(args.path)
     policy = Policy.load(checkpoint)
     console = Console(markup=False, emoji=False)

@@ -10,6 +10,9 @@ from typing import NoReturn
 from ppo_tbptt.config import parse_overrides
 from ppo_tbptt.config_values import shorten
 
+FIGURES = (".png", ".svg", ".pdf")
+"""What a figure's file can end in."""
+
 
 class UsageError(ValueError):
     """One line: what is wrong with the command line."""
@@ -79,14 +82,28 @@ def writing(option: str, path: Path) -> Iterator[None]:
         raise UsageError(f"{option} {path}: can't be written ({error.strerror})") from error
 
 
-def check_target(option: str, path: Path | None) -> None:
+def check_suffix(option: str, path: Path, suffixes: Sequence[str]) -> None:
+    """Raises:
+    UsageError: the file that ``option`` names ends in none of ``suffixes``, in small letters or capitals.
+    """
+    name = path.name.lower()
+    if not any(name.endswith(suffix) and name != suffix for suffix in suffixes):
+        *others, last = suffixes
+        legal = f"{', '.join(others)} or {last}" if others else last
+        raise UsageError(f"{option} {path}: must end in {legal}")
+
+
+def check_target(option: str, path: Path | None, suffixes: Sequence[str] = ()) -> None:
     """Before any work is done for it: whether a file can be written there, and replaces at most a file.
 
     Raises:
-        UsageError: there is no such folder, nothing can be written in it, or what is there is no file.
+        UsageError: it ends in none of ``suffixes``, where there are any; there is no such folder, nothing can be
+            written in it, or what is there is no file.
     """
     if path is None:
         return
+    if suffixes:
+        check_suffix(option, path, suffixes)
     try:
         problem = _problem(path)
     except OSError as error:

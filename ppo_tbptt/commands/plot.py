@@ -4,11 +4,9 @@ from pathlib import Path
 
 from ppo_tbptt.analysis.groups import by_task, group_runs
 from ppo_tbptt.analysis.runs import read_runs
-from ppo_tbptt.commands.parser import Parser, UsageError, check_target, writing
+from ppo_tbptt.commands.parser import FIGURES, Parser, check_target, writing
 from ppo_tbptt.commands.results import wide_console
 from ppo_tbptt.files import replacing
-
-KINDS = ("png", "svg", "pdf")
 
 
 def run(argv: list[str]) -> int:
@@ -18,16 +16,13 @@ def run(argv: list[str]) -> int:
     parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="a run's folder")
     parser.option("--out", type=Path, required=True, metavar="FIG", help="the picture: .png, .svg or .pdf")
     args = parser.parse_args(argv)
-    kind = args.out.suffix[1:].lower()
-    if kind not in KINDS:
-        raise UsageError(f"--out {args.out}: must end in .png, .svg or .pdf")
-    check_target("--out", args.out)
+    check_target("--out", args.out, FIGURES)
     groups = group_runs(read_runs(args.runs))
 
     from ppo_tbptt.analysis.figures import learning_curves, save  # here, because matplotlib is slow to import
 
     figure = learning_curves(by_task(groups))
     with writing("--out", args.out), replacing(args.out) as file:
-        save(figure, file, kind)
+        save(figure, file, args.out.suffix[1:].lower())
     wide_console().print(f"written to {args.out}", highlight=False, markup=False, soft_wrap=True)
     return 0

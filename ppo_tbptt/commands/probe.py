@@ -9,13 +9,11 @@ from rich.table import Table
 from ppo_tbptt.analysis.probe import Probe, probe
 from ppo_tbptt.analysis.probe_figure import draw_probe
 from ppo_tbptt.commands import levels
-from ppo_tbptt.commands.parser import Parser, UsageError, check_target
+from ppo_tbptt.commands.parser import FIGURES, Parser, UsageError, check_target
 from ppo_tbptt.commands.results import default_path, evaluate_with_progress
 from ppo_tbptt.commands.stop import Stop
 from ppo_tbptt.files import replacing, write_text
 from ppo_tbptt.intervals import Estimate
-
-SUFFIXES = (".png", ".pdf", ".svg")
 
 
 def run(argv: list[str]) -> int:
@@ -27,12 +25,10 @@ def run(argv: list[str]) -> int:
     )
     levels.add_options(parser)
     parser.option("--json", type=Path, metavar="FILE", help="write the figures there")
-    parser.option("--out", type=Path, metavar="FIGURE", help="draw the figure there (.png, .pdf or .svg)")
+    parser.option("--out", type=Path, metavar="FIGURE", help="draw the figure there (.png, .svg or .pdf)")
     args, rest = parser.parse_with_overrides(argv)
     check_target("--json", args.json)
-    check_target("--out", args.out)
-    if args.out is not None and args.out.suffix.lower() not in SUFFIXES:
-        raise UsageError(f"--out {args.out}: {args.out.suffix or 'no suffix'!r}; use one of {', '.join(SUFFIXES)}")
+    check_target("--out", args.out, FIGURES)
     console = Console(markup=False, emoji=False)
     asked = levels.load(args, rest, console)
     policy = asked.policy

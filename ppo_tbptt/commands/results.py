@@ -14,7 +14,6 @@ from ppo_tbptt.console import measures_table
 from ppo_tbptt.evaluation import Evaluation
 from ppo_tbptt.files import write_text
 from ppo_tbptt.intervals import Estimate
-from ppo_tbptt.json_files import JsonError, read_json
 
 Outcome = TypeVar("Outcome")
 
@@ -69,44 +68,6 @@ def note_overlap(env: EnvConfig, seeds: range, console: Console) -> None:
     """Say so where levels were seen in training."""
     if seeds.start < env.first_seed + env.num_seeds and env.first_seed < seeds.stop:
         console.print("note: these level seeds overlap the training seeds, so this is not a held-out evaluation")
-
-
-def read_evaluation(path: Path) -> dict[str, Any]:
-    """What `save_evaluation` wrote.
-
-    Raises:
-        JsonError: it is missing, or something in it has another type.
-    """
-    tree = read_json(path)
-    for key, hint in _FIELDS.items():
-        if key not in tree or not isinstance(tree[key], hint):
-            raise JsonError(f"{path}: {key} is missing or of another type; must be what evaluate writes")
-    if not tree["seeds"] or not all(isinstance(seed, int) for seed in tree["seeds"]):
-        raise JsonError(f"{path}: seeds must be a list of whole numbers")
-    for name, measure in tree["measures"].items():
-        if not _is_measure(measure):
-            raise JsonError(f"{path}: measures.{name[:80]}: must have a mean, and a ci95 of two numbers or null")
-    if not isinstance(tree.get("headline_without_memory"), int | float | None):
-        raise JsonError(f"{path}: headline_without_memory must be a number or null")
-    return tree
-
-
-_FIELDS = {
-    **dict.fromkeys(("env_id", "headline"), str),
-    **dict.fromkeys(("env_steps", "episodes", "capped", "max_steps"), int),
-    "greedy": bool,
-    "seeds": list,
-    "measures": dict,
-    "forget_every": int | None,
-}
-
-
-def _is_measure(value: Any) -> bool:
-    if not isinstance(value, dict) or not isinstance(value.get("mean"), int | float) or "ci95" not in value:
-        return False
-    ci95 = value["ci95"]
-    pair = isinstance(ci95, list) and len(ci95) == 2 and all(isinstance(end, int | float) for end in ci95)
-    return pair or ci95 is None
 
 
 def print_evaluation(result: dict[str, Any], console: Console) -> None:

@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.progress import Progress, TaskID
 
 from ppo_tbptt.commands.parser import Parser, UsageError, minutes
-from ppo_tbptt.commands.results import evaluate_with_progress, print_evaluation, read_evaluation, save_evaluation
+from ppo_tbptt.commands.results import evaluate_with_progress, print_evaluation, save_evaluation
 from ppo_tbptt.commands.stop import TIMED_OUT, Dropped, Stop
 from ppo_tbptt.config import Config, parse_overrides
 from ppo_tbptt.console import Display
@@ -21,6 +21,7 @@ from ppo_tbptt.device import has_fast_bfloat16
 from ppo_tbptt.distributed import World
 from ppo_tbptt.evaluation import Evaluation
 from ppo_tbptt.run_dir import LOCK, RunDir, RunLock
+from ppo_tbptt.saved_evaluation import read_evaluation
 from ppo_tbptt.trainer import Trainer
 
 

@@ -16,6 +16,9 @@ from ppo_tbptt.files import replacing
 from ppo_tbptt.watch.draw import draw
 from ppo_tbptt.watch.record import Recording
 
+SUFFIXES = (".mp4", ".gif")
+"""What a video's file can end in."""
+
 
 class VideoError(ValueError):
     """One line: which video can't be written, and why."""
@@ -55,7 +58,8 @@ def write_video(path: Path, frames: Sequence[np.ndarray], fps: float) -> None:
     Raises:
         VideoError: another suffix, no room, no ffmpeg.
     """
-    check_suffix(path)
+    if path.suffix.lower() not in SUFFIXES:
+        raise VideoError(f"{path}: must end in {' or '.join(SUFFIXES)}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with replacing(path) as file:
@@ -65,14 +69,6 @@ def write_video(path: Path, frames: Sequence[np.ndarray], fps: float) -> None:
                 _write_mp4(file.name, frames, fps)
     except (OSError, RuntimeError) as error:
         raise VideoError(f"{path}: can't write this video ({' '.join(str(error).split())[:200]})") from error
-
-
-def check_suffix(path: Path) -> None:
-    """Raises:
-    VideoError: neither .mp4 nor .gif.
-    """
-    if path.suffix.lower() not in (".mp4", ".gif"):
-        raise VideoError(f"--video {path}: {path.suffix or 'no suffix'!r}; use .mp4 or .gif")
 
 
 def _write_mp4(path: str, frames: Sequence[np.ndarray], fps: float) -> None:
