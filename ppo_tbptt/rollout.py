@@ -207,7 +207,7 @@ class _Record:
         storage.next_value[-1] = last_value
         self.finals.mark(storage, agent)
         self.cuts.mark(storage)
-        storage.next_value[storage.terminated] = 0.0
+        storage.next_value.masked_fill_(storage.terminated, 0.0)
 
 
 @dataclass(slots=True)

@@ -17,6 +17,17 @@ WAITS = {"aten::_local_scalar_dense", "aten::nonzero", "aten::masked_select", "a
 """Operations whose result the host needs, be it the number of its elements."""
 
 
+NOT_DETERMINISTIC = {
+    "aten::cumsum",
+    "aten::histc",
+    "aten::median",
+    "aten::put_",
+    "aten::scatter_reduce",
+    "aten::kthvalue",
+}
+"""Operations on CUDA's floats that raise where only deterministic algorithms are allowed."""
+
+
 class OnDevice(Tensor):
     """A tensor of the CPU as one of the device."""
 
@@ -39,12 +50,16 @@ class OnDevice(Tensor):
 
 
 class StandIn(TorchDispatchMode):
-    """``waits``: where the host waited for the device, by operation. ``mixed``: operations on tensors of both."""
+    """``waits``: where the host waited for the device, by operation. ``mixed``: operations on tensors of both.
+
+    ``not_deterministic``: of those that are not.
+    """
 
     def __init__(self) -> None:
         super().__init__()
         self.waits: list[str] = []
         self.mixed: list[str] = []
+        self.not_deterministic: list[str] = []
 
     def __torch_dispatch__(
         self, func: Any, types: Sequence[Any], args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
@@ -54,6 +69,8 @@ class StandIn(TorchDispatchMode):
         tensors = [x for x in tree_leaves((args, kwargs)) if isinstance(x, Tensor)]
         here = any(isinstance(x, OnDevice) for x in tensors)
         host = any(not isinstance(x, OnDevice) and x.dim() for x in tensors)  # numbers may meet anything
+        if here and name in NOT_DETERMINISTIC and any(x.is_floating_point() for x in tensors):
+            self.not_deterministic.append(name)
         result_here = here
         if kwargs.get("device") is not None:
             result_here = torch.device(kwargs["device"]).type == DEVICE.type

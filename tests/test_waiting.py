@@ -1,4 +1,4 @@
-"""What a GPU needs and a CPU does not show: the host hardly ever waits for it, and no operation mixes the two."""
+"""What a GPU needs and a CPU does not show: the host hardly ever waits, no operation mixes the two, and the like."""
 
 import sys
 from contextlib import nullcontext
@@ -75,4 +75,4 @@ def test_the_host_waits_for_each_action_and_twice_per_update(core: str, obs_devi
         stats = learner.update(rollout, Targets(advantage=advantage, ret=advantage + rollout.value), 0, Timer())
         assert stats.num_updates == 12 and stats.num_nonfinite == 0
         assert mode.waits == ["aten::_to_copy"] * 2  # where episodes start, at its beginning; the figures, at its end
-        assert mode.mixed == []
+        assert mode.mixed == [] and mode.not_deterministic == []
