@@ -7,10 +7,10 @@ import pytest
 from ppo_tbptt.config import Config
 from ppo_tbptt.trainer import Trainer
 
-CONFIGS = sorted((Path(__file__).parent.parent / "configs").glob("*.toml"))
+FOLDER = Path(__file__).parent.parent / "configs"
 
 
-@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", sorted(FOLDER.rglob("*.toml")), ids=lambda path: str(path.relative_to(FOLDER)))
 def test_one_iteration(path: Path) -> None:
     config = Config.load(path)
     config = config.replace(
