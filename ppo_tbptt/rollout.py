@@ -57,7 +57,7 @@ class Sampler:
         """A copy of all current observations, on the agent's device."""
         rows = [part.envs.obs for part in self.fleet.parts]
         device = self.agent.device
-        return {key: torch.cat([torch.from_numpy(obs[key]).to(device, copy=True) for obs in rows]) for key in rows[0]}
+        return {key: torch.cat([torch.from_numpy(obs[key]).to(device) for obs in rows]) for key in rows[0]}
 
     def collect(self, carry: Carry, storage: Rollout, noise: Float[Tensor, "T N A"], timer: Timer) -> Collected:
         """Fill ``storage`` with T steps that go on from ``carry``.

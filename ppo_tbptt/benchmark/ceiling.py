@@ -1,6 +1,6 @@
 """The ceiling: an iteration that is nothing but its network arithmetic and its environments, each measured alone.
 
-    acting        T calls of ``agent.step`` on N real observations that are already on the device
+    acting        T steps of acting on N real observations that are already on the device, on CUDA as one graph
     learning      epochs x minibatches of forward, backward, clipping and AdamW on full minibatches without padding
     environments  T steps of N environments with random actions over all workers, nothing else running
 
@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from ppo_tbptt.acting import Actor
 from ppo_tbptt.benchmark.clock import seconds_per_call
 from ppo_tbptt.config import Config
 from ppo_tbptt.envs import LevelSeeds, VectorEnv
@@ -131,6 +132,9 @@ def _update(learner: Learner, batch: Minibatch) -> None:
 
 
 def _acting_seconds(agent: Agent, obs: Obs) -> float:
-    state = agent.core.initial_state(len(next(iter(obs.values()))))
+    actor, num_envs = Actor(agent), len(next(iter(obs.values())))
+    state = agent.core.initial_state(num_envs)
+    start = torch.zeros(num_envs, dtype=torch.bool, device=agent.device)
+    noise = torch.rand(num_envs, len(agent.action_nvec), device=agent.device)
     with agent.acting():
-        return seconds_per_call(lambda: agent.step(obs, state), agent.device)
+        return seconds_per_call(lambda: actor(obs, state, start, noise), agent.device)
