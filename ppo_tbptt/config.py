@@ -38,9 +38,9 @@ class EnvConfig(Table):
     num_envs: Size = 32
     """Environments stepped side by side."""
     num_workers: Annotated[int, Bounds(0, 1024)] | Literal["auto"] = "auto"
-    """Processes that share the environments; 0 runs them in this process. Results don't depend on it."""
+    """Processes that share the environments, or each half; 0 runs them in this process. Results don't depend on it."""
     double_buffering: Literal["auto", "on", "off"] = "auto"
-    """Let one half of the environments step while the agent acts for the other, `num_workers` each; auto: on CUDA."""
+    """Half of the environments step while the agent acts for the others; auto: on CUDA, from 256 environments on."""
     first_seed: Seed = 0
     """First level seed of training; each episode draws one of `num_seeds` from here on."""
     num_seeds: Count = 100_000

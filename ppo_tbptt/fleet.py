@@ -9,6 +9,11 @@ import numpy as np
 from ppo_tbptt.config import EnvConfig
 from ppo_tbptt.envs import EnvSpec, EpisodeJournal, LevelSeeds, Restarts, VectorEnv
 
+HALVES_FROM = 256
+"""Environments from which on two halves are the default on CUDA. With fewer a step of the environments takes less time
+than acting for a half, which hardly depends on its size, so that acting twice costs more than it hides. By reckoning
+with 16 cores, not measured."""
+
 
 @dataclass(frozen=True, slots=True)
 class Part:
@@ -111,9 +116,7 @@ class Fleet:
             part.envs.close()
 
 
-def build_fleet(
-    env: EnvConfig, *, seed: int, first_env: int, num_workers: int | Literal["auto"], halves: bool
-) -> Fleet:
+def build_fleet(env: EnvConfig, *, seed: int, first_env: int, num_workers: int | Literal["auto"], cuda: bool) -> Fleet:
     """The config's environments. ``first_env`` numbers the first one among those of all ranks.
 
     Each half has workers of its own, so that one's can step on all cores while the other's wait for their actions.
@@ -123,6 +126,7 @@ def build_fleet(
         EnvError, WorkerError: see :class:`VectorEnv`.
     """
     sizes = [env.num_envs]
+    halves = {"auto": cuda and env.num_envs >= HALVES_FROM, "on": True, "off": False}[env.double_buffering]
     if halves and env.num_envs > 1:
         sizes = [env.num_envs - env.num_envs // 2, env.num_envs // 2]
     restarts = Restarts(env.max_worker_restarts)

@@ -80,13 +80,12 @@ class Trainer(Iterator[Report]):
         self.config = config = config.replace(precision=precision)  # what was used is what is saved
         torch.manual_seed(config.seed)
         env = config.env
-        halves = {"auto": self.device.type == "cuda", "on": True, "off": False}[env.double_buffering]
         self.envs = build_fleet(
             env,
             seed=config.seed,
             first_env=self.world.rank * env.num_envs,
             num_workers=_own_workers(config, world),
-            halves=halves,
+            cuda=self.device.type == "cuda",
         )
         self._end_envs = self.envs.close
         self.writer: RunWriter | None = None
