@@ -30,7 +30,7 @@ LAYERS = """
     run_dir tensorboard
     weights
     checkpoint metrics journals
-    learner rollout
+    learner rollout compiling
     acting
     sharing streams saved_state
     distributed

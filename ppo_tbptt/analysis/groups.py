@@ -21,6 +21,7 @@ NO_MATTER = frozenset(
         "device",
         "deterministic",
         "storage",
+        "compile",
         "env.num_workers",
         "env.replay",
         "env.step_timeout",
