@@ -188,6 +188,8 @@ class Config(Table):
     """Where a rollout's observations lie on CUDA; auto: on the device while they fit, else page-locked on the host."""
     deterministic: bool = False
     """On CUDA only algorithms that give the same bits twice, slower; a CPU does so anyway."""
+    compile: bool = False
+    """Compile the encoder for updates, where there is a compiler. Meant for GPUs, unmeasured; no gain on a CPU."""
     total_steps: Steps
     """Environment steps to train for, over all environments (and all ranks, where several train)."""
     env: EnvConfig

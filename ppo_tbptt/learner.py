@@ -17,7 +17,7 @@ from ppo_tbptt.sequences import cut, gather, padding_fraction, split
 from ppo_tbptt.sharing import Moments, share_gradients, share_moments, share_steps
 from ppo_tbptt.timing import Timer
 from ppo_tbptt.transfer import to_device
-from ppo_tbptt.types import LossStats, Minibatch, Rollout, Targets
+from ppo_tbptt.types import LossStats, Minibatch, Obs, Rollout, Targets
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -75,6 +75,8 @@ class Learner:
         self.generator = generator
         self.world = world or World()
         self.max_nonfinite = max_nonfinite
+        self.encode: Callable[[Obs], Tensor] | None = None
+        """The encoder where it is compiled."""
         self._nonfinite_in_a_row = 0
         self.optimizer = torch.optim.AdamW(
             agent.parameters(), lr=config.learning_rate.initial, weight_decay=config.weight_decay, fused=True
@@ -94,7 +96,7 @@ class Learner:
         ``moments``: mean and deviation of the advantages, where other ranks hold more of the minibatch.
         """
         config = self.config
-        logits, value = self.agent.unroll(batch.obs, batch.state, batch.batch_sizes)
+        logits, value = self.agent.unroll(batch.obs, batch.state, batch.batch_sizes, self.encode)
         log_prob, entropy = log_prob_and_entropy(logits, batch.action, self.agent.action_nvec)
         return ppo_loss(
             log_prob=log_prob,

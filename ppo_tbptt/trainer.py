@@ -16,6 +16,7 @@ import torch
 
 from ppo_tbptt.advantages import gae
 from ppo_tbptt.checkpoint import CheckpointError, save_checkpoint
+from ppo_tbptt.compiling import CompileError, compile_encoder
 from ppo_tbptt.config import Config
 from ppo_tbptt.continuing import continued, describe_changes
 from ppo_tbptt.device import prepare_device, resolve_precision, storage_device, versions
@@ -133,6 +134,8 @@ class Trainer(Iterator[Report]):
         if restore is not None:
             self._load_state(restore)
         share_weights(self.world, self.agent)
+        if config.compile:
+            self._compile()
         self.run: RunDir | None = None
         self._videos: TrainingVideos | None = None
         if run_dir is not None:
@@ -147,6 +150,17 @@ class Trainer(Iterator[Report]):
         else:
             self._carry = self._go_on(restore, progress)
             self._load_streams(restore)  # last, because whatever was done by now may have used them
+
+    def _compile(self) -> None:
+        num = max(2, self.config.batch_size // self.config.ppo.num_minibatches)
+        obs = {
+            key: torch.zeros(num, *x.shape[2:], dtype=x.dtype, device=self.device)
+            for key, x in self._storage.obs.items()
+        }
+        try:
+            self.learner.encode = compile_encoder(self.agent, obs)
+        except CompileError as error:
+            self.notes.append(f"not compiled, training goes on without: {error}")
 
     def _introduce(self, board: TensorBoard) -> None:
         board.layout(self.envs.spec.headline, self.env_steps, held_out=self.config.train.eval_every > 0)

@@ -376,7 +376,7 @@ def test_every_field_has_help_type_and_default() -> None:
         if dataclasses.is_dataclass(t.type)
         for f in dataclasses.fields(t.type)
     }
-    assert keys | {"seed", "device", "precision", "deterministic", "storage", "total_steps"} == set(rows)
+    assert keys | {"seed", "device", "precision", "deterministic", "storage", "compile", "total_steps"} == set(rows)
 
 
 def test_help_without_source(monkeypatch: pytest.MonkeyPatch) -> None:

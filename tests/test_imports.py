@@ -30,7 +30,7 @@ LAYERS = """
     run_dir tensorboard
     weights
     checkpoint metrics journals saved_evaluation
-    learner rollout
+    learner rollout compiling
     acting fleet
     sharing streams saved_state
     distributed

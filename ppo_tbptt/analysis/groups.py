@@ -21,6 +21,7 @@ NO_MATTER = frozenset(
         "device",
         "deterministic",
         "storage",
+        "compile",
         "env.num_workers",
         "env.double_buffering",
         "env.replay",

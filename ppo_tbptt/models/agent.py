@@ -1,6 +1,6 @@
 """Encoder, recurrent core and heads as one module."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
 import torch
@@ -71,14 +71,20 @@ class Agent(nn.Module):
         return torch.where(start[:, None], self.core.initial_state(len(start)), state)
 
     def unroll(
-        self, obs: Obs, state: Float[Tensor, "S D"], batch_sizes: Int[Tensor, "L"]
+        self,
+        obs: Obs,
+        state: Float[Tensor, "S D"],
+        batch_sizes: Int[Tensor, "L"],
+        encode: Callable[[Obs], Tensor] | None = None,
     ) -> tuple[Float[Tensor, "M K"], Float[Tensor, "M"]]:
         """Logits and values of the M steps of S sequences, each unrolled from its own ``state``.
 
-        ``obs`` is packed (see :class:`~ppo_tbptt.types.Minibatch`): encoder and heads never see padding.
+        ``obs`` is packed (see :class:`~ppo_tbptt.types.Minibatch`): encoder and heads never see padding. ``encode`` is
+        called in the encoder's place: the same, compiled (see :mod:`ppo_tbptt.compiling`).
         """
         with self._autocast():
-            logits, value = self.heads(self.core.unroll(self.encoder(obs), state, batch_sizes))
+            features = self.encoder(obs) if encode is None else encode(obs)
+            logits, value = self.heads(self.core.unroll(features, state, batch_sizes))
         return at_least_float32(logits), at_least_float32(value)
 
     @contextmanager

@@ -1,0 +1,84 @@
+"""The compiled encoder: an uncompiled run's numbers, and a run that goes on where nothing can be compiled."""
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from configs_for_tests import tiny
+
+from ppo_tbptt.checkpoint import load_checkpoint
+from ppo_tbptt.config import Config
+from ppo_tbptt.metrics import read_metrics
+from ppo_tbptt.policy import Policy
+from ppo_tbptt.run_dir import RunDir
+from ppo_tbptt.trainer import Trainer
+
+FRAMES = tiny(
+    total_steps=192,
+    env={"id": "MortarMayhem-Grid-v0"},
+    model={"hidden_size": 16, "cnn_channels": [4, 4, 4]},
+    core={"num_layers": 2, "dropout": 0.2},  # which uses torch's own random stream
+    train={"eval_num_seeds": 1, "eval_repeats": 1},
+)
+
+# In a process of its own, because the import hook's checks can't be compiled. An update that the compiled code is not
+# made for would go without it; here it fails.
+TRAIN = """
+import sys, torch
+from ppo_tbptt.cli import main
+calls, stance = [], torch.compiler.set_stance
+torch.compiler.set_stance = lambda name: (calls.append(name), stance("fail_on_recompile"))[1]
+code = main(["train", *sys.argv[1:]])
+print(len(calls), "compiled updates")
+sys.exit(code)
+"""
+needs_compiler = pytest.mark.skipif(shutil.which("g++") is None, reason="no g++ here")
+
+
+def train(folder: Path, config: Config, **environment: str) -> list[str]:
+    """The lines that a training in ``folder / "run"`` prints, with no compiled code from before."""
+    (folder / "config.toml").write_text(config.to_toml())
+    command = [sys.executable, "-c", TRAIN, folder / "config.toml", "--run-dir", folder / "run"]
+    environment = {**os.environ, "TORCHINDUCTOR_CACHE_DIR": str(folder / "cache"), **environment}
+    result = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert (result.returncode, result.stderr) == (0, "")
+    return result.stdout.splitlines()
+
+
+def metrics(run: Path) -> list[dict[str, float]]:
+    return [{k: v for k, v in row.items() if not k.startswith("time/")} for row in read_metrics(run / "metrics.jsonl")]
+
+
+@needs_compiler
+@pytest.mark.parametrize("precision", ["float32", pytest.param("bfloat16", marks=pytest.mark.slow)])
+def test_an_uncompiled_runs_numbers(precision: str, tmp_path: Path) -> None:
+    config = FRAMES.replace(precision=precision)
+    with Trainer(config, tmp_path / "plain") as trainer:
+        list(trainer)
+    lines = train(tmp_path, config.replace(compile=True))
+    assert "12 compiled updates" in lines
+    assert not [line for line in lines if "not compiled" in line]
+
+    run, tolerance = tmp_path / "run", 1e-4 if precision == "float32" else 0.05
+    for want, got in zip(metrics(tmp_path / "plain")[:2], metrics(run), strict=False):
+        assert got == pytest.approx(want, rel=tolerance, abs=1e-5)
+    agents = [load_checkpoint(RunDir(path).newest())["agent"] for path in (tmp_path / "plain", run)]
+    torch.testing.assert_close(agents[1], agents[0], rtol=tolerance, atol=tolerance)
+    Policy.load(run)
+    with Trainer.resume(run, {"compile": False, "total_steps": 256}) as trainer:
+        assert "changed: compile: True -> False" in trainer.notes
+        assert next(trainer).iteration == 4
+
+
+def test_without_a_compiler_it_says_so_in_one_line_and_goes_on(tmp_path: Path) -> None:
+    with Trainer(FRAMES, tmp_path / "plain") as trainer:
+        list(trainer)
+    lines = train(tmp_path, FRAMES.replace(compile=True), CXX=str(tmp_path / "none"))
+    (line,) = [line for line in lines if line.startswith("not compiled")]
+    assert "training goes on without: InvalidCxxCompiler: No working C++ compiler found" in line
+    assert "0 compiled updates" in lines
+    assert metrics(tmp_path / "run") == metrics(tmp_path / "plain")  # random streams included
