@@ -2,6 +2,7 @@
 
 import importlib
 import os
+import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from types import SimpleNamespace
@@ -99,7 +100,9 @@ def import_memory_gym(*, window: bool = False) -> None:
     os.environ.setdefault("PYGAME_HIDE_SUPPORT_PROMPT", "1")
     os.environ.setdefault("SDL_NO_SIGNAL_HANDLERS", "1")  # else SDL swallows SIGTERM, also in the trainer's process
     try:
-        importlib.import_module("memory_gym")
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "pkg_resources is deprecated")  # which pygame uses if it is still there
+            importlib.import_module("memory_gym")
     except ModuleNotFoundError as error:
         if error.name == "memory_gym":
             raise EnvError(f"MemoryGym is not installed; install it with: {INSTALL}") from None
