@@ -68,6 +68,14 @@ class Fleet:
         return self.parts[0].envs.num_workers
 
     @property
+    def where(self) -> str:
+        """For the user: `in 2 workers`."""
+        workers = f"{self.num_workers} worker{'s' if self.num_workers > 1 else ''}" if self.num_workers else ""
+        if len(self.parts) > 1:
+            return f"in two halves {f'of {workers} each' if workers else 'in this process'}"
+        return f"in {workers or 'this process'}"
+
+    @property
     def worker_pids(self) -> list[int]:
         return [pid for part in self.parts for pid in part.envs.worker_pids]
 

@@ -31,7 +31,17 @@ SMALL = ["--env.num-workers", "0", "--env.num-envs", "4", "--ppo.rollout-steps",
 SMALL += ["--ppo.sequence-length=8", "--device", "cpu", "--warmup", "1", "--total-steps", "64"]
 KEYS = {"steps_per_second", "spread", "iterations", "steps_per_iteration", "seconds", "fraction_of_ceiling"}
 KEYS |= {"ceiling_steps_per_second", "ceiling_seconds", "padded_over_valid", "peak_memory_mb", "flop_per_step"}
-KEYS |= {"peak_flops", "fraction_of_peak", "config", "device", "precision", "threads", "torch", "num_workers"}
+KEYS |= {
+    "peak_flops",
+    "fraction_of_peak",
+    "config",
+    "device",
+    "precision",
+    "threads",
+    "torch",
+    "num_workers",
+    "environments",
+}
 PARTS = {"environments", "inference", "transfer", "sequences", "learning", "rest"}
 
 
@@ -69,6 +79,7 @@ def test_json_holds_figures_that_fit_together(capsys: pytest.CaptureFixture[str]
     assert result["iterations"] == 4
     assert result["steps_per_iteration"] == 64
     assert (result["device"], result["precision"], result["num_workers"]) == ("cpu", "float32", 0)
+    assert result["environments"].endswith(" in this process")
     assert result["config"]["source"] == POC
     assert result["config"]["overrides"]["ppo.rollout_steps"] == "16"
     assert "vs" not in result

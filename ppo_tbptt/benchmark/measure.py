@@ -113,6 +113,7 @@ def describe(setting: Setting, say: Callable[[str], None]) -> dict[str, Any]:
         "precision": str(dtype).removeprefix("torch."),
         "threads": torch.get_num_threads(),
         "num_workers": trainer.envs.num_workers,
+        "environments": f"{trainer.config.env.num_envs} {trainer.envs.where}",
         "torch": torch.__version__,
         "config": {"source": setting.source, "overrides": setting.overrides},
     }

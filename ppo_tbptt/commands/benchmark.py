@@ -121,7 +121,7 @@ def _rows(result: dict[str, Any]) -> dict[str, str]:
     return {
         "device": result["device"],
         "precision, threads": f"{result['precision']}, {result['threads']}",
-        "environments in": f"{result['num_workers']} workers" if result["num_workers"] else "this process",
+        "environments": result["environments"],
         "steps per second": f"{result['steps_per_second']:,.0f} ({low:,.0f} to {high:,.0f})",
         "of the ceiling": f"{result['fraction_of_ceiling']:.3f} of {result['ceiling_steps_per_second']:,.0f}",
         **{

@@ -165,13 +165,11 @@ def _print_stopped(run: RunDir, path: Path | None, console: Console) -> None:
 def _print_start(trainer: Trainer, console: Console) -> None:
     config, spec = trainer.config, trainer.envs.spec
     parameters = sum(p.numel() for p in trainer.agent.parameters())
-    workers = trainer.envs.num_workers
-    where = "in this process" if not workers else f"in {workers} worker{'s' if workers > 1 else ''}"
     ranks = f" on each of {trainer.world.size} ranks" if trainer.world.size > 1 else ""
     threads = f", {torch.get_num_threads()} threads" if trainer.device.type == "cpu" else ""
     console.print(
-        f"{spec.env_id}: {config.env.num_envs} environments {where}{ranks}\n{config.core.kind} agent of {parameters:,} "
-        f"parameters in {config.precision} on {trainer.device}{threads}",
+        f"{spec.env_id}: {config.env.num_envs} environments {trainer.envs.where}{ranks}\n"
+        f"{config.core.kind} agent of {parameters:,} parameters in {config.precision} on {trainer.device}{threads}",
         highlight=False,
         soft_wrap=True,
     )
