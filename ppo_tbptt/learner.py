@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, fields
+from typing import Any
 
 import torch
 from jaxtyping import Bool
@@ -81,6 +82,19 @@ class Learner:
         self.optimizer = torch.optim.AdamW(
             agent.parameters(), lr=config.learning_rate.initial, weight_decay=config.weight_decay, fused=True
         )
+
+    def load_optimizer(self, tree: dict[str, Any]) -> None:
+        """Go on with the moments and counts of a used optimiser's ``state_dict``; its settings are the config's.
+
+        Raises:
+            KeyError, ValueError: it is of another network.
+        """
+        settings = self.optimizer.state_dict()["param_groups"]
+        self.optimizer.load_state_dict({"state": tree["state"], "param_groups": settings})
+        for parameter in self.agent.parameters():
+            state = self.optimizer.state[parameter]
+            if state["exp_avg"].shape != parameter.shape or state["exp_avg_sq"].shape != parameter.shape:
+                raise ValueError("the optimiser's state is of another network")
 
     def scheduled(self, schedule: Schedule, env_steps: int) -> float:
         """The schedule's value after ``env_steps``."""

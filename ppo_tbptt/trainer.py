@@ -19,10 +19,11 @@ from ppo_tbptt.checkpoint import CheckpointError, save_checkpoint
 from ppo_tbptt.compiling import CompileError, compile_encoder
 from ppo_tbptt.config import Config
 from ppo_tbptt.continuing import continued, describe_changes
-from ppo_tbptt.device import prepare_device, resolve_precision, storage_device, versions
+from ppo_tbptt.device import prepare_device, resolve_precision, versions
 from ppo_tbptt.distributed import World
 from ppo_tbptt.envs import EnvSpec, Episode, WorkerError, resolve_workers
 from ppo_tbptt.evaluation import Evaluation, evaluate
+from ppo_tbptt.fault_counts import FaultCounts
 from ppo_tbptt.fleet import build_fleet
 from ppo_tbptt.journals import go_on, saved_episodes
 from ppo_tbptt.learner import Learner, NonFiniteError, UpdateStats
@@ -34,11 +35,12 @@ from ppo_tbptt.run_writer import RunWriter
 from ppo_tbptt.saved_state import check_saved_state
 from ppo_tbptt.scalars import episode_scalars, explained_variance, headline, update_scalars
 from ppo_tbptt.sharing import share_weights
+from ppo_tbptt.storage import rollout_storage
 from ppo_tbptt.streams import Streams
 from ppo_tbptt.tensorboard import TensorBoard, histograms_due
 from ppo_tbptt.timing import Timer
 from ppo_tbptt.training_video import TrainingVideos
-from ppo_tbptt.types import Carry, Rollout, Targets, empty_rollout
+from ppo_tbptt.types import Carry, Rollout, Targets
 
 FINISH_SECONDS = 10.0
 """An iteration that would take longer to finish is broken off when the run is to stop, and done again later."""
@@ -123,14 +125,15 @@ class Trainer(Iterator[Report]):
         self.best: float | None = None
         self.notes: list[str] = []
         """Lines for the user that no report has carried yet."""
-        self._restarts_before = 0  # of workers, until this process went on with the run
-        self._nonfinite_updates = 0  # of the whole run, like the next
-        self._cut_episodes = 0
+        self._faults = FaultCounts()
         self._recent: deque[float] = deque(maxlen=100)  # headline measure of the last training episodes
         self._last_seconds = self._last_evaluation_seconds = math.inf  # how long they took, until known
         self._expected_end = math.inf  # of this iteration, on the clock of perf_counter
         self._before: dict[str, Any] | None = None  # the state before this iteration, while it may be dropped
-        self._storage = self._empty_storage()
+        self._storage = rollout_storage(config, spec, self.agent.core.state_size, self.device)
+        if any(x.device != self._storage.value.device for x in self._storage.obs.values()):
+            num_bytes = sum(x.nbytes for x in self._storage.obs.values())
+            self.notes.append(f"observations are stored on the host: {num_bytes / 1e9:.1f} GB")
         if restore is not None:
             self._load_state(restore)
         share_weights(self.world, self.agent)
@@ -166,24 +169,6 @@ class Trainer(Iterator[Report]):
         board.layout(self.envs.spec.headline, self.env_steps, held_out=self.config.train.eval_every > 0)
         board.text("config", self.config.to_toml(), self.env_steps)
         board.text("versions", versions(self.device), self.env_steps)
-
-    def _empty_storage(self) -> Rollout:
-        spec, ppo, num_envs = self.envs.spec, self.config.ppo, self.config.env.num_envs
-        shapes = {key: (array.shape, getattr(torch, array.dtype)) for key, array in spec.obs.items()}
-        row = sum(math.prod(shape) * dtype.itemsize for shape, dtype in shapes.values())
-        num_bytes = self.config.batch_size * row
-        obs_device = storage_device(self.config.storage, num_bytes, self.device)
-        if obs_device != self.device:
-            self.notes.append(f"observations are stored on the host: {num_bytes / 1e9:.1f} GB")
-        return empty_rollout(
-            shapes,
-            num_steps=ppo.rollout_steps,
-            num_envs=num_envs,
-            num_branches=len(spec.action_nvec),
-            state_size=self.agent.core.state_size,
-            device=self.device,
-            obs_device=obs_device,
-        )
 
     @classmethod
     def resume(
@@ -288,20 +273,13 @@ class Trainer(Iterator[Report]):
             raise NonFiniteError(f"{error}; the last minibatch is in {path}", error.minibatch) from error
 
     def _fault_scalars(self, collected: Collected, stats: UpdateStats) -> dict[str, float]:
-        """Counts since the run began."""
         self.notes += collected.faults
-        self._cut_episodes += collected.cut_episodes
-        self._nonfinite_updates += stats.num_nonfinite
         if stats.num_nonfinite:
             text = f"iteration {self.iteration}: {stats.num_nonfinite} of {stats.num_updates} updates skipped"
             self.notes.append(f"{text}: loss or gradient was NaN or infinite")
-        own = torch.tensor([self._restarts_before + self.envs.restarts.count, self._cut_episodes])
-        restarts, cut = (int(x) for x in torch.stack(self.world.gather(own)).sum(0))
-        return {
-            "faults/worker_restarts": float(restarts),
-            "faults/cut_episodes": float(cut),
-            "faults/nonfinite_updates": float(self._nonfinite_updates),
-        }
+        self._faults.cut_episodes += collected.cut_episodes
+        self._faults.nonfinite_updates += stats.num_nonfinite
+        return self._faults.scalars(self.world, self.envs.restarts)
 
     def _take_notes(self) -> tuple[str, ...]:
         if self.writer is not None:
@@ -460,9 +438,7 @@ class Trainer(Iterator[Report]):
             "generators": first,
             "generators_of_other_ranks": others,
             "environments": saved_episodes(self.world, self.envs, self._carry, replay=self.config.env.replay),
-            "faults": self.world.gather_json(
-                [self._restarts_before + self.envs.restarts.count, self._cut_episodes, self._nonfinite_updates]
-            ),
+            "faults": self.world.gather_json(self._faults.state(self.envs.restarts)),
         }
 
     def _load_state(self, tree: dict[str, Any]) -> None:
@@ -479,30 +455,21 @@ class Trainer(Iterator[Report]):
                     raise ValueError(f"{text}; the agent can't play it")
             self.agent.load_state_dict(tree["agent"])
             self.iteration, self.env_steps = tree["iteration"], tree["env_steps"]
-            self._load_optimizer(tree["optimizer"])
+            if self.iteration:
+                self.learner.load_optimizer(tree["optimizer"])
             self.best = tree["best"]
             self._recent.extend(tree["recent"])
             counts, missing = tree["level_seeds"], [0] * (self.config.env.num_envs * self.world.size)
             own = slice(self.config.env.num_envs * self.world.rank, self.config.env.num_envs * (self.world.rank + 1))
             self.envs.load_seed_counts([*counts, *missing[len(counts) :]][own])
             self.restored_ranks = len(tree["environments"])
-            faults = tree["faults"][self.world.rank if self.restored_ranks == self.world.size else 0]
-            self._restarts_before, self._cut_episodes, self._nonfinite_updates = faults
-            if self.restored_ranks == self.world.size:
+            same_ranks = self.restored_ranks == self.world.size
+            self._faults = FaultCounts(*tree["faults"][self.world.rank if same_ranks else 0])
+            if same_ranks:
                 self.streams.load_state([tree["generators"], *tree["generators_of_other_ranks"]])
         except Exception as error:  # torch and the rest raise many kinds at what they can't use
             reason = " ".join(f"{error}".split())[:300] or type(error).__name__
             raise CheckpointError(f"the checkpoint can't be gone on with: {reason}") from error
-
-    def _load_optimizer(self, tree: dict[str, Any]) -> None:
-        """Moments and counts; its settings are this config's."""
-        optimizer = self.learner.optimizer
-        settings = optimizer.state_dict()["param_groups"]
-        optimizer.load_state_dict({"state": tree["state"], "param_groups": settings})
-        for parameter in self.agent.parameters() if self.iteration else ():
-            state = optimizer.state[parameter]
-            if state["exp_avg"].shape != parameter.shape or state["exp_avg_sq"].shape != parameter.shape:
-                raise ValueError("the optimiser's state is of another network")
 
     def _load_streams(self, tree: dict[str, Any]) -> None:
         """With as many ranks all of them go on; with more or fewer they begin anew, and only the level seeds go on."""

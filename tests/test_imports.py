@@ -32,7 +32,7 @@ LAYERS = """
     checkpoint metrics journals saved_evaluation
     learner rollout compiling
     acting fleet
-    sharing streams saved_state
+    sharing streams saved_state storage fault_counts
     distributed
     models.build
     models
