@@ -5,15 +5,13 @@ It fuses what lies between the convolutions. On the CPU measured that brought no
 it is one captured graph already.
 """
 
-import logging
-import warnings
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
 from ppo_tbptt.models import Agent
+from ppo_tbptt.quiet import quiet
 from ppo_tbptt.types import Obs
 
 
@@ -34,7 +32,7 @@ def compile_encoder(agent: Agent, obs: Obs) -> Callable[[Obs], Tensor]:
     """
     devices = [agent.device] if agent.device.type == "cuda" else []
     try:
-        with _quiet(), torch.random.fork_rng(devices):
+        with quiet("torch"), torch.random.fork_rng(devices):
             compiled = torch.compile(agent.encoder)
             _try(agent, compiled, obs)
     except Exception as error:  # Dynamo, the compilers and the system raise many kinds
@@ -62,17 +60,3 @@ def _reason(error: Exception) -> str:
     text = str(error)
     complaint = next((line for line in text.splitlines() if " error: " in line), text.partition("\n\n")[0])
     return " ".join(complaint.split())[:200] or type(error).__name__
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Without what the compilers say to their developers."""
-    logger = logging.getLogger("torch")
-    level = logger.level
-    logger.setLevel(logging.CRITICAL)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logger.setLevel(level)

@@ -1,8 +1,6 @@
 """One step of an agent as an ONNX graph: ``(observations, state) -> (logits, value, next state)``."""
 
 import json
-import logging
-import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from copy import deepcopy
@@ -19,6 +17,7 @@ from ppo_tbptt.config_values import shorten
 from ppo_tbptt.files import replacing
 from ppo_tbptt.models import Agent
 from ppo_tbptt.policy import Policy
+from ppo_tbptt.quiet import quiet
 
 TOLERANCE = 1e-3
 """By how much a written graph's outputs may differ from the agent's, absolute and relative."""
@@ -89,7 +88,7 @@ def export_onnx(policy: Policy, path: Path) -> Exported:
     inputs, outputs = _ports(policy)
     example = _example(inputs, batch=2)
     batch = torch.export.Dim("batch")
-    with _telling(path), _quiet(), torch.no_grad():
+    with _telling(path), quiet("torch.onnx", "torch.export"), torch.no_grad():
         program = torch.onnx.export(
             step,
             example,
@@ -193,19 +192,3 @@ def _telling(path: Path) -> Iterator[None]:
             f"{path}: not written, for torch {torch.__version__} fails to export this agent; another version of torch "
             f"may be able to ({reason})"
         ) from error
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Without what torch's exporter says to its developers; what it fails with is raised too."""
-    loggers = [logging.getLogger(name) for name in ("torch.onnx", "torch.export")]
-    levels = [logger.level for logger in loggers]
-    for logger in loggers:
-        logger.setLevel(logging.CRITICAL)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        for logger, level in zip(loggers, levels, strict=True):
-            logger.setLevel(level)

@@ -47,7 +47,7 @@ LAYERS = """
     config_values
     event_files
     advantages disturbances files intervals json_files patience loss schedules sequences timing
-    types transfer
+    types transfer quiet
 """
 RANK = {name: rank for rank, line in enumerate(LAYERS.strip().splitlines()) for name in line.split()}
 
