@@ -114,8 +114,8 @@ class TorchCore(Core):
         """The module's own call; on CUDA always in the weights' float32, on TF32's tensor cores where the agent's
         precision is bfloat16 (see :func:`~ppo_tbptt.device.prepare_precision`).
 
-        Inside of autocast cuDNN would compute in float16, whatever type autocast asks for (``_cudnn_rnn_cast_reflatten``
-        of PyTorch, up to 2.11 at least), where gradients underflow without loss scaling.
+        Inside of autocast cuDNN would compute in float16, whatever type autocast asks for (PyTorch's
+        ``_cudnn_rnn_cast_reflatten``, up to 2.11 at least), where gradients underflow without loss scaling.
         """
         if not state.is_cuda:
             return self.rnn(x, self._unpack(state))
