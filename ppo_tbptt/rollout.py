@@ -79,9 +79,11 @@ class Sampler:
 
     def close(self) -> None:
         """Let go of the shared memory, and end the workers."""
-        for lock in self._locks:
-            lock.release()
-        self.fleet.close()
+        try:
+            for lock in self._locks:
+                lock.release()
+        finally:
+            self.fleet.close()
 
     def _collect(self, carry: Carry, storage: Rollout, noise: Tensor, timer: Timer) -> Collected:
         agent, record = self.agent, _Record(storage)

@@ -39,7 +39,7 @@ class PageLock:
 
     def release(self) -> None:
         """Unlock the pages. Harmless when repeated."""
-        if self._memory is not None:
+        memory, self._memory = self._memory, None
+        if memory is not None:
             torch.cuda.synchronize()  # nothing may still be read from there
-            self._runtime.cudaHostUnregister(self._memory.ctypes.data)
-            self._memory = None
+            self._runtime.cudaHostUnregister(memory.ctypes.data)
