@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from ppo_tbptt.acting import Actor, decide
 from ppo_tbptt.envs import LevelSeeds, VectorEnv
 from ppo_tbptt.envs.toy_fixtures import tracer_length, tracer_reward, tracer_terminates
 from ppo_tbptt.fleet import Fleet
@@ -172,6 +173,20 @@ def test_dropout_does_not_act_while_acting() -> None:
             values.append(sampler.collect(sampler.begin(), storage(agent), noise(), Timer()).rollout.value)
         agent.train()
     assert torch.equal(*values)
+
+
+def test_acting_goes_on_where_no_graph_can_be_captured(monkeypatch: pytest.MonkeyPatch) -> None:
+    agent = tracer_agent()
+    actor = Actor(agent)
+    monkeypatch.setattr(actor, "_captures", True)  # as on a GPU; here there is none to capture on
+    inputs = ({"obs": torch.rand(4, 3)}, torch.rand(4, agent.core.state_size), torch.rand(4) < 0.5, torch.rand(4, 2))
+    with agent.acting():
+        with pytest.warns(UserWarning, match="acting without a CUDA graph, slower"):
+            first = actor(*inputs)
+        second, plain = actor(*inputs), decide(agent, *inputs)
+    assert not actor.captured
+    for decision in (first, second):
+        assert torch.equal(decision.action, plain.action) and torch.equal(decision.after, plain.after)
 
 
 @pytest.mark.parametrize("env_id", ["ppo_tbptt/ImageToy-v0", "ppo_tbptt/DictToy-v0"])
