@@ -128,7 +128,9 @@ class Learner:
         )
 
     def update(self, rollout: Rollout, targets: Targets, env_steps: int, timer: Timer) -> UpdateStats:
-        """Train on one rollout; ``env_steps`` were done before it. Waits for the device once, at the end.
+        """Train on one rollout; ``env_steps`` were done before it.
+
+        Waits for the device twice: for where episodes start, and at the end.
 
         With ``target_kl`` set the epochs stop early, after the first one whose mean ``approx_kl`` exceeds it; that
         costs one more wait per epoch.
