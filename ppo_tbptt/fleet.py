@@ -94,16 +94,14 @@ class Fleet:
         self, journals: Sequence[EpisodeJournal], progress: Callable[[int, int], None] | None = None
     ) -> np.ndarray:
         """Of every environment, bool ``[N]``; see :meth:`Part.restore`."""
-        done, exact = 0, []
+        exact = []
         for part in self.parts:
-            before = done
 
-            def shown(count: int, _: int, before: int = before) -> None:
+            def shown(done: int, _: int, first: int = part.rows.start) -> None:
                 if progress is not None:
-                    progress(before + count, self.num_envs)
+                    progress(first + done, self.num_envs)
 
             exact.append(part.restore(journals[part.rows], shown))
-            done += part.envs.num_envs
         return np.concatenate(exact)
 
     def seed_counts(self) -> list[int]:

@@ -1,10 +1,15 @@
-"""Small rollouts without environments, and a naive unroll to compare with."""
+"""Small rollouts with and without environments, and a naive unroll to compare with."""
 
+import itertools
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import fields
 
 import torch
 from torch import Tensor
 
+from ppo_tbptt.envs import LevelSeeds, VectorEnv
+from ppo_tbptt.fleet import Fleet
 from ppo_tbptt.models import Agent
 from ppo_tbptt.models.heads import log_prob_and_entropy, sample
 from ppo_tbptt.types import Rollout, Targets, empty_rollout
@@ -102,3 +107,17 @@ def max_difference(a: object, b: object) -> float:
         if isinstance(x, Tensor):
             largest = max(largest, float((x.double() - y.double()).abs().max()))
     return largest
+
+
+@contextmanager
+def tracer_fleet(sizes: Sequence[int], num_workers: int = 0) -> Iterator[Fleet]:
+    """Tracers in parts of these sizes."""
+    parts: list[tuple[VectorEnv, LevelSeeds]] = []
+    for first, size in zip(itertools.accumulate((0, *sizes)), sizes, strict=False):
+        envs = VectorEnv("ppo_tbptt/Tracer-v0", num_envs=size, num_workers=min(num_workers, size))
+        parts.append((envs, LevelSeeds(7, size, 10, 50, first)))
+    fleet = Fleet(parts)
+    try:
+        yield fleet
+    finally:
+        fleet.close()

@@ -1,13 +1,11 @@
 """collect, seen through a tracer whose observations say where they come from."""
 
-import itertools
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from helpers import tracer_fleet
 from torch import Tensor
 
 from ppo_tbptt.acting import Actor, decide
@@ -41,20 +39,6 @@ def storage(agent: Agent, steps: int = STEPS, envs: int = ENVS) -> Rollout:
     )
 
 
-@contextmanager
-def tracer(num_workers: int = 0, sizes: Sequence[int] = (ENVS,)) -> Iterator[Fleet]:
-    """In parts of these sizes."""
-    parts: list[tuple[VectorEnv, LevelSeeds]] = []
-    for first, size in zip(itertools.accumulate((0, *sizes)), sizes, strict=False):
-        envs = VectorEnv("ppo_tbptt/Tracer-v0", num_envs=size, num_workers=min(num_workers, size))
-        parts.append((envs, LevelSeeds(7, size, 10, 50, first)))
-    fleet = Fleet(parts)
-    try:
-        yield fleet
-    finally:
-        fleet.close()
-
-
 def noise(seed: int = 0) -> Tensor:
     return torch.rand(STEPS, ENVS, 2, generator=torch.Generator().manual_seed(seed))
 
@@ -64,7 +48,7 @@ def noise(seed: int = 0) -> Tensor:
 def test_every_field_of_every_row(num_workers: int, sizes: tuple[int, ...]) -> None:
     """Two rollouts in a row; the tracer's observation is (level seed, episode, t) and its reward encodes the action."""
     agent = tracer_agent()
-    with tracer(num_workers, sizes) as fleet:
+    with tracer_fleet(sizes, num_workers) as fleet:
         expected_seeds = LevelSeeds(7, ENVS, 10, 50)
         sampler = Sampler(fleet, agent)
         carry: Carry = sampler.begin()
@@ -128,7 +112,7 @@ def test_every_field_of_every_row(num_workers: int, sizes: tuple[int, ...]) -> N
 def test_replay_of_collected_rollouts() -> None:
     """The replay test on the real path, with a carried state that is not zero."""
     agent = tracer_agent()
-    with tracer() as fleet:
+    with tracer_fleet((ENVS,)) as fleet:
         sampler = Sampler(fleet, agent)
         carry = sampler.begin()
         carry = sampler.collect(carry, storage(agent), noise(0), Timer()).carry
@@ -148,7 +132,7 @@ def test_replay_of_collected_rollouts() -> None:
 
 def test_one_half_steps_while_the_agent_acts_for_the_other(monkeypatch: pytest.MonkeyPatch) -> None:
     agent = tracer_agent()
-    with tracer(1, (2, 2)) as fleet:
+    with tracer_fleet((2, 2), 1) as fleet:
         in_flight: list[bool] = []
         step = agent.step
 
@@ -168,7 +152,7 @@ def test_dropout_does_not_act_while_acting() -> None:
     agent.train()
     values = []
     for _ in range(2):
-        with tracer() as fleet:
+        with tracer_fleet((ENVS,)) as fleet:
             sampler = Sampler(fleet, agent)
             values.append(sampler.collect(sampler.begin(), storage(agent), noise(), Timer()).rollout.value)
         agent.train()

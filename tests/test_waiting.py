@@ -6,11 +6,10 @@ from contextlib import nullcontext
 import pytest
 import torch
 from device_stand_in import DEVICE, OnDevice, StandIn, move
+from helpers import tracer_fleet
 
 from ppo_tbptt.advantages import gae
 from ppo_tbptt.config import PPOConfig
-from ppo_tbptt.envs import LevelSeeds, VectorEnv
-from ppo_tbptt.fleet import Fleet
 from ppo_tbptt.learner import Learner
 from ppo_tbptt.models import CORES, Agent
 from ppo_tbptt.rollout import Sampler
@@ -29,11 +28,6 @@ def stand_in_for_cuda(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def collect(agent: Agent, obs_device: torch.device, mode: StandIn) -> tuple[Rollout, Carry]:
     """Two rollouts, the second of which ``mode`` has seen; two halves, with terminations and truncations."""
-    parts = [
-        (VectorEnv("ppo_tbptt/Tracer-v0", num_envs=size, num_workers=0), LevelSeeds(7, size, 10, 50, first))
-        for first, size in ((0, 3), (3, 2))
-    ]
-    fleet = Fleet(parts)
     storage = empty_rollout(
         {"obs": ((3,), torch.float32)},
         num_steps=STEPS,
@@ -45,11 +39,11 @@ def collect(agent: Agent, obs_device: torch.device, mode: StandIn) -> tuple[Roll
     )
     if obs_device != DEVICE:
         storage.obs["obs"] = torch.zeros(STEPS, ENVS, 3)
-    sampler = Sampler(fleet, agent)
-    carry = sampler.collect(sampler.begin(), storage, torch.rand(STEPS, ENVS, 2), Timer()).carry
-    mode.waits.clear()
-    carry = sampler.collect(carry, storage, torch.rand(STEPS, ENVS, 2), Timer()).carry
-    sampler.close()
+    with tracer_fleet((3, 2)) as fleet:
+        sampler = Sampler(fleet, agent)
+        carry = sampler.collect(sampler.begin(), storage, torch.rand(STEPS, ENVS, 2), Timer()).carry
+        mode.waits.clear()
+        carry = sampler.collect(carry, storage, torch.rand(STEPS, ENVS, 2), Timer()).carry
     return storage, carry
 
 
