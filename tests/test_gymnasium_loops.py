@@ -1,8 +1,10 @@
 """Loops around a Policy as the README shows them, on Gymnasium's own environments."""
 
 import contextlib
+import gc
 import io
 import re
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +14,14 @@ from configs_for_tests import tiny
 
 from ppo_tbptt import Policy
 from ppo_tbptt.trainer import Trainer
+
+
+@pytest.fixture(autouse=True)
+def nothing_is_left_to_close() -> Iterator[None]:
+    """Gymnasium's vectors close what they hold when they are collected, and MemoryGym's close ends pygame for all."""
+    yield
+    gc.collect()
+
 
 README = Path(__file__).parent.parent / "README.md"
 
