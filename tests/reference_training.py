@@ -174,7 +174,7 @@ class Reference:
         log_prob = torch.stack([torch.log(b.exp() / b.exp().sum())[a] for b, a in zip(logits, action, strict=True)])
         step = Step(player.start, player.obs, state, action, log_prob, float(value))
         obs, reward, terminated, truncated, info = player.env.step(np.array(action))
-        player.ret, player.length = player.ret + reward, player.length + 1
+        player.ret, player.length = player.ret + float(reward), player.length + 1
         step.reward = float(np.float32(reward))
         truncated = not terminated and (truncated or player.length == self.config.env.max_episode_steps)
         step.end = bool(terminated or truncated)
