@@ -205,7 +205,7 @@ class Learner:
             num_updates=len(sums),
             num_nonfinite=sum(flags),
             num_sequences=int(num_sequences),
-            mean_length=float((num_steps / num_sequences).float()),
+            mean_length=float(num_steps / num_sequences),
             padding_fraction=float(padded / world.size),
         )
 

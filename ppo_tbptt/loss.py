@@ -61,7 +61,7 @@ def ppo_loss(
     loss = policy_loss + value_coef * value_loss - entropy_coef * mean_entropy
     with torch.no_grad():
         approx_kl = (joint_log_ratio.exp() - 1 - joint_log_ratio).mean()
-        clip_fraction = ((r - 1).abs() > clip_range).float().mean()
+        clip_fraction = ((r - 1).abs() > clip_range).to(r.dtype).mean()
     return LossStats(
         loss=loss,
         policy_loss=policy_loss.detach(),

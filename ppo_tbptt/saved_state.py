@@ -33,7 +33,7 @@ def check_saved_state(tree: dict[str, Any], *, state_size: int) -> None:
 def _environments(rank: dict[str, Tensor], state_size: int) -> None:
     start, state = rank["start"], rank["state"]
     num = len(start)
-    if start.dtype != torch.bool or state.dtype != torch.float32 or state.shape != (num, state_size):
+    if start.dtype != torch.bool or state.dtype != torch.get_default_dtype() or state.shape != (num, state_size):
         raise ValueError(f"states of shape {tuple(state.shape)} for {num} environments")
     if not state.isfinite().all():
         raise ValueError("recurrent states that are not finite")

@@ -1,83 +1,85 @@
 """Agents learn what can be known in advance. Thresholds say why they are where they are."""
 
+import subprocess
+import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
-from ppo_tbptt import Config, Policy
+from ppo_tbptt import Policy
 from ppo_tbptt.disturbances import Shuffle
-from ppo_tbptt.trainer import Trainer
+from ppo_tbptt.evaluation import Evaluation, evaluate
 
-CONFIGS = Path(__file__).parent.parent / "configs"
-
-
-def train(name: str, **changes: object) -> Trainer:
-    """A trained trainer, closed."""
-    config = Config.load(CONFIGS / f"{name}.toml").replace(device="cpu", env={"num_workers": 0}, **changes)
-    with Trainer(config) as trainer:
-        for _ in trainer:
-            pass
-    return trainer
+ROOT = Path(__file__).parent.parent
 
 
-def value(trainer: Trainer, *observations: float) -> float:
+def train(run: Path, name: str, *overrides: str) -> Policy:
+    """The agent of a shipped config, trained by the command that a user types (and without the tests' type checks)."""
+    command = [sys.executable, ROOT / "scripts/train.py", ROOT / f"configs/{name}.toml", "--run-dir", run]
+    subprocess.run([*command, "--device", "cpu", "--env.num-workers", "0", *overrides], check=True, capture_output=True)
+    return Policy.load(run)
+
+
+def value(policy: Policy, *observations: float) -> float:
     """V of the last of ``observations``, from the start of an episode."""
-    policy = Policy(trainer.agent, trainer.envs.spec, trainer.config)
+    policy.reset()
     for observation in observations:
         policy.act(np.array([observation], dtype=np.float32))
     return float(policy.value)  # type: ignore[arg-type]
 
 
+def play(policy: Policy, **changes: Any) -> Evaluation:
+    """Held-out levels."""
+    arguments = {"seeds": range(200_000, 200_050), "num_workers": 0, **changes}
+    return evaluate(policy.agent, policy.config.env, **arguments)
+
+
 # The values are exact; 0.05 is what the last updates' noise leaves at these learning rates.
 
 
-@pytest.mark.slow
-def test_probe_constant() -> None:
-    assert value(train("toy_probe_constant"), 0.0) == pytest.approx(1.0, abs=0.05)
+def test_probe_constant(tmp_path: Path) -> None:
+    assert value(train(tmp_path / "run", "toy_probe_constant"), 0.0) == pytest.approx(1.0, abs=0.05)
 
 
-@pytest.mark.slow
-def test_probe_observation() -> None:
-    trainer = train("toy_probe_observation")
-    assert value(trainer, 1.0) == pytest.approx(1.0, abs=0.05)
-    assert value(trainer, -1.0) == pytest.approx(-1.0, abs=0.05)
+def test_probe_observation(tmp_path: Path) -> None:
+    policy = train(tmp_path / "run", "toy_probe_observation")
+    assert value(policy, 1.0) == pytest.approx(1.0, abs=0.05)
+    assert value(policy, -1.0) == pytest.approx(-1.0, abs=0.05)
 
 
-@pytest.mark.slow
-def test_probe_discount() -> None:
-    trainer = train("toy_probe_discount")
-    assert value(trainer, 0.0) == pytest.approx(trainer.config.ppo.gamma, abs=0.05)
-    assert value(trainer, 0.0, 1.0) == pytest.approx(1.0, abs=0.05)
+def test_probe_discount(tmp_path: Path) -> None:
+    policy = train(tmp_path / "run", "toy_probe_discount")
+    assert value(policy, 0.0) == pytest.approx(policy.config.ppo.gamma, abs=0.05)
+    assert value(policy, 0.0, 1.0) == pytest.approx(1.0, abs=0.05)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("name", ["toy_probe_action", "toy_probe_action_observation"])
-def test_probe_action(name: str) -> None:
+def test_probe_action(name: str, tmp_path: Path) -> None:
     """A one-step choice that depends on the action (and the observation) alone: nothing less than all of it right."""
-    trainer = train(name)
-    assert trainer.evaluate(greedy=True).measures["success"].mean == 1.0
+    assert play(train(tmp_path / "run", name), greedy=True).measures["success"].mean == 1.0
 
 
 @pytest.mark.slow
-def test_truncation_bootstraps() -> None:
+def test_truncation_bootstraps(tmp_path: Path) -> None:
     """Reward 1 for ever, cut every 10 steps: 1 / (1 - gamma) = 10. Without bootstrapping it would be under 6.6."""
-    trainer = train("toy_truncate")
-    assert value(trainer, *[0.0] * 5) == pytest.approx(10.0, abs=0.5)
+    policy = train(tmp_path / "run", "toy_truncate")
+    assert value(policy, *[0.0] * 5) == pytest.approx(10.0, abs=0.5)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", ["gru", "lstm", "rnn_tanh"])
-def test_poc_memory_needs_and_uses_memory(kind: str) -> None:
+def test_poc_memory_needs_and_uses_memory(kind: str, tmp_path: Path) -> None:
     """Half of the levels are right by chance; an agent that remembers the cue gets all of them."""
-    trainer = train("toy_poc_memory", core={"kind": kind})
-    assert trainer.evaluate().measures["success"].mean > 0.95
-    assert trainer.evaluate(forget_every=1).measures["success"].mean < 0.7
-    assert trainer.evaluate(disturb=Shuffle(0)).measures["success"].mean < 0.7  # what others remember is of no help
+    policy = train(tmp_path / "run", "toy_poc_memory", "--core.kind", kind)
+    assert play(policy).measures["success"].mean > 0.95
+    assert play(policy, forget_every=1).measures["success"].mean < 0.7
+    assert play(policy, disturb=Shuffle(0)).measures["success"].mean < 0.7  # what others remember is of no help
 
 
 @pytest.mark.slow
-def test_poc_memory_without_memory_stays_at_chance() -> None:
+def test_poc_memory_without_memory_stays_at_chance(tmp_path: Path) -> None:
     """The cue is gone when the agent may move, so 0.5 is the best; 0.7 is 4 standard errors above (n = 100)."""
-    trainer = train("toy_poc_memory", core={"kind": "none"})
-    assert trainer.evaluate(seeds=range(200_000, 200_100), repeats=1).measures["success"].mean < 0.7
+    policy = train(tmp_path / "run", "toy_poc_memory", "--core.kind", "none")
+    assert play(policy, seeds=range(200_000, 200_100), repeats=1).measures["success"].mean < 0.7

@@ -28,7 +28,7 @@ class Core(nn.Module, ABC):
 
     def initial_state(self, batch: int) -> Float[Tensor, "B D"]:
         """The state at the start of an episode."""
-        return torch.zeros(batch, self.state_size, device=next(self.parameters()).device)
+        return next(self.parameters()).new_zeros(batch, self.state_size)
 
     @abstractmethod
     def forward(

@@ -50,7 +50,7 @@ class NatureCNN(nn.Module):
         # Dividing the few weights by 255 instead of the many pixels saves a pass over the largest tensor there is, and
         # so does converting to the precision of the arithmetic at once: bfloat16 holds 0 to 255 exactly.
         kind = frames.device.type
-        dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else torch.float32
+        dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else first.weight.dtype
         x = F.conv2d(frames.permute(0, 3, 1, 2).to(dtype), first.weight / 255, first.bias, first.stride)
         return self.dense(self.rest(x).permute(0, 2, 3, 1).flatten(1))
 
@@ -68,7 +68,7 @@ class MLP(nn.Module):
         self.output_size = size
 
     def forward(self, x: Float[Tensor, "M I"]) -> Float[Tensor, "M F"]:
-        return self.layers(x)
+        return self.layers(x.to(next(self.parameters(), x).dtype))  # float64 weights too
 
 
 class Encoder(nn.Module):

@@ -1,0 +1,336 @@
+"""A whole training in plain loops over ranks, environments and steps, written from the formulas.
+
+Of the package it uses the agent's weights and its encoder and heads, nothing else; random numbers are drawn in the same
+order from the same seeds. It is as slow as it looks.
+"""
+
+import math
+from copy import deepcopy
+from dataclasses import dataclass, field
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+import torch
+from torch import Tensor
+
+from ppo_tbptt.config import Config
+from ppo_tbptt.models import Agent
+
+State = list[tuple[Tensor, Tensor]]
+"""Hidden and cell state ``[H]`` of each layer; only an LSTM uses the latter."""
+
+
+@dataclass
+class Step:
+    """One step of one environment; ``next_value`` is that of the observation that followed it."""
+
+    start: bool
+    obs: dict[str, Tensor]
+    state: State
+    action: list[int]
+    log_prob: Tensor
+    value: float
+    reward: float = math.nan
+    end: bool = False
+    next_value: float = math.nan
+    advantage: float = math.nan
+    value_target: float = math.nan
+    mask: Tensor | None = None
+    """Dropout between the layers in the update under way."""
+
+
+@dataclass
+class Player:
+    """An environment, number ``number`` of all, in the middle of its episode."""
+
+    config: Config
+    number: int
+    state: State
+    levels: int = 0
+    start: bool = True
+    ret: float = 0.0
+    length: int = 0
+    obs: dict[str, Tensor] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.env = gym.make(self.config.env.id.split(":")[1], disable_env_checker=True)
+        self.reset()
+
+    def reset(self) -> None:
+        env = self.config.env
+        sequence = np.random.SeedSequence(self.config.seed, spawn_key=(self.number, self.levels))
+        level = env.first_seed + int(np.random.Generator(np.random.Philox(sequence)).integers(env.num_seeds))
+        self.obs = tensors(self.env.reset(seed=level)[0])
+        self.start, self.ret, self.length, self.levels = True, 0.0, 0, self.levels + 1
+
+
+class Reference:
+    """Trains ``agent`` (a copy) by ``config``; ``dropout`` is the state of each rank's generator of dropout."""
+
+    def __init__(self, config: Config, agent: Agent, dropout: list[Tensor]) -> None:
+        self.config, self.agent, self.env_steps, self.updates = config, deepcopy(agent).eval(), 0, 0
+        ranks, per_rank = range(len(dropout)), config.env.num_envs
+        self.players = [[Player(config, r * per_rank + n, self.initial()) for n in range(per_rank)] for r in ranks]
+        self.noise, self.permutation, self.dropout = [], [], []
+        for rank in ranks:
+            noise, permutation = config.seed, config.seed + 1
+            if rank:
+                _, noise, permutation = np.random.SeedSequence((config.seed, rank, 0)).generate_state(3).tolist()
+            self.noise.append(torch.Generator().manual_seed(noise))
+            self.permutation.append(torch.Generator().manual_seed(permutation))
+            self.dropout.append(torch.Generator())
+            self.dropout[rank].set_state(dropout[rank])
+        self.first_moment = [torch.zeros_like(p) for p in self.agent.parameters()]
+        self.second_moment = [torch.zeros_like(p) for p in self.agent.parameters()]
+
+    # --- the network -----------------------------------------------------------------------------------------------
+
+    def initial(self) -> State:
+        core = self.config.core
+        layers = range(0 if core.kind == "none" else core.num_layers)
+        return [(torch.zeros(core.hidden_size), torch.zeros(core.hidden_size)) for _ in layers]
+
+    def forward(self, obs: dict[str, Tensor], state: State, mask: Tensor | None) -> tuple[list[Tensor], Tensor, State]:
+        """Logits of each branch, value, and the state after one step."""
+        x = self.agent.encoder({key: value[None] for key, value in obs.items()})[0]
+        after: State = []
+        for layer, (h, c) in enumerate(state):
+            if layer and mask is not None:
+                x = x * mask
+            x, c = self.cell(layer, x, h, c)
+            after.append((x, c))
+        logits, value = self.agent.heads(x[None])
+        return list(logits[0].split(self.agent.action_nvec)), value[0], after
+
+    def cell(self, layer: int, x: Tensor, h: Tensor, c: Tensor) -> tuple[Tensor, Tensor]:
+        """The equations of torch's documentation."""
+        rnn: Any = self.agent.core.rnn
+        of_x = getattr(rnn, f"weight_ih_l{layer}") @ x + getattr(rnn, f"bias_ih_l{layer}")
+        of_h = getattr(rnn, f"weight_hh_l{layer}") @ h + getattr(rnn, f"bias_hh_l{layer}")
+        if self.config.core.kind == "lstm":
+            i, f, g, o = (of_x + of_h).chunk(4)
+            c = f.sigmoid() * c + i.sigmoid() * g.tanh()
+            return o.sigmoid() * c.tanh(), c
+        if self.config.core.kind == "gru":
+            (xr, xz, xn), (hr, hz, hn) = of_x.chunk(3), of_h.chunk(3)
+            r, z = (xr + hr).sigmoid(), (xz + hz).sigmoid()
+            return (1 - z) * (xn + r * hn).tanh() + z * h, c
+        return ((of_x + of_h).tanh() if self.config.core.kind == "rnn_tanh" else (of_x + of_h).relu()), c
+
+    # --- one iteration ---------------------------------------------------------------------------------------------
+
+    def iterate(self) -> dict[str, float]:
+        """One iteration; what must be logged of it, but for the clock."""
+        episodes: list[dict[str, float]] = []
+        with torch.no_grad():
+            rollout = [
+                self.collect(players, noise, episodes) for players, noise in zip(self.players, self.noise, strict=True)
+            ]
+        for steps in rollout:
+            for steps_of_env in steps:
+                self.estimate_advantages(steps_of_env)
+        figures = {"episode/count": float(len(episodes))}
+        for name in {name for episode in episodes for name in episode}:
+            figures[name] = float(np.mean([episode[name] for episode in episodes if name in episode]))
+        everything = [step for steps in rollout for steps_of_env in steps for step in steps_of_env]
+        targets = np.array([step.value_target for step in everything])
+        errors = targets - np.array([step.value for step in everything])
+        figures["policy/explained_variance"] = 1 - errors.var() / targets.var()
+        figures |= self.update(rollout)
+        self.env_steps += len(everything)
+        return figures | dict.fromkeys(
+            ("faults/worker_restarts", "faults/cut_episodes", "faults/nonfinite_updates"), 0.0
+        )
+
+    def collect(
+        self, players: list[Player], generator: torch.Generator, episodes: list[dict[str, float]]
+    ) -> list[list[Step]]:
+        """The steps of each environment; ``episodes`` gets what is logged of those that end."""
+        uniform = torch.rand(
+            self.config.ppo.rollout_steps, len(players), len(self.agent.action_nvec), generator=generator
+        )
+        steps: list[list[Step]] = [[] for _ in players]
+        for t in range(self.config.ppo.rollout_steps):
+            for n, player in enumerate(players):
+                steps[n].append(self.play(player, uniform[t, n].tolist(), episodes))
+        for player, steps_of_env in zip(players, steps, strict=True):
+            for step, following in zip(steps_of_env, steps_of_env[1:], strict=False):
+                if not step.end:
+                    step.next_value = following.value
+            if not steps_of_env[-1].end:
+                steps_of_env[-1].next_value = float(self.forward(player.obs, player.state, None)[1])
+        return steps
+
+    def play(self, player: Player, uniform: list[float], episodes: list[dict[str, float]]) -> Step:
+        """One step of one environment."""
+        state = self.initial() if player.start else player.state
+        logits, value, after = self.forward(player.obs, state, None)
+        action = []
+        for branch, u in zip(logits, uniform, strict=True):
+            p = branch.exp() / branch.exp().sum()
+            action.append(min(sum(u >= float(p[: k + 1].sum()) for k in range(len(p))), len(p) - 1))
+        log_prob = torch.stack([torch.log(b.exp() / b.exp().sum())[a] for b, a in zip(logits, action, strict=True)])
+        step = Step(player.start, player.obs, state, action, log_prob, float(value))
+        obs, reward, terminated, truncated, info = player.env.step(np.array(action))
+        player.ret, player.length = player.ret + reward, player.length + 1
+        step.reward = float(np.float32(reward))
+        truncated = not terminated and (truncated or player.length == self.config.env.max_episode_steps)
+        step.end = bool(terminated or truncated)
+        player.obs, player.state, player.start = tensors(obs), after, False
+        if step.end:
+            step.next_value = float(self.forward(player.obs, after, None)[1]) if truncated else 0.0
+            figures = {"episode/return": player.ret, "episode/length": float(player.length)}
+            figures["episode/success"] = float(info.get("success", 0.0))
+            episodes.append(figures | {f"env/{name}": float(value) for name, value in info.items()})
+            player.reset()
+        return step
+
+    def estimate_advantages(self, steps: list[Step]) -> None:
+        """Schulman et al. 2016, eq. 16, backwards through one environment's steps."""
+        ppo, advantage = self.config.ppo, 0.0
+        for step in reversed(steps):
+            delta = step.reward + ppo.gamma * step.next_value - step.value
+            advantage = delta + ppo.gamma * ppo.gae_lambda * (0.0 if step.end else advantage)
+            step.advantage, step.value_target = advantage, advantage + step.value
+
+    # --- the update ------------------------------------------------------------------------------------------------
+
+    def scheduled(self, schedule: Any) -> float:
+        if schedule.final is None:
+            return schedule.initial
+        done = min(1.0, self.env_steps / (schedule.over_steps or self.config.total_steps))
+        return schedule.final + (schedule.initial - schedule.final) * (1 - done) ** schedule.power
+
+    def sequences(self, steps: list[list[Step]]) -> list[list[Step]]:
+        """By environment, then time: a new one at an episode's start and when the last is full."""
+        out: list[list[Step]] = []
+        for steps_of_env in steps:
+            for t, step in enumerate(steps_of_env):
+                if t == 0 or step.start or len(out[-1]) == self.config.ppo.sequence_length:
+                    out.append([])
+                out[-1].append(step)
+        return out
+
+    def split(self, sequences: list[list[Step]], generator: torch.Generator) -> list[list[list[Step]]]:
+        """A permutation, and minibatches of equally many steps: the one in which a sequence's middle falls."""
+        count, done = self.config.ppo.num_minibatches, 0
+        total = sum(map(len, sequences))
+        minibatches: list[list[list[Step]]] = [[] for _ in range(count)]
+        for number in torch.randperm(len(sequences), generator=generator).tolist():
+            sequence = sequences[number]
+            minibatches[int((done + len(sequence) / 2) * count / total)].append(sequence)
+            done += len(sequence)
+        return minibatches
+
+    def draw_dropout(self, sequences: list[list[Step]], generator: torch.Generator) -> None:
+        """Masks for the steps in the order in which they are packed: the longest first, time before sequence."""
+        core = self.config.core
+        if not core.dropout:
+            return
+        ordered = sorted(sequences, key=len, reverse=True)
+        packed = [s[k] for k in range(len(ordered[0])) for s in ordered if k < len(s)] if ordered else []
+        if packed:
+            keep = torch.empty(len(packed), core.hidden_size).bernoulli_(1 - core.dropout, generator=generator)
+            for step, row in zip(packed, keep / (1 - core.dropout), strict=True):
+                step.mask = row
+
+    def update(self, rollout: list[list[list[Step]]]) -> dict[str, float]:
+        """All epochs; what is logged of them."""
+        ppo = self.config.ppo
+        rates = {name: self.scheduled(getattr(ppo, name)) for name in ("learning_rate", "entropy_coef", "clip_range")}
+        sequences = [self.sequences(steps) for steps in rollout]
+        sums: dict[str, float] = {}
+        weight, updates, padding = 0, 0, []
+        for _ in range(ppo.num_epochs):
+            ranks = [self.split(s, generator) for s, generator in zip(sequences, self.permutation, strict=True)]
+            for minibatches in ranks:
+                groups = [group for group in minibatches if group]
+                padded = sum(max(map(len, group)) * len(group) for group in groups)
+                padding.append(1 - sum(len(s) for group in groups for s in group) / padded)
+            kl = size_of_epoch = 0.0
+            for parts in zip(*ranks, strict=True):
+                size = sum(len(s) for part in parts for s in part)
+                if not size:
+                    continue
+                for part, generator in zip(parts, self.dropout, strict=True):
+                    self.draw_dropout(part, generator)
+                figures = self.step([s for part in parts for s in part], **rates)
+                for name, value in figures.items():
+                    sums[name] = sums.get(name, 0.0) + size * value
+                weight, updates = weight + size, updates + 1
+                kl, size_of_epoch = kl + size * figures["policy/approx_kl"], size_of_epoch + size
+            if ppo.target_kl is not None and kl / size_of_epoch > ppo.target_kl:
+                break
+        lengths = [len(s) for rank in sequences for s in rank]
+        return {
+            **{name: value / weight for name, value in sums.items()},
+            **{f"optim/{name}": value for name, value in rates.items()},
+            "optim/updates": float(updates),
+            "sequences/count": float(len(lengths)),
+            "sequences/mean_length": sum(lengths) / len(lengths),
+            "sequences/padding_fraction": sum(padding) / len(padding),
+        }
+
+    def step(
+        self, sequences: list[list[Step]], learning_rate: float, entropy_coef: float, clip_range: float
+    ) -> dict[str, float]:
+        """One minibatch: its figures before the step."""
+        ppo, agent = self.config.ppo, self.agent
+        steps = [step for sequence in sequences for step in sequence]
+        shift, scale = 0.0, 1.0
+        if ppo.normalize_advantage:
+            advantages = np.array([step.advantage for step in steps])
+            shift, scale = float(advantages.mean()), float(advantages.std()) + 1e-8
+        zero = torch.zeros(())
+        policy_loss = value_loss = entropy = kl = clipped = zero
+        for sequence in sequences:
+            state = sequence[0].state
+            for step in sequence:
+                logits, value, state = self.forward(step.obs, state, step.mask)
+                p = [branch.exp() / branch.exp().sum() for branch in logits]
+                log_prob = torch.stack([x.log()[a] for x, a in zip(p, step.action, strict=True)])
+                advantage = (step.advantage - shift) / scale
+                log_ratio = log_prob - step.log_prob
+                ratios = (log_ratio.sum()[None] if ppo.ratio == "joint" else log_ratio).exp()
+                for r in ratios:
+                    bounded = min(max(r, zero + 1 - clip_range), zero + 1 + clip_range)
+                    policy_loss = policy_loss - min(r * advantage, bounded * advantage) / len(ratios)
+                    clipped = clipped + (abs(r.item() - 1) > clip_range) / len(ratios)
+                error = (value - step.value_target) ** 2
+                if ppo.clip_value_loss:
+                    change = min(max(value - step.value, zero - clip_range), zero + clip_range)
+                    error = max(error, (step.value + change - step.value_target) ** 2)
+                value_loss = value_loss + error
+                entropy = entropy - sum((x * x.log()).sum() for x in p)
+                kl = kl + (log_ratio.sum().exp() - 1 - log_ratio.sum()).detach()
+        policy_loss, value_loss, entropy = (x / len(steps) for x in (policy_loss, value_loss, entropy))
+        loss = policy_loss + ppo.value_coef * value_loss - entropy_coef * entropy
+        gradients = torch.autograd.grad(loss, list(agent.parameters()))
+        norm = math.sqrt(sum(float((g**2).sum()) for g in gradients))
+        self.adamw([g * min(1.0, ppo.max_grad_norm / (norm + 1e-6)) for g in gradients], learning_rate)
+        return {
+            "loss/total": loss.item(),
+            "loss/policy": policy_loss.item(),
+            "loss/value": value_loss.item(),
+            "policy/entropy": entropy.item(),
+            "policy/approx_kl": kl.item() / len(steps),
+            "policy/clip_fraction": clipped.item() / len(steps),
+            "optim/grad_norm": norm,
+        }
+
+    @torch.no_grad()
+    def adamw(self, gradients: list[Tensor], learning_rate: float) -> None:
+        """Loshchilov and Hutter 2019, algorithm 2, with torch's betas and epsilon."""
+        self.updates += 1
+        for p, g, m, v in zip(self.agent.parameters(), gradients, self.first_moment, self.second_moment, strict=True):
+            p *= 1 - learning_rate * self.config.ppo.weight_decay
+            m += 0.1 * (g - m)
+            v += 0.001 * (g**2 - v)
+            p -= learning_rate * (m / (1 - 0.9**self.updates)) / ((v / (1 - 0.999**self.updates)).sqrt() + 1e-8)
+
+
+def tensors(obs: Any) -> dict[str, Tensor]:
+    """An observation by key; frames in bytes, vectors as floats."""
+    arrays = obs if isinstance(obs, dict) else {"obs": obs}
+    return {key: torch.from_numpy(x if x.dtype == np.uint8 else x.astype(np.float64)) for key, x in arrays.items()}

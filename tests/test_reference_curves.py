@@ -1,0 +1,273 @@
+"""A run's curves are those of the episodes that its environments have seen, in the reports and in every file."""
+
+import json
+from collections import Counter
+from itertools import accumulate
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from configs_for_tests import tiny
+from recorded_envs import Log, Played, Step
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from ppo_tbptt.checkpoint import load_checkpoint
+from ppo_tbptt.config import Config
+from ppo_tbptt.trainer import Trainer
+
+LONG = tiny(
+    seed=5,
+    total_steps=14 * 18,
+    env={
+        "id": "recorded_envs:recorded/Vector-v0",
+        "num_envs": 3,
+        "first_seed": 40,
+        "num_seeds": 500,
+        "max_episode_steps": 13,
+        "options": {"longest": 20},
+    },
+    ppo={"rollout_steps": 6, "sequence_length": 4, "learning_rate": 0.01},
+    train={"checkpoint_every": 4, "eval_num_seeds": 3, "eval_repeats": 2},
+)
+"""Episodes are longer than rollouts, as a rule."""
+SHORT = LONG.replace(
+    total_steps=23 * 64 + 1,
+    env={"num_envs": 8, "options": {"longest": 9}},
+    ppo={"rollout_steps": 8, "num_epochs": 1},
+    train={"checkpoint_every": 3},
+)
+"""24 iterations, each with about a dozen episodes that end by themselves."""
+
+Row = dict[str, Any]
+
+
+@pytest.fixture(autouse=True)
+def _new_log() -> None:
+    Log.begin()
+
+
+# --- what the log says -----------------------------------------------------------------------------------------------
+
+
+def of_env(log: list[Played], env: int) -> list[Played]:
+    return [played for played in log if played.env == env]
+
+
+def is_over(played: Played, config: Config) -> bool:
+    if not played.steps:
+        return False
+    last = played.steps[-1]
+    return last.terminated or last.truncated or len(played.steps) == config.env.max_episode_steps
+
+
+def episodes_of(log: list[Played], config: Config) -> list[list[Played]]:
+    """Those that ended in each iteration, in order of time, then environment."""
+    ended: list[list[tuple[int, int, Played]]] = [[] for _ in range(config.num_iterations)]
+    for env in range(config.env.num_envs):
+        step = 0
+        for played in of_env(log, env):
+            step += len(played.steps)
+            if is_over(played, config):
+                ended[(step - 1) // config.ppo.rollout_steps].append((step, env, played))
+    return [[played for *_, played in sorted(some, key=lambda end: end[:2])] for some in ended]
+
+
+def curves(log: list[Played], config: Config) -> list[Row]:
+    """Everything about the episodes in the row of each iteration."""
+    rows: list[Row] = []
+    for i, episodes in enumerate(episodes_of(log, config)):
+        env_steps = (i + 1) * config.ppo.rollout_steps * config.env.num_envs
+        row: Row = {"iteration": i + 1, "env_steps": env_steps, "episode/count": len(episodes)}
+        infos = [played.steps[-1].info for played in episodes]
+        columns = {
+            "episode/return": [sum(step.reward for step in played.steps) for played in episodes],
+            "episode/length": [len(played.steps) for played in episodes],
+            "episode/success": [info.get("success", 0.0) for info in infos],
+        }
+        for name in ("moved", "progress", "success", "even", "bonus"):
+            columns[f"env/{name}"] = [float(info[name]) for info in infos if name in info]
+        rows.append(row | {tag: sum(values) / len(values) for tag, values in columns.items() if values})
+    return rows
+
+
+def level_seed(config: Config, env: int, number: int) -> int:
+    """Of an environment's episode, counted from 0."""
+    sequence = np.random.SeedSequence(config.seed, spawn_key=(env, number))
+    drawn = np.random.Generator(np.random.Philox(sequence)).integers(config.env.num_seeds)
+    return config.env.first_seed + int(drawn)
+
+
+# --- what the run says -----------------------------------------------------------------------------------------------
+
+
+def about_episodes(row: Row) -> Row:
+    prefixes = ("episode/", "env/")
+    return {key: x for key, x in row.items() if key in ("iteration", "env_steps") or key.startswith(prefixes)}
+
+
+def timeless(row: Row) -> Row:
+    return {key: value for key, value in row.items() if not key.startswith("time/")}
+
+
+def metrics(run: Path) -> list[Row]:
+    return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+
+
+def assert_rows(found: list[Row], expected: list[Row]) -> None:
+    assert len(found) == len(expected)
+    for row, wanted in zip(found, expected, strict=True):
+        assert row == pytest.approx(wanted, rel=1e-12, abs=1e-12)  # also the same keys
+
+
+def assert_shown(run: Path) -> None:
+    """TensorBoard's own reader finds the points of the metrics, each once, and no others."""
+    board = EventAccumulator(str(run), size_guidance={"scalars": 0}).Reload()
+    points: dict[str, list[tuple[int, float]]] = {}
+    for row in metrics(run):
+        for tag in row.keys() - {"iteration", "env_steps"}:
+            points.setdefault(tag, []).append((row["env_steps"], float(np.float32(row[tag]))))
+    shown = {tag: [(event.step, event.value) for event in board.Scalars(tag)] for tag in board.Tags()["scalars"]}
+    assert shown == points
+
+
+# --- tests -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("double_buffering", ["off", "on"])
+def test_curves_are_those_of_the_recorded_episodes(double_buffering: str, tmp_path: Path) -> None:
+    config = LONG.replace(env={"double_buffering": double_buffering})
+    with Trainer(config, tmp_path / "run") as trainer:
+        reports = list(trainer)
+    log = Log.take()
+    expected = curves(log, config)
+    assert_rows([about_episodes(report.row()) for report in reports], expected)
+    assert metrics(tmp_path / "run") == [report.row() for report in reports]
+    assert_shown(tmp_path / "run")
+    faults = ("faults/worker_restarts", "faults/cut_episodes", "faults/nonfinite_updates")
+    assert all([row[tag] for tag in faults] == [0, 0, 0] for row in metrics(tmp_path / "run"))
+
+    # What is in the log, so that all of it has been seen.
+    assert {row["episode/count"] for row in expected} >= {0, 1, 2}
+    assert all(len(row) == 3 for row in expected if row["episode/count"] == 0)
+    episodes = [played for some in episodes_of(log, config) for played in some]
+    ends = Counter((played.steps[-1].terminated, played.steps[-1].truncated) for played in episodes)
+    assert min(ends[True, False], ends[False, True], ends[False, False]) >= 3  # the last: by max_episode_steps
+    assert any(len(played.steps) > config.ppo.rollout_steps for played in episodes)
+    assert any("success" not in played.steps[-1].info for played in episodes)
+
+
+def test_every_environment_plays_the_levels_that_its_stream_of_seeds_says() -> None:
+    with Trainer(LONG) as trainer:
+        list(trainer)
+    log = Log.take()
+    assert {played.env for played in log} == {0, 1, 2}
+    for env in range(3):
+        own = of_env(log, env)
+        assert [played.seed for played in own] == [level_seed(LONG, env, k) for k in range(len(own))]
+        assert all(is_over(played, LONG) for played in own[:-1]) and not is_over(own[-1], LONG)
+        assert sum(len(played.steps) for played in own) == 14 * 6
+    assert all(played.options == {"longest": 20} for played in log)
+    assert {step.action for played in log for step in played.steps} == {(i, j) for i in range(3) for j in range(2)}
+
+
+def test_evaluations_play_other_environments_and_leave_the_curves_alone(tmp_path: Path) -> None:
+    config = LONG.replace(train={"eval_every": 5})
+    with Trainer(config, tmp_path / "run") as trainer:
+        reports = list(trainer)
+    log = Log.take()
+    assert_rows([about_episodes(report.row()) for report in reports], curves(log, config))
+    assert_shown(tmp_path / "run")
+    held_out = Counter(played.seed for played in log if played.env >= 3)
+    assert held_out == dict.fromkeys((200_000, 200_001, 200_002), 2 * 2)  # repeats, evaluations
+    assert [row["iteration"] for row in metrics(tmp_path / "run") if "eval/return" in row] == [5, 10]
+    for number, row in enumerate(metrics(tmp_path / "run")[i] for i in (4, 9)):
+        # Six episodes run side by side, each in an environment of its own.
+        own = [played for played in log if 3 + 6 * number <= played.env < 9 + 6 * number]
+        assert row["eval/length"] == pytest.approx(np.mean([len(played.steps) for played in own]))
+        assert row["eval/return"] == pytest.approx(np.mean([sum(s.reward for s in played.steps) for played in own]))
+
+
+@pytest.mark.parametrize("stops", [[6], [5, 7, 11]])
+def test_a_resumed_run_has_the_curves_of_one_that_was_left_alone(stops: list[int], tmp_path: Path) -> None:
+    """It is left after these iterations, which are in the metrics and in no checkpoint."""
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    with Trainer(LONG, whole) as trainer:
+        list(trainer)
+    log = Log.take()
+
+    trainer = Trainer(LONG, parts)
+    for stop in stops:
+        with trainer:
+            while trainer.iteration < stop:
+                next(trainer)
+        assert [row["iteration"] for row in metrics(parts)] == list(range(1, stop + 1))
+        assert_shown(parts)
+        Log.begin()
+        trainer = Trainer.resume(parts)
+        assert trainer.iteration == stop - stop % 4 and trainer.notes == []
+        assert [row["iteration"] for row in metrics(parts)] == list(range(1, trainer.iteration + 1))
+    resumed_from = trainer.iteration
+    with trainer:
+        list(trainer)
+
+    assert_rows([about_episodes(row) for row in metrics(parts)], curves(log, LONG))
+    assert [timeless(row) for row in metrics(parts)] == [timeless(row) for row in metrics(whole)]
+    assert_shown(parts)
+    again = Log.take()
+    for env in range(3):
+        wanted = from_step(of_env(log, env), resumed_from * LONG.ppo.rollout_steps)
+        assert [(played.seed, played.steps) for played in of_env(again, env)] == wanted
+
+
+def from_step(own: list[Played], steps: int) -> list[tuple[int, list[Step]]]:
+    """The episode that an environment is in after so many steps, from its start, and all later ones."""
+    done = list(accumulate(len(played.steps) for played in own))
+    ended = sum(end <= steps for end in done)
+    assert 0 < ended < len(own)
+    return [(played.seed, played.steps) for played in own[ended:]]
+
+
+@pytest.mark.parametrize("stops", [[24], [8, 17, 24]])
+def test_the_mean_of_100_episodes_decides_which_weights_are_best(stops: list[int], tmp_path: Path) -> None:
+    """Where there are no evaluations. A run that is left and resumed counts the episodes from before."""
+    with Trainer(SHORT) as trainer:
+        list(trainer)
+    expected = bests(Log.take(), SHORT)
+    assert len(set(expected)) >= 3  # none, and at least two
+
+    file = tmp_path / "run" / "checkpoints" / "best.pt"
+    weights: dict[int, dict[str, torch.Tensor]] = {}
+    for stop in stops:
+        trainer = Trainer.resume(tmp_path / "run") if weights else Trainer(SHORT, tmp_path / "run")
+        with trainer:
+            while trainer.iteration < stop:
+                next(trainer)
+                weights[trainer.iteration] = {name: x.clone() for name, x in trainer.agent.state_dict().items()}
+                score, iteration = expected[trainer.iteration - 1]
+                assert trainer.best == score
+                assert file.exists() == (iteration is not None)
+                if iteration is not None:
+                    saved = load_checkpoint(file)
+                    assert (saved["best"], saved["iteration"]) == (score, iteration)
+                    assert all(torch.equal(x, weights[iteration][name]) for name, x in saved["agent"].items())
+
+
+def bests(log: list[Played], config: Config) -> list[tuple[float | None, int | None]]:
+    """After each iteration: the best mean success so far, and of which iteration.
+
+    It is taken when a checkpoint is due, over the last 100 episodes, once there are so many.
+    """
+    best: tuple[float | None, int | None] = (None, None)
+    after: list[tuple[float | None, int | None]] = []
+    successes: list[float] = []
+    for iteration, episodes in enumerate(episodes_of(log, config), 1):
+        successes += [played.steps[-1].info["success"] for played in episodes]
+        due = iteration % config.train.checkpoint_every == 0 or iteration == config.num_iterations
+        if due and len(successes) >= 100:
+            score = sum(successes[-100:]) / 100
+            if best[0] is None or score > best[0]:
+                best = score, iteration
+        after.append(best)
+    return after

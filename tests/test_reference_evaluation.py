@@ -1,0 +1,431 @@
+"""Evaluations equal a plain loop over level seeds and repeats, one environment and one episode at a time."""
+
+import random
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import gymnasium as gym
+import memory_gym  # noqa: F401 (registers its tasks)
+import numpy as np
+import pytest
+import torch
+from configs_for_tests import tiny
+from recorded_envs import Dictated
+from scipy import stats
+
+import ppo_tbptt.envs.toy  # noqa: F401 (registers the toys)
+from ppo_tbptt.checkpoint import load_checkpoint
+from ppo_tbptt.config import Config, EnvConfig
+from ppo_tbptt.evaluation import PARALLEL_EPISODES, evaluate
+from ppo_tbptt.models import Agent
+from ppo_tbptt.trainer import Trainer
+
+TRACER, MORTAR = "ppo_tbptt/Tracer-v0", "MortarMayhem-Grid-v0"
+Row = dict[str, float]
+Info = dict[str, Any]
+
+
+# --- the reference ---------------------------------------------------------------------------------------------------
+
+
+def reference(
+    agent: Agent,
+    env: EnvConfig,
+    *,
+    seeds: list[int],
+    repeats: int,
+    greedy: bool = False,
+    sampling_seed: int = 0,
+    max_steps: int = 16_384,
+    forget_every: int | None = None,
+) -> dict[str, Any]:
+    """What `evaluate(...).to_dict()` must be."""
+    agent.eval()
+    rows: list[Row] = []
+    for seed in sorted(seeds):
+        for repeat in range(repeats):
+            noise = None if greedy else np.random.default_rng((sampling_seed, seed, repeat))
+            row = play(agent, env, seed, noise, max_steps, forget_every)
+            rows.append({"seed": seed, "repeat": repeat, **row})
+    headline, largest = headline_of(env.id)
+    proportions = {"success", headline} if largest == 1.0 else {"success"}
+    names = {name for row in rows for name in row} - {"seed", "repeat", "capped"}
+    return {
+        "env_id": env.id,
+        "episodes": len(seeds) * repeats,
+        "seeds": seeds,
+        "repeats": repeats,
+        "greedy": greedy,
+        "sampling_seed": sampling_seed,
+        "max_steps": max_steps,
+        "forget_every": forget_every,
+        "capped": sum(row["capped"] for row in rows),
+        "headline": headline,
+        "measures": {name: over_levels(rows, name, proportion=name in proportions) for name in names},
+        "per_episode": rows,
+    }
+
+
+@torch.no_grad()
+def play(
+    agent: Agent,
+    config: EnvConfig,
+    seed: int,
+    noise: np.random.Generator | None,
+    max_steps: int,
+    forget_every: int | None,
+) -> Row:
+    """One episode; actions are drawn with ``noise``, or are the most probable ones without."""
+    env = gym.make(config.id.split(":")[-1], disable_env_checker=True)
+    obs, _ = env.reset(seed=seed, options=dict(config.options) or None)
+    limit = min(max_steps, config.max_episode_steps or max_steps)
+    rewards: list[float] = []
+    state = torch.zeros(1, agent.core.state_size)
+    while True:
+        if forget_every is not None and len(rewards) % forget_every == 0:
+            state = torch.zeros(1, agent.core.state_size)
+        arrays = obs if isinstance(obs, Mapping) else {"obs": obs}
+        features = agent.encoder({key: torch.as_tensor(array)[None] for key, array in arrays.items()})
+        y, state = agent.core(features[None], state)
+        logits = agent.heads(y[0])[0][0].double().numpy()
+        action = choose(logits, agent.action_nvec, noise)
+        discrete = isinstance(env.action_space, gym.spaces.Discrete)
+        obs, reward, terminated, truncated, info = env.step(action[0] if discrete else np.array(action))
+        rewards.append(float(reward))
+        if terminated or truncated or len(rewards) == limit:
+            return {
+                "return": sum(rewards),
+                "length": len(rewards),
+                "capped": int(not terminated and len(rewards) == max_steps),
+                **task_measures(env, rewards, info),
+            }
+
+
+def choose(logits: np.ndarray, nvec: tuple[int, ...], noise: np.random.Generator | None) -> list[int]:
+    """An action of each branch: where the cumulative probabilities first exceed a uniform number."""
+    uniform = [0.0] * len(nvec) if noise is None else noise.random(len(nvec), dtype=np.float32).tolist()
+    action = []
+    for number, branch in zip(uniform, np.split(logits, np.cumsum(nvec)[:-1]), strict=True):
+        p = np.exp(branch - branch.max())
+        cumulative = np.cumsum(p / p.sum())
+        above = [k for k in range(len(p)) if number < cumulative[k]]
+        action.append(int(branch.argmax()) if noise is None else above[0] if above else len(p) - 1)
+    return action
+
+
+def headline_of(env_id: str) -> tuple[str, float | None]:
+    """What decides "best", and its largest value."""
+    if env_id == MORTAR:
+        return "commands_completed", 1.0
+    return getattr(gym.make(env_id.split(":")[-1], disable_env_checker=True).unwrapped, "headline", ("return", None))
+
+
+def task_measures(env: gym.Env[Any, Any], rewards: list[float], info: Info) -> Row:
+    """From the rewards of an episode and the info of its last step."""
+    task: Any = env.unwrapped
+    if env.spec is not None and env.spec.id == MORTAR:
+        return mortar_measures(task.num_commands, rewards, info)
+    if "success" in info:
+        return {"success": float(info["success"])}
+    return {"success": 0.0} if task.headline[0] == "success" else {}
+
+
+def mortar_measures(commands: int, rewards: list[float], info: Info) -> Row:
+    """Here the agent is paid for each command that it has done, and for nothing else.
+
+    The environment calls it a success when the last command fails, too; then there was no pay in the last step.
+    """
+    paid = [reward > 0 for reward in rewards]
+    if not info:  # cut
+        return {"success": 0.0, "commands_completed": sum(paid) / commands}
+    failed_last = bool(info["success"]) and not paid[-1]
+    completed = info["commands_completed"] * commands - failed_last
+    return {"success": float(info["success"] and not failed_last), "commands_completed": completed / commands}
+
+
+def over_levels(rows: list[Row], name: str, *, proportion: bool) -> dict[str, Any]:
+    """Mean and 95 % interval over the means of the levels that report a measure."""
+    levels = sorted({row["seed"] for row in rows if name in row})
+    means = np.array([np.mean([row[name] for row in rows if row["seed"] == level and name in row]) for level in levels])
+    return {"mean": means.sum() / len(means), "ci95": interval(means, proportion=proportion)}
+
+
+def interval(means: np.ndarray, *, proportion: bool) -> list[float] | None:
+    if len(means) == 1:
+        return None
+    if means.min() < means.max():
+        rng = np.random.default_rng(0)
+        found = stats.bootstrap((means,), np.mean, n_resamples=10_000, method="percentile", rng=rng)
+        return [found.confidence_interval.low, found.confidence_interval.high]
+    if proportion and means[0] in (0.0, 1.0):  # Wilson's, which is this where all n trials have one outcome
+        z, n = float(stats.norm.ppf(0.975)), len(means)
+        return [n / (n + z**2), 1.0] if means[0] else [0.0, z**2 / (n + z**2)]
+    return [means[0], means[0]]
+
+
+def assert_equal(found: Any, expected: Any, where: str = "evaluation") -> None:
+    """Same keys, equal integers and texts, floats to 1e-9."""
+    if isinstance(expected, dict):
+        assert found.keys() == expected.keys(), where
+        for key in expected:
+            assert_equal(found[key], expected[key], f"{where}/{key}")
+    elif isinstance(expected, list):
+        assert len(found) == len(expected), where
+        for i in range(len(expected)):
+            assert_equal(found[i], expected[i], f"{where}/{i}")
+    elif isinstance(expected, float):
+        assert type(found) is float and found == pytest.approx(expected, rel=1e-9, abs=1e-12), where
+    else:
+        assert type(found) is type(expected) and found == expected, where
+
+
+# --- evaluate --------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, kw_only=True)
+class Case:
+    """A task, an agent and how it is evaluated."""
+
+    id: str
+    env: dict[str, Any] = field(default_factory=dict)
+    agent: dict[str, Any] = field(default_factory=dict)
+    how: dict[str, Any] = field(default_factory=dict)
+    seeds: list[int]
+    repeats: int = 2
+
+    def agent_and_env(self) -> tuple[Agent, EnvConfig]:
+        return make_agent(self.id, **self.agent), EnvConfig(id=self.id, **self.env)
+
+    def arguments(self, **changes: Any) -> dict[str, Any]:
+        return {"seeds": self.seeds, "repeats": self.repeats, **self.how, **changes}
+
+
+def make_agent(env_id: str, **changes: Any) -> Agent:
+    """An agent with a mind of its own: its actions are far from equally probable, and depend on its state."""
+    env = gym.make(env_id.split(":")[-1], disable_env_checker=True)
+    boxes = env.observation_space.spaces if isinstance(env.observation_space, gym.spaces.Dict) else None
+    shapes = {"obs": env.observation_space.shape} if boxes is None else {key: box.shape for key, box in boxes.items()}
+    space = env.action_space
+    nvec = (int(space.n),) if isinstance(space, gym.spaces.Discrete) else tuple(int(n) for n in space.nvec)  # type: ignore[attr-defined]
+    torch.manual_seed(3)
+    small = {"core_hidden_size": 8, "hidden_size": 16, "cnn_channels": (4, 4, 4), "vector_hidden_sizes": (8,)}
+    agent = Agent(shapes, nvec, **{**small, **changes})  # type: ignore[arg-type]
+    for head in agent.heads.policy:
+        torch.nn.init.orthogonal_(head.get_parameter("weight"), 3.0)
+    if env_id == TRACER:
+        weight = agent.encoder.get_parameter("parts.obs.layers.0.weight").data
+        weight[:, 0] /= 100  # level seeds are large
+        weight[:, 1] = 0  # how often an environment was used before is none of the agent's business
+    return agent
+
+
+def shuffled(first: int, count: int) -> list[int]:
+    return random.Random(0).sample(range(first, first + count), count)
+
+
+QUICK = {"explosion_delay": [2], "command_show_duration": [1]}
+CASES = {
+    "vectors, more episodes than fit at once": Case(id=TRACER, seeds=shuffled(100, 30), repeats=3),
+    "another sampling seed": Case(id=TRACER, seeds=shuffled(100, 12), how={"sampling_seed": 5}),
+    "greedy": Case(id=TRACER, seeds=shuffled(100, 70), repeats=1, how={"greedy": True}),
+    "forgets every step": Case(id=TRACER, seeds=shuffled(100, 20), how={"forget_every": 1}),
+    "forgets every third step": Case(id=TRACER, seeds=shuffled(100, 20), how={"forget_every": 3}),
+    "cut": Case(id=TRACER, seeds=shuffled(100, 20), how={"max_steps": 5}),
+    "shorter episodes": Case(id=TRACER, seeds=shuffled(100, 20), env={"max_episode_steps": 5}),
+    "shorter episodes, of which none is cut": Case(
+        id=TRACER, seeds=shuffled(100, 14), env={"max_episode_steps": 5}, how={"max_steps": 6}
+    ),
+    "shorter episodes, cut before": Case(
+        id=TRACER, seeds=shuffled(100, 14), env={"max_episode_steps": 6}, how={"max_steps": 5}
+    ),
+    "shorter episodes, cut there": Case(
+        id=TRACER, seeds=shuffled(100, 14), env={"max_episode_steps": 5}, how={"max_steps": 5}
+    ),
+    "longer episodes by options": Case(
+        id=TRACER, seeds=shuffled(100, 20), env={"options": {"min_length": 12, "max_length": 20}}
+    ),
+    "one level": Case(id=TRACER, seeds=[123], repeats=70),
+    "two layers of LSTM, trained with dropout": Case(
+        id=TRACER, seeds=shuffled(100, 20), agent={"core": "lstm", "num_layers": 2, "dropout": 0.5}
+    ),
+    "two layers of LSTM that forget": Case(
+        id=TRACER, seeds=shuffled(100, 20), agent={"core": "lstm", "num_layers": 2}, how={"forget_every": 2}
+    ),
+    "no memory": Case(id=TRACER, seeds=shuffled(100, 20), agent={"core": "none"}),
+    "own time limit": Case(id="ppo_tbptt/PocMemory-v0", seeds=shuffled(100, 20)),
+    "images": Case(id="ppo_tbptt/ImageToy-v0", seeds=shuffled(100, 16), env={"options": {"delay": 3}}),
+    "images, none of which is answered": Case(id="ppo_tbptt/ImageToy-v0", seeds=shuffled(9, 6), how={"max_steps": 3}),
+    "images and vectors": Case(
+        id="ppo_tbptt/DictToy-v0", seeds=shuffled(100, 16), agent={"core": "lstm", "num_layers": 2}
+    ),
+    "success is reported by some episodes": Case(
+        id="recorded_envs:recorded/Unjudged-v0",
+        seeds=shuffled(100, 20),
+        env={"options": {"longest": 20}, "max_episode_steps": 12},
+    ),
+    "Mortar Mayhem, one command": Case(
+        id=MORTAR, seeds=shuffled(0, 30), repeats=1, env={"options": {**QUICK, "command_count": [1]}}
+    ),
+    "Mortar Mayhem": Case(id=MORTAR, seeds=shuffled(30, 34), env={"options": {**QUICK, "command_count": [1, 2]}}),
+    "Mortar Mayhem, greedy": Case(
+        id=MORTAR,
+        seeds=shuffled(0, 20),
+        repeats=1,
+        env={"options": {**QUICK, "command_count": [1, 2]}},
+        how={"greedy": True},
+    ),
+    "Mortar Mayhem, cut": Case(
+        id=MORTAR,
+        seeds=shuffled(0, 20),
+        repeats=1,
+        env={"options": {**QUICK, "command_count": [3]}},
+        how={"max_steps": 11},
+    ),
+}
+
+
+@cache
+def expected_of(name: str) -> dict[str, Any]:
+    """The reference evaluation of a case."""
+    return reference(*CASES[name].agent_and_env(), **CASES[name].arguments())
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_an_evaluation_is_the_plain_loop(name: str) -> None:
+    found = evaluate(*CASES[name].agent_and_env(), **CASES[name].arguments(), num_workers=0)
+    assert_equal(found.to_dict(), expected_of(name))
+
+
+@pytest.mark.parametrize(
+    ("name", "changes"),
+    [
+        ("another sampling seed", {"sampling_seed": 0}),
+        ("forgets every step", {"forget_every": None}),
+        ("forgets every third step", {"forget_every": 4}),
+        ("two layers of LSTM that forget", {"forget_every": None}),
+    ],
+)
+def test_the_cases_notice_what_is_peculiar_to_them(name: str, changes: dict[str, Any]) -> None:
+    other = reference(*CASES[name].agent_and_env(), **CASES[name].arguments(**changes))
+    assert expected_of(name)["per_episode"] != other["per_episode"]
+
+
+def test_the_cases_have_what_they_are_named_after() -> None:
+    many = expected_of("vectors, more episodes than fit at once")
+    assert many["episodes"] > PARALLEL_EPISODES
+    assert len({row["return"] for row in many["per_episode"] if row["seed"] == 103}) == 3  # repeats draw other actions
+    capped = {name: expected_of(name)["capped"] for name in CASES if "cut" in name or "shorter" in name}
+    assert capped.pop("shorter episodes") == capped.pop("shorter episodes, of which none is cut") == 0
+    assert all(0 < number < expected_of(name)["episodes"] for name, number in capped.items())
+    assert expected_of("one level")["measures"]["return"]["ci95"] is None
+    assert expected_of("images, none of which is answered")["measures"]["success"]["ci95"][1] > 0.3  # Wilson's
+    reported = ["success" in row for row in expected_of("success is reported by some episodes")["per_episode"]]
+    assert 0 < sum(reported) < len(reported)
+
+
+def test_a_failed_last_command_of_mortar_mayhem_does_not_count() -> None:
+    """With one command the environment always says that it was done. There is pay for it only where it was."""
+    result = expected_of("Mortar Mayhem, one command")
+    assert 0 < result["measures"]["success"]["mean"] < 1
+    for row in result["per_episode"]:
+        assert row["success"] == row["commands_completed"] == float(row["return"] > 0)
+
+
+# --- the trainer's evaluations ---------------------------------------------------------------------------------------
+
+
+def by_config(agent: Agent, config: Config) -> dict[str, Any]:
+    """The reference evaluation that a config asks for."""
+    train = config.train
+    return reference(
+        agent,
+        config.env,
+        seeds=[train.eval_first_seed + i for i in range(train.eval_num_seeds)],
+        repeats=train.eval_repeats,
+        greedy=train.eval_greedy,
+        max_steps=train.eval_max_steps,
+    )
+
+
+SETTINGS = {
+    "eval_first_seed": 300_005,
+    "eval_num_seeds": 7,
+    "eval_repeats": 3,
+    "eval_greedy": True,
+    "eval_max_steps": 5,
+}
+
+
+@pytest.mark.parametrize("name", SETTINGS)
+def test_every_setting_of_evaluations_reaches_them(name: str) -> None:
+    config = tiny(env={"options": {"num_show_steps": 3}, "max_episode_steps": 14}, train={"eval_num_seeds": 6})
+    changed = config.replace(train={name: SETTINGS[name]})
+    with Trainer(changed) as trainer:
+        assert_equal(trainer.evaluate().to_dict(), by_config(trainer.agent, changed))
+        assert by_config(trainer.agent, changed)["per_episode"] != by_config(trainer.agent, config)["per_episode"]
+
+
+def test_arguments_of_an_evaluation_come_before_the_settings() -> None:
+    with Trainer(tiny()) as trainer:
+        found = trainer.evaluate(seeds=[7, 5], repeats=1, greedy=True, sampling_seed=2, max_steps=6, forget_every=2)
+        how = {"repeats": 1, "greedy": True, "sampling_seed": 2, "max_steps": 6, "forget_every": 2}
+        assert_equal(found.to_dict(), reference(trainer.agent, trainer.config.env, seeds=[7, 5], **how))
+
+
+def timeless(scalars: dict[str, float]) -> dict[str, float]:
+    return {tag: value for tag, value in scalars.items() if not tag.startswith("time/")}
+
+
+def test_what_is_logged_is_the_evaluation_of_that_iterations_weights() -> None:
+    """Other iterations log none, and what is trained does not depend on it."""
+    config = tiny(
+        total_steps=5 * 64,
+        ppo={"learning_rate": 0.03},
+        train={"eval_every": 2, "eval_num_seeds": 6, "eval_repeats": 2, "eval_first_seed": 150_000},
+    )
+    with Trainer(config.replace(train={"eval_every": 0})) as trainer:
+        alone = [timeless(report.scalars) for report in trainer]
+    logged: dict[int, dict[str, float]] = {}
+    with Trainer(config) as trainer:
+        for report, without in zip(trainer, alone, strict=True):
+            due = report.iteration % 2 == 0
+            measures = by_config(trainer.agent, config)["measures"] if due else {}
+            expected = {f"eval/{name}": measure["mean"] for name, measure in measures.items()}
+            assert_equal(timeless(report.scalars), {**without, **expected})
+            assert ("time/evaluation_seconds" in report.scalars) == due
+            logged[report.iteration] = expected
+    assert set(logged[2]) == {"eval/return", "eval/length", "eval/success"}
+    assert logged[2] != logged[4]  # the weights have changed
+
+
+def test_best_holds_the_weights_of_the_best_evaluation(tmp_path: Path) -> None:
+    """By the headline measure, the first of equals, also where the run is resumed in between."""
+    Dictated.script, Dictated.begun = [0.25, 0.75, 0.5, 0.75, 0.25, 1.0, 0.5], 0
+    config = tiny(
+        total_steps=7 * 8,
+        env={"id": "recorded_envs:recorded/Dictated-v0", "num_envs": 2, "num_seeds": Dictated.held_out},
+        ppo={"rollout_steps": 4, "sequence_length": 4, "learning_rate": 0.1},
+        train={"eval_every": 1, "eval_first_seed": Dictated.held_out, "eval_num_seeds": 2, "eval_repeats": 1},
+    ).replace(train={"checkpoint_every": 1})
+    weights: list[dict[str, torch.Tensor]] = []
+    best: list[int] = []
+
+    def train(trainer: Trainer, iterations: int) -> None:
+        with trainer:
+            for _ in range(iterations):
+                report = next(trainer)
+                assert report.scalars["eval/success"] == Dictated.script[report.iteration - 1]
+                assert report.scalars["eval/return"] == 1 - report.scalars["eval/success"]
+                weights.append({name: x.clone() for name, x in trainer.agent.state_dict().items()})
+                saved = load_checkpoint(tmp_path / "run" / "checkpoints" / "best.pt")
+                best.append(saved["iteration"])
+                assert saved["best"] == trainer.best == max(Dictated.script[: report.iteration])
+                assert all(torch.equal(x, weights[best[-1] - 1][name]) for name, x in saved["agent"].items())
+
+    train(Trainer(config, tmp_path / "run"), 3)
+    train(Trainer.resume(tmp_path / "run"), 4)
+    assert best == [1, 2, 2, 2, 2, 6, 6]
+    assert any(not torch.equal(x, weights[1][name]) for name, x in weights[2].items())

@@ -1,0 +1,181 @@
+"""A whole training equals a naive one: every parameter, the optimiser's state, and all that is logged.
+
+Whatever is wired wrongly between environments, rollout, targets, sequences, losses, optimiser and report shows here.
+"""
+
+import copy
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from configs_for_tests import tiny
+from ranks import run_ranks
+from reference_training import Reference
+from torch import Tensor
+
+from ppo_tbptt.config import Config
+from ppo_tbptt.distributed import World
+from ppo_tbptt.metrics import Report
+from ppo_tbptt.trainer import Trainer
+
+TOLERANCE = 1e-10
+ITERATIONS = 3
+
+
+def config(kind: str, ppo: dict[str, Any], core: dict[str, Any], **env: Any) -> Config:
+    """Three iterations of 30 steps, in which episodes of 2 to 8 steps end and run over the ends of rollouts."""
+    return tiny(
+        total_steps=30 * ITERATIONS,
+        seed=3,
+        env={"id": f"reference_envs:reference/{kind}-v0", "num_envs": 3, "first_seed": 4, "num_seeds": 60, **env},
+        model={"cnn_channels": [3, 4, 5], "hidden_size": 12},
+        core={"hidden_size": 6, **core},
+        ppo={"rollout_steps": 10, "num_epochs": 3, "num_minibatches": 3, "gamma": 0.9, "gae_lambda": 0.8, **ppo},
+        train={"checkpoint_every": 1},
+    )
+
+
+CONFIGS = {
+    "lstm with dropout": config(
+        "Vector",
+        {
+            "sequence_length": 4,
+            "learning_rate": {"initial": 1e-2, "final": 1e-3, "power": 2.0, "over_steps": 50},
+            "entropy_coef": {"initial": 0.1, "final": 0.01},
+            "clip_range": {"initial": 0.2, "final": 0.05, "power": 2.0},
+            "weight_decay": 0.1,
+            "max_grad_norm": 0.3,
+            "normalize_advantage": True,
+        },
+        {"kind": "lstm", "num_layers": 2, "dropout": 0.3},
+    ),
+    "frames, whole episodes, one ratio per branch, stopped by KL": config(
+        "Image",
+        {
+            "sequence_length": None,
+            "num_minibatches": 4,
+            "learning_rate": {"initial": 2e-2, "final": 1e-2},
+            "clip_range": 0.1,
+            "entropy_coef": {"initial": 0.02, "final": 0.0, "over_steps": 60},
+            "ratio": "per_branch",
+            "target_kl": 0.005,
+            "clip_value_loss": False,
+            "max_grad_norm": 1e9,
+        },
+        {"kind": "gru"},
+    ),
+    "Dict, time limit, one ratio per branch": config(
+        "Dict",
+        {
+            "sequence_length": 3,
+            "num_epochs": 2,
+            "num_minibatches": 7,
+            "learning_rate": 1e-2,
+            "entropy_coef": 0.05,
+            "clip_range": {"initial": 0.3, "final": 0.1, "over_steps": 60},
+            "ratio": "per_branch",
+            "normalize_advantage": True,
+            "max_grad_norm": 0.5,
+            "value_coef": 0.3,
+        },
+        {"kind": "rnn_tanh", "num_layers": 2, "dropout": 0.2},
+        max_episode_steps=6,
+    ),
+    "no memory": config(
+        "Vector", {"sequence_length": 5, "learning_rate": 1e-2, "max_grad_norm": 0.5}, {"kind": "none"}
+    ),
+}
+OF_RANKS = {
+    name: CONFIGS["lstm with dropout"].replace(total_steps=60 * ITERATIONS, **changes)
+    for name, changes in {
+        "two ranks": {},
+        "few sequences": {"ppo": {"num_minibatches": 11, "sequence_length": None, "target_kl": 1e-2}},
+    }.items()
+}
+
+
+@pytest.fixture(autouse=True)
+def float64() -> Iterator[None]:
+    torch.set_default_dtype(torch.float64)
+    yield
+    torch.set_default_dtype(torch.float32)
+
+
+def beginning(trainer: Trainer) -> dict[str, Any]:
+    """The agent's weights, and of each rank the state of the generator that draws its dropout."""
+    tree = trainer.state_dict()
+    ranks = [tree["generators"], *tree["generators_of_other_ranks"]]
+    return {"agent": copy.deepcopy(tree["agent"]), "dropout": [rank["torch"] for rank in ranks]}
+
+
+def outcome(trainer: Trainer, report: Report) -> dict[str, Any]:
+    """What an iteration made of the agent and the optimiser, and what it logged but for the clock."""
+    tree = trainer.state_dict()
+    moments = tree["optimizer"]["state"].values()
+    return {
+        "parameters": torch.cat([p.detach().flatten() for p in trainer.agent.parameters()]),
+        "first moment": torch.cat([x["exp_avg"].flatten() for x in moments]),
+        "second moment": torch.cat([x["exp_avg_sq"].flatten() for x in moments]),
+        "updates": sorted({float(x["step"]) for x in moments}),
+        "logged": {tag: value for tag, value in report.scalars.items() if not tag.startswith("time/")},
+    }
+
+
+def train(config: Config, world: World | None = None) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    with Trainer(config, world=world) as trainer:
+        return beginning(trainer), [outcome(trainer, report) for report in trainer]
+
+
+def train_ranks(world: World, folder: Path) -> dict[str, Any]:
+    """What each of two processes runs."""
+    torch.set_default_dtype(torch.float64)
+    return {name: train(config, world) for name, config in OF_RANKS.items()}
+
+
+def assert_equal_to_plain_loops(config: Config, first: dict[str, Any], outcomes: list[dict[str, Any]]) -> None:
+    with Trainer(config) as trainer:  # an agent of the right shape
+        trainer.agent.load_state_dict(first["agent"])
+        reference = Reference(config, trainer.agent, first["dropout"])
+
+    def flat(tensors: Iterable[Tensor]) -> Tensor:
+        return torch.cat([x.detach().flatten() for x in tensors])
+
+    assert len(outcomes) == ITERATIONS
+    for iteration, actual in enumerate(outcomes, 1):
+        before = flat(reference.agent.parameters())
+        logged = reference.iterate()
+        assert actual["logged"] == pytest.approx(logged, rel=TOLERANCE, abs=TOLERANCE), f"iteration {iteration}"
+        assert actual["updates"] == [reference.updates]
+        expected = {
+            "parameters": flat(reference.agent.parameters()),
+            "first moment": flat(reference.first_moment),
+            "second moment": flat(reference.second_moment),
+        }
+        for name, x in expected.items():
+            torch.testing.assert_close(actual[name], x, rtol=0, atol=TOLERANCE, msg=lambda m, n=name: f"{n}: {m}")
+        assert (expected["parameters"] - before).abs().max() > 1e-3  # it was an update
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_three_iterations_equal_those_of_plain_loops(name: str) -> None:
+    assert_equal_to_plain_loops(CONFIGS[name], *train(CONFIGS[name]))
+
+
+def test_iterations_of_a_resumed_run_equal_those_of_plain_loops(tmp_path: Path) -> None:
+    config = CONFIGS["lstm with dropout"]
+    with Trainer(config, tmp_path / "run") as trainer:
+        first = beginning(trainer)
+        outcomes = [outcome(trainer, next(trainer))]
+    while len(outcomes) < ITERATIONS:
+        with Trainer.resume(tmp_path / "run") as trainer:
+            outcomes.append(outcome(trainer, next(trainer)))
+    assert_equal_to_plain_loops(config, first, outcomes)
+
+
+def test_iterations_of_two_ranks_equal_those_of_plain_loops(tmp_path: Path) -> None:
+    ranks = run_ranks(train_ranks, tmp_path)
+    for name, config in OF_RANKS.items():
+        for rank in ranks:
+            assert_equal_to_plain_loops(config, *rank[name])
