@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ppo_tbptt.envs import LevelSeeds, VectorEnv
-from ppo_tbptt.fleet import Fleet
+from ppo_tbptt.envs.workers.fleet import Fleet
 from ppo_tbptt.models import Agent
 from ppo_tbptt.models.heads import log_prob_and_entropy, sample
 from ppo_tbptt.types import Rollout, Targets, empty_rollout

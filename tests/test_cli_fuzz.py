@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 from ppo_tbptt.cli import COMMANDS, main
 from ppo_tbptt.config import describe_fields
 from ppo_tbptt.envs import SingleEnv, VectorEnv
-from ppo_tbptt.trainer import Trainer
+from ppo_tbptt.training.trainer import Trainer
 
 ROOT = Path(__file__).parent.parent
 TOY = ROOT / "configs" / "toy_poc_memory.toml"

@@ -16,13 +16,13 @@ import torch
 from ranks import CASES, data, environment, everything, free_port, permutations, run_ranks, update
 from torch import Tensor
 
-from ppo_tbptt import learner as learner_module
-from ppo_tbptt.checkpoint import load_checkpoint
-from ppo_tbptt.device import DeviceError
-from ppo_tbptt.distributed import World
-from ppo_tbptt.metrics import read_metrics
-from ppo_tbptt.sequences import cut, split
-from ppo_tbptt.trainer import Trainer
+from ppo_tbptt.ppo import learner as learner_module
+from ppo_tbptt.run.checkpoint import load_checkpoint
+from ppo_tbptt.runtime.device import DeviceError
+from ppo_tbptt.runtime.distributed import World
+from ppo_tbptt.run.metrics import read_metrics
+from ppo_tbptt.ppo.sequences import cut, split
+from ppo_tbptt.training.trainer import Trainer
 
 ROOT = Path(__file__).parent.parent
 TOLERANCE = {torch.float32: 1e-5, torch.float64: 1e-10}

@@ -9,10 +9,10 @@ from configs_for_tests import tiny
 
 from ppo_tbptt.config import EnvConfig
 from ppo_tbptt.envs.toy_fixtures import tracer_length, tracer_terminates
-from ppo_tbptt.evaluation import PARALLEL_EPISODES, Evaluation, evaluate
-from ppo_tbptt.intervals import estimate
+from ppo_tbptt.evaluation.evaluate import PARALLEL_EPISODES, Evaluation, evaluate
+from ppo_tbptt.evaluation.statistics import estimate
 from ppo_tbptt.models import Agent
-from ppo_tbptt.trainer import Trainer
+from ppo_tbptt.training.trainer import Trainer
 
 
 def tracer_agent() -> Agent:

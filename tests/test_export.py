@@ -14,18 +14,18 @@ import torch
 from configs_for_tests import tiny
 from safetensors.torch import load_file, save_file
 
-import ppo_tbptt.policy
-from ppo_tbptt import export
-from ppo_tbptt.checkpoint import CheckpointError
+import ppo_tbptt.evaluation.policy
+from ppo_tbptt.evaluation import export
+from ppo_tbptt.run.checkpoint import CheckpointError
 from ppo_tbptt.cli import main
 from ppo_tbptt.config import Config
 from ppo_tbptt.envs import make_env
-from ppo_tbptt.export import ExportError, export_onnx
+from ppo_tbptt.evaluation.export import ExportError, export_onnx
 from ppo_tbptt.models.build import build_agent
 from ppo_tbptt.models.heads import mode
-from ppo_tbptt.policy import Policy
-from ppo_tbptt.trainer import Trainer
-from ppo_tbptt.weights import load_weights, save_weights
+from ppo_tbptt.evaluation.policy import Policy
+from ppo_tbptt.training.trainer import Trainer
+from ppo_tbptt.run.weights import load_weights, save_weights
 
 
 def untrained(env_id: str, core: str, num_layers: int = 1) -> Policy:
@@ -271,7 +271,7 @@ def test_a_file_is_not_given_more_memory_than_it_brings(tmp_path: Path, monkeypa
         built.append(device.type)
         return build_agent(config, spec, device)
 
-    monkeypatch.setattr(ppo_tbptt.policy, "build_agent", build)
+    monkeypatch.setattr(ppo_tbptt.evaluation.policy, "build_agent", build)
     with pytest.raises(CheckpointError, match=r"expected, .* found"):
         Policy.load(tmp_path / "a.safetensors")
     assert built == ["meta"]

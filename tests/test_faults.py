@@ -17,16 +17,16 @@ import torch
 from configs_for_tests import tiny
 from test_resume import assert_same, results
 
-from ppo_tbptt import run_writer
-from ppo_tbptt.checkpoint import load_checkpoint, save_checkpoint
+from ppo_tbptt.run import sinks as run_writer
+from ppo_tbptt.run.checkpoint import load_checkpoint, save_checkpoint
 from ppo_tbptt.cli import main
 from ppo_tbptt.config import Config
 from ppo_tbptt.envs import WorkerError
-from ppo_tbptt.learner import NonFiniteError
-from ppo_tbptt.metrics import Report, read_metrics
-from ppo_tbptt.patience import UnwritableError
-from ppo_tbptt.run_dir import RunDir, RunDirError
-from ppo_tbptt.trainer import Trainer
+from ppo_tbptt.ppo.learner import NonFiniteError
+from ppo_tbptt.run.metrics import Report, read_metrics
+from ppo_tbptt.run.patience import UnwritableError
+from ppo_tbptt.run.folder import RunDir, RunDirError
+from ppo_tbptt.training.trainer import Trainer
 
 ROOT = Path(__file__).parent.parent
 IN_WORKERS: dict[str, Any] = {"num_workers": 2}

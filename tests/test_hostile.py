@@ -15,13 +15,13 @@ from typing import Any
 import pytest
 import torch
 
-from ppo_tbptt.checkpoint import CheckpointError, load_checkpoint, save_checkpoint
+from ppo_tbptt.run.checkpoint import CheckpointError, load_checkpoint, save_checkpoint
 from ppo_tbptt.cli import main
-from ppo_tbptt.json_files import JsonError, read_json
-from ppo_tbptt.metrics import MetricsError, read_metrics
-from ppo_tbptt.policy import Policy
-from ppo_tbptt.run_dir import RunDir
-from ppo_tbptt.trainer import Trainer
+from ppo_tbptt.run.json_files import JsonError, read_json
+from ppo_tbptt.run.metrics import MetricsError, read_metrics
+from ppo_tbptt.evaluation.policy import Policy
+from ppo_tbptt.run.folder import RunDir
+from ppo_tbptt.training.trainer import Trainer
 
 ROOT = Path(__file__).parent.parent
 POC = str(ROOT / "configs" / "toy_poc_memory.toml")

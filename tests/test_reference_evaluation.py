@@ -17,11 +17,11 @@ from recorded_envs import Dictated
 from scipy import stats
 
 import ppo_tbptt.envs.toy  # noqa: F401 (registers the toys)
-from ppo_tbptt.checkpoint import load_checkpoint
+from ppo_tbptt.run.checkpoint import load_checkpoint
 from ppo_tbptt.config import Config, EnvConfig
-from ppo_tbptt.evaluation import PARALLEL_EPISODES, evaluate
+from ppo_tbptt.evaluation.evaluate import PARALLEL_EPISODES, evaluate
 from ppo_tbptt.models import Agent
-from ppo_tbptt.trainer import Trainer
+from ppo_tbptt.training.trainer import Trainer
 
 TRACER, MORTAR = "ppo_tbptt/Tracer-v0", "MortarMayhem-Grid-v0"
 Row = dict[str, float]

@@ -8,14 +8,14 @@ import torch
 from helpers import tracer_fleet
 from torch import Tensor
 
-from ppo_tbptt.acting import Actor, decide
+from ppo_tbptt.ppo.acting import Actor, decide
 from ppo_tbptt.envs import LevelSeeds, VectorEnv
 from ppo_tbptt.envs.toy_fixtures import tracer_length, tracer_reward, tracer_terminates
-from ppo_tbptt.fleet import Fleet
+from ppo_tbptt.envs.workers.fleet import Fleet
 from ppo_tbptt.models import Agent
-from ppo_tbptt.rollout import Sampler
-from ppo_tbptt.sequences import cut, gather
-from ppo_tbptt.timing import Timer
+from ppo_tbptt.ppo.collector import Sampler
+from ppo_tbptt.ppo.sequences import cut, gather
+from ppo_tbptt.runtime.timing import Timer
 from ppo_tbptt.types import Carry, Rollout, Targets, empty_rollout
 
 STEPS, ENVS = 29, 4

@@ -2,7 +2,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ppo_tbptt.schedules import schedule_value
+from ppo_tbptt.config.schedules import schedule_value
 
 
 @pytest.mark.parametrize(

@@ -9,12 +9,12 @@ import pytest
 import torch
 from configs_for_tests import TINY, tiny
 
-from ppo_tbptt.checkpoint import CheckpointError, load_checkpoint
+from ppo_tbptt.run.checkpoint import CheckpointError, load_checkpoint
 from ppo_tbptt.config import Config, ConfigError
-from ppo_tbptt.device import DeviceError
-from ppo_tbptt.metrics import MetricsWriter, Report, read_metrics
-from ppo_tbptt.run_dir import RunDirError
-from ppo_tbptt.trainer import Trainer
+from ppo_tbptt.runtime.device import DeviceError
+from ppo_tbptt.run.metrics import MetricsWriter, Report, read_metrics
+from ppo_tbptt.run.folder import RunDirError
+from ppo_tbptt.training.trainer import Trainer
 
 
 def rows(config: Config, run_dir: Path | None = None) -> list[dict[str, float]]:

@@ -16,7 +16,7 @@ from imageio_ffmpeg import get_ffmpeg_exe
 from ppo_tbptt.config import Config
 from ppo_tbptt.envs import Episode, make_env
 from ppo_tbptt.models.build import build_agent
-from ppo_tbptt.policy import Policy
+from ppo_tbptt.evaluation.policy import Policy
 from ppo_tbptt.watch.draw import draw
 from ppo_tbptt.watch.labels import action_labels
 from ppo_tbptt.watch.record import Env, Recording, failed, record, watched_env

@@ -13,7 +13,7 @@ from typing import Any
 from ppo_tbptt.analysis.runs import Point, Run
 from ppo_tbptt.analysis.statistics import over_runs
 from ppo_tbptt.config import Config
-from ppo_tbptt.intervals import Estimate
+from ppo_tbptt.evaluation.statistics import Estimate
 
 NO_MATTER = frozenset(
     {

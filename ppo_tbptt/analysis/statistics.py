@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from ppo_tbptt.intervals import Estimate
+from ppo_tbptt.evaluation.statistics import Estimate
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

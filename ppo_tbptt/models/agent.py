@@ -80,7 +80,7 @@ class Agent(nn.Module):
         """Logits and values of the M steps of S sequences, each unrolled from its own ``state``.
 
         ``obs`` is packed (see :class:`~ppo_tbptt.types.Minibatch`): encoder and heads never see padding. ``encode`` is
-        called in the encoder's place: the same, compiled (see :mod:`ppo_tbptt.compiling`).
+        called in the encoder's place: the same, compiled (see :mod:`ppo_tbptt.models.compile`).
         """
         with self._autocast():
             features = self.encoder(obs) if encode is None else encode(obs)

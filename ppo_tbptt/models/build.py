@@ -3,7 +3,7 @@
 import torch
 
 from ppo_tbptt.config import Config, ConfigError
-from ppo_tbptt.device import prepare_precision
+from ppo_tbptt.runtime.device import prepare_precision
 from ppo_tbptt.envs import EnvError, EnvSpec
 from ppo_tbptt.models.agent import Agent
 

@@ -65,7 +65,7 @@ def test_missing_memory_gym_is_explained() -> None:
 
 def test_no_torch() -> None:
     code = (
-        "import sys, ppo_tbptt.envs, ppo_tbptt.envs.worker, ppo_tbptt.envs.toy, ppo_tbptt.envs.toy_fixtures\n"
+        "import sys, ppo_tbptt.envs, ppo_tbptt.envs.workers.worker, ppo_tbptt.envs.toy, ppo_tbptt.envs.toy_fixtures\n"
         "ppo_tbptt.envs.make_env('MortarMayhem-v0')\n"
         "assert 'torch' not in sys.modules"
     )

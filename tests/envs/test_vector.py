@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from ppo_tbptt.envs import Episode, LevelSeeds, VectorEnv, WorkerError, make_env
-from ppo_tbptt.envs.pool import WorkerPool
+from ppo_tbptt.envs.workers.pool import WorkerPool
 from ppo_tbptt.envs.toy_fixtures import tracer_length, tracer_reward, tracer_terminates
 
 TRACER = "ppo_tbptt/Tracer-v0"
