@@ -9,7 +9,12 @@ if TYPE_CHECKING:
     from ppo_tbptt.evaluation.policy import Policy as Policy
     from ppo_tbptt.training.trainer import Trainer as Trainer
 
-_WHERE = {"Config": "config", "Trainer": "trainer", "evaluate": "evaluation", "Policy": "policy"}
+_WHERE = {
+    "Config": "config",
+    "Trainer": "training.trainer",
+    "evaluate": "evaluation.evaluate",
+    "Policy": "evaluation.policy",
+}
 
 
 def __getattr__(name: str) -> Any:

@@ -11,7 +11,6 @@ from typing import Any
 
 import pytest
 
-from ppo_tbptt.config import load as config_io
 from ppo_tbptt.config import (
     Config,
     ConfigError,
@@ -21,6 +20,7 @@ from ppo_tbptt.config import (
     Schedule,
     describe_fields,
 )
+from ppo_tbptt.config import load as config_io
 
 CONFIGS = sorted((Path(__file__).parents[1] / "configs").glob("*.toml"))
 TASKS = {

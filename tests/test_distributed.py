@@ -17,11 +17,11 @@ from ranks import CASES, data, environment, everything, free_port, permutations,
 from torch import Tensor
 
 from ppo_tbptt.ppo import learner as learner_module
+from ppo_tbptt.ppo.sequences import cut, split
 from ppo_tbptt.run.checkpoint import load_checkpoint
+from ppo_tbptt.run.metrics import read_metrics
 from ppo_tbptt.runtime.device import DeviceError
 from ppo_tbptt.runtime.distributed import World
-from ppo_tbptt.run.metrics import read_metrics
-from ppo_tbptt.ppo.sequences import cut, split
 from ppo_tbptt.training.trainer import Trainer
 
 ROOT = Path(__file__).parent.parent

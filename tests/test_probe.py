@@ -18,7 +18,7 @@ from ppo_tbptt.config import EnvConfig
 from ppo_tbptt.evaluation.evaluate import evaluate
 from ppo_tbptt.training.trainer import Trainer
 
-TRACER = EnvConfig(id="ppo_tbptt/Tracer-v0")
+TRACER = EnvConfig(id="fixture_envs:fixture/Tracer-v0")
 LEVELS: dict[str, Any] = {"seeds": range(100, 130), "repeats": 3}
 
 

@@ -13,8 +13,8 @@ from configs_for_tests import tiny
 from recorded_envs import Log, Played, Step
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from ppo_tbptt.run.checkpoint import load_checkpoint
 from ppo_tbptt.config import Config
+from ppo_tbptt.run.checkpoint import load_checkpoint
 from ppo_tbptt.training.trainer import Trainer
 
 LONG = tiny(

@@ -17,13 +17,13 @@ from recorded_envs import Dictated
 from scipy import stats
 
 import ppo_tbptt.envs.toy  # noqa: F401 (registers the toys)
-from ppo_tbptt.run.checkpoint import load_checkpoint
 from ppo_tbptt.config import Config, EnvConfig
 from ppo_tbptt.evaluation.evaluate import PARALLEL_EPISODES, evaluate
 from ppo_tbptt.models import Agent
+from ppo_tbptt.run.checkpoint import load_checkpoint
 from ppo_tbptt.training.trainer import Trainer
 
-TRACER, MORTAR = "ppo_tbptt/Tracer-v0", "MortarMayhem-Grid-v0"
+TRACER, MORTAR = "fixture_envs:fixture/Tracer-v0", "MortarMayhem-Grid-v0"
 Row = dict[str, float]
 Info = dict[str, Any]
 
@@ -256,10 +256,12 @@ CASES = {
     ),
     "no memory": Case(id=TRACER, seeds=shuffled(100, 20), agent={"core": "none"}),
     "own time limit": Case(id="ppo_tbptt/PocMemory-v0", seeds=shuffled(100, 20)),
-    "images": Case(id="ppo_tbptt/ImageToy-v0", seeds=shuffled(100, 16), env={"options": {"delay": 3}}),
-    "images, none of which is answered": Case(id="ppo_tbptt/ImageToy-v0", seeds=shuffled(9, 6), how={"max_steps": 3}),
+    "images": Case(id="fixture_envs:fixture/ImageToy-v0", seeds=shuffled(100, 16), env={"options": {"delay": 3}}),
+    "images, none of which is answered": Case(
+        id="fixture_envs:fixture/ImageToy-v0", seeds=shuffled(9, 6), how={"max_steps": 3}
+    ),
     "images and vectors": Case(
-        id="ppo_tbptt/DictToy-v0", seeds=shuffled(100, 16), agent={"core": "lstm", "num_layers": 2}
+        id="fixture_envs:fixture/DictToy-v0", seeds=shuffled(100, 16), agent={"core": "lstm", "num_layers": 2}
     ),
     "success is reported by some episodes": Case(
         id="recorded_envs:recorded/Unjudged-v0",

@@ -7,10 +7,10 @@ import pytest
 import torch
 from configs_for_tests import tiny
 
-from ppo_tbptt.run.checkpoint import CheckpointError, load_checkpoint
 from ppo_tbptt.config import Config, ConfigError
-from ppo_tbptt.run.metrics import read_metrics
+from ppo_tbptt.run.checkpoint import CheckpointError, load_checkpoint
 from ppo_tbptt.run.folder import RunDir
+from ppo_tbptt.run.metrics import read_metrics
 from ppo_tbptt.training.trainer import Trainer
 
 SMALL: dict[str, Any] = {"hidden_size": 16, "cnn_channels": [4, 4, 4]}

@@ -5,8 +5,8 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from ppo_tbptt.config import EnvConfig
-from ppo_tbptt.evaluation.perturbations import AddNoise, Measure, Shuffle
 from ppo_tbptt.evaluation.evaluate import Evaluation, evaluate
+from ppo_tbptt.evaluation.perturbations import AddNoise, Measure, Shuffle
 from ppo_tbptt.evaluation.statistics import Estimate
 from ppo_tbptt.models import Agent
 

@@ -12,16 +12,16 @@ import torch
 from rich.console import Console
 from rich.progress import Progress, TaskID
 
+from ppo_tbptt.commands.console import Display
 from ppo_tbptt.commands.parser import Parser, UsageError, minutes
 from ppo_tbptt.commands.results import evaluate_with_progress, print_evaluation, save_evaluation
 from ppo_tbptt.commands.stop import TIMED_OUT, Dropped, Stop
 from ppo_tbptt.config import Config, parse_overrides
-from ppo_tbptt.commands.console import Display
+from ppo_tbptt.evaluation.evaluate import Evaluation
+from ppo_tbptt.evaluation.result_file import read_evaluation
+from ppo_tbptt.run.folder import LOCK, RunDir, RunLock
 from ppo_tbptt.runtime.device import has_fast_bfloat16
 from ppo_tbptt.runtime.distributed import World
-from ppo_tbptt.evaluation.evaluate import Evaluation
-from ppo_tbptt.run.folder import LOCK, RunDir, RunLock
-from ppo_tbptt.evaluation.result_file import read_evaluation
 from ppo_tbptt.training.trainer import Trainer
 
 

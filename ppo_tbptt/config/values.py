@@ -69,7 +69,7 @@ class Table:
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
 class Schedule(Table):
-    """Polynomial decay over environment steps; constant without `final`. See `schedules.schedule_value`."""
+    """Polynomial decay over environment steps; constant without `final`."""
 
     initial: Annotated[float, Bounds(0, 1e9)]
     """Value at the first step."""
@@ -85,6 +85,16 @@ class Schedule(Table):
             value = getattr(self, name)
             if self.final is None and value != default:
                 raise Problem((name, "final"), f"{value} has no effect without final; set final or drop {name}")
+
+    def at(self, env_steps: int, total_steps: int) -> float:
+        """`final + (initial - final) * (1 - min(env_steps / over_steps, 1)) ** power`; `final` exactly from there on.
+
+        `env_steps` were done before; `total_steps` is the span of a schedule without one of its own.
+        """
+        if self.final is None:
+            return self.initial
+        remaining = 1.0 - min(env_steps / (self.over_steps or total_steps), 1.0)
+        return self.final + (self.initial - self.final) * remaining**self.power
 
 
 def convert(value: Any, hint: Any, key: str) -> Any:

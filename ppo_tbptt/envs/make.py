@@ -10,7 +10,7 @@ import gymnasium as gym
 from gymnasium.envs import registration
 
 from ppo_tbptt.envs import memory_gym
-from ppo_tbptt.envs.errors import EnvError, one_line, suggestion
+from ppo_tbptt.envs.interface import EnvError, one_line, suggestion
 
 TOY_NAMESPACE = "ppo_tbptt/"
 GROUND_TRUTH = "ground_truth"

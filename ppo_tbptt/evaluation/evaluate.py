@@ -8,11 +8,11 @@ import numpy as np
 import torch
 
 from ppo_tbptt.config import EnvConfig
-from ppo_tbptt.evaluation.perturbations import Disturbance, EpisodeKey
 from ppo_tbptt.envs import EnvSpec, Episode, VectorEnv
+from ppo_tbptt.evaluation.perturbations import Disturbance, EpisodeKey
 from ppo_tbptt.evaluation.statistics import Estimate, estimate
 from ppo_tbptt.models import Agent
-from ppo_tbptt.models.build import check_fits
+from ppo_tbptt.models.agent import check_fits
 from ppo_tbptt.models.heads import mode, sample
 
 PARALLEL_EPISODES = 64

@@ -7,15 +7,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ppo_tbptt.run.checkpoint import CheckpointError, load_checkpoint
 from ppo_tbptt.config import Config
-from ppo_tbptt.runtime.device import prepare_device
 from ppo_tbptt.envs import EnvSpec
 from ppo_tbptt.models import Agent
-from ppo_tbptt.models.build import build_agent
+from ppo_tbptt.models.agent import build_agent
 from ppo_tbptt.models.heads import mode, sample
+from ppo_tbptt.run.checkpoint import CheckpointError, load_checkpoint
 from ppo_tbptt.run.folder import run_at
 from ppo_tbptt.run.weights import SUFFIX, load_weights
+from ppo_tbptt.runtime.device import prepare_device
 
 
 class Policy:

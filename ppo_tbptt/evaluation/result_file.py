@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from ppo_tbptt.config.values import shorten
-from ppo_tbptt.run.json_files import JsonError, read_json
+from ppo_tbptt.run.files import JsonError, read_json
 
 
 def read_evaluation(path: Path) -> dict[str, Any]:

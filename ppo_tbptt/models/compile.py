@@ -5,13 +5,15 @@ It fuses what lies between the convolutions. On the CPU measured that brought no
 it is one captured graph already.
 """
 
-from collections.abc import Callable
+import logging
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor
 
 from ppo_tbptt.models import Agent
-from ppo_tbptt.runtime.quiet import quiet
 from ppo_tbptt.types import Obs
 
 
@@ -60,3 +62,18 @@ def _reason(error: Exception) -> str:
     text = str(error)
     complaint = next((line for line in text.splitlines() if " error: " in line), text.partition("\n\n")[0])
     return " ".join(complaint.split())[:200] or type(error).__name__
+
+
+@contextmanager
+def quiet(*loggers: str) -> Iterator[None]:
+    """Without warnings, and without what these loggers say short of CRITICAL; what fails is raised all the same."""
+    levels = {logger: logger.level for logger in map(logging.getLogger, loggers)}
+    for logger in levels:
+        logger.setLevel(logging.CRITICAL)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        for logger, level in levels.items():
+            logger.setLevel(level)

@@ -1,5 +1,6 @@
 """Acting: T steps of N environments into a :class:`~ppo_tbptt.types.Rollout`."""
 
+import math
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -7,12 +8,14 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from ppo_tbptt.ppo.acting import Actor, Decision
-from ppo_tbptt.envs import Episode, VectorEnv
+from ppo_tbptt.config import Config
+from ppo_tbptt.envs import EnvSpec, Episode, VectorEnv
 from ppo_tbptt.envs.workers.fleet import Fleet, Part
 from ppo_tbptt.models import Agent
-from ppo_tbptt.runtime.timing import Timer
+from ppo_tbptt.ppo.acting import Actor, Decision
+from ppo_tbptt.runtime.device import storage_device
 from ppo_tbptt.runtime.pinned import PageLock, to_device
+from ppo_tbptt.runtime.timing import Timer
 from ppo_tbptt.types import Carry, Obs, Rollout
 
 
@@ -261,3 +264,62 @@ class _FinalObservations:
         value = agent.step(obs, torch.stack(self.state))[1]
         position = to_device(torch.tensor(self.t) * storage.num_envs + torch.tensor(self.n), agent.device)
         storage.next_value.view(-1).index_copy_(0, position, value)
+
+
+def rollout_storage(config: Config, spec: EnvSpec, state_size: int, device: torch.device) -> Rollout:
+    """Storage for the config's rollouts: on ``device``, observations where the config says."""
+    shapes = {key: (array.shape, getattr(torch, array.dtype)) for key, array in spec.obs.items()}
+    row = sum(math.prod(shape) * dtype.itemsize for shape, dtype in shapes.values())
+    return empty_rollout(
+        shapes,
+        num_steps=config.ppo.rollout_steps,
+        num_envs=config.env.num_envs,
+        num_branches=len(spec.action_nvec),
+        state_size=state_size,
+        device=device,
+        obs_device=storage_device(config.storage, config.batch_size * row, device),
+    )
+
+
+def empty_rollout(
+    obs_shapes: dict[str, tuple[tuple[int, ...], torch.dtype]],
+    *,
+    num_steps: int,
+    num_envs: int,
+    num_branches: int,
+    state_size: int,
+    device: torch.device,
+    obs_device: torch.device | None = None,
+) -> Rollout:
+    """Storage for one rollout. What is never written is NaN (or -1, or 0xAB), so that it cannot pass for data.
+
+    ``obs_device``: where observations lie, if elsewhere: on the host, page-locked.
+    """
+    lead = (num_steps, num_envs)
+    obs_device = obs_device or device
+    pin = obs_device != device
+
+    def floats(*shape: int) -> Tensor:
+        return torch.full((*lead, *shape), torch.nan, device=device)
+
+    return Rollout(
+        obs={
+            key: torch.full(
+                (*lead, *shape),
+                0xAB if dtype == torch.uint8 else torch.nan,
+                dtype=dtype,
+                device=obs_device,
+                pin_memory=pin,
+            )
+            for key, (shape, dtype) in obs_shapes.items()
+        },
+        start=torch.zeros(lead, dtype=torch.bool, device=device),
+        state=floats(state_size),
+        action=torch.full((*lead, num_branches), -1, dtype=torch.int64, device=device),
+        log_prob=floats(num_branches),
+        value=floats(),
+        reward=floats(),
+        next_value=floats(),
+        terminated=torch.zeros(lead, dtype=torch.bool, device=device),
+        truncated=torch.zeros(lead, dtype=torch.bool, device=device),
+    )

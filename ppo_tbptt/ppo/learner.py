@@ -8,16 +8,15 @@ import torch
 from jaxtyping import Bool
 from torch import Tensor, nn
 
-from ppo_tbptt.config import PPOConfig, Schedule
-from ppo_tbptt.runtime.distributed import World
-from ppo_tbptt.ppo.losses import normalize, ppo_loss
+from ppo_tbptt.config import PPOConfig
 from ppo_tbptt.models import Agent
 from ppo_tbptt.models.heads import log_prob_and_entropy
-from ppo_tbptt.config.schedules import schedule_value
-from ppo_tbptt.ppo.sequences import cut, gather, padding_fraction, split
 from ppo_tbptt.ppo.all_reduce import Moments, share_gradients, share_moments, share_steps
-from ppo_tbptt.runtime.timing import Timer
+from ppo_tbptt.ppo.losses import normalize, ppo_loss
+from ppo_tbptt.ppo.sequences import cut, gather, padding_fraction, split
+from ppo_tbptt.runtime.distributed import World
 from ppo_tbptt.runtime.pinned import to_device
+from ppo_tbptt.runtime.timing import Timer
 from ppo_tbptt.types import LossStats, Minibatch, Obs, Rollout, Targets
 
 
@@ -96,12 +95,6 @@ class Learner:
             if state["exp_avg"].shape != parameter.shape or state["exp_avg_sq"].shape != parameter.shape:
                 raise ValueError("the optimiser's state is of another network")
 
-    def scheduled(self, schedule: Schedule, env_steps: int) -> float:
-        """The schedule's value after ``env_steps``."""
-        final = schedule.initial if schedule.final is None else schedule.final
-        over = self.total_steps if schedule.over_steps is None else schedule.over_steps
-        return schedule_value(schedule.initial, final, schedule.power, over, env_steps)
-
     def loss(
         self, batch: Minibatch, *, clip_range: float, entropy_coef: float, moments: Moments | None = None
     ) -> LossStats:
@@ -139,9 +132,9 @@ class Learner:
             NonFiniteError: see the class.
         """
         config, world = self.config, self.world
-        learning_rate = self.scheduled(config.learning_rate, env_steps)
-        entropy_coef = self.scheduled(config.entropy_coef, env_steps)
-        clip_range = self.scheduled(config.clip_range, env_steps)
+        learning_rate = config.learning_rate.at(env_steps, self.total_steps)
+        entropy_coef = config.entropy_coef.at(env_steps, self.total_steps)
+        clip_range = config.clip_range.at(env_steps, self.total_steps)
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate
 

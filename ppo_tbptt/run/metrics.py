@@ -8,8 +8,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from ppo_tbptt.run.files import write_text
-from ppo_tbptt.run.json_files import parse_json
+from ppo_tbptt.run.files import parse_json, write_text
 
 MAX_LINE_BYTES = 2**20
 

@@ -8,11 +8,10 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
-from ppo_tbptt.run.checkpoint import CheckpointError
 from ppo_tbptt.config import Config
 from ppo_tbptt.envs import EnvSpec
-from ppo_tbptt.run.files import replacing
-from ppo_tbptt.run.json_files import parse_json
+from ppo_tbptt.run.checkpoint import CheckpointError
+from ppo_tbptt.run.files import parse_json, replacing
 
 SUFFIX = ".safetensors"
 FORMAT = "ppo_tbptt weights 1"

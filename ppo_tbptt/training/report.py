@@ -1,10 +1,13 @@
 """The figures of an iteration by their tags."""
 
-import numpy as np
+from dataclasses import dataclass
 
-from ppo_tbptt.runtime.distributed import World
-from ppo_tbptt.envs import Episode
+import numpy as np
+import torch
+
+from ppo_tbptt.envs import Episode, Restarts
 from ppo_tbptt.ppo.learner import UpdateStats
+from ppo_tbptt.runtime.distributed import World
 from ppo_tbptt.types import Rollout, Targets
 
 
@@ -52,3 +55,27 @@ def explained_variance(rollout: Rollout, targets: Targets, world: World) -> dict
     if variance == 0:
         return {}
     return {"policy/explained_variance": 1 - world.variance(targets.ret - rollout.value) / variance}
+
+
+@dataclass(slots=True)
+class FaultCounts:
+    """Of one rank."""
+
+    restarts_before: int = 0
+    """Of workers, until this process went on with the run."""
+    cut_episodes: int = 0
+    nonfinite_updates: int = 0
+    """Of all ranks, which skip them together."""
+
+    def state(self, restarts: Restarts) -> list[int]:
+        """What ``FaultCounts(*state)`` goes on from; ``restarts`` are this process's."""
+        return [self.restarts_before + restarts.count, self.cut_episodes, self.nonfinite_updates]
+
+    def scalars(self, world: World, restarts: Restarts) -> dict[str, float]:
+        """Over all ranks, which call it together."""
+        worker_restarts, cut_episodes, _ = torch.stack(world.gather(torch.tensor(self.state(restarts)))).sum(0).tolist()
+        return {
+            "faults/worker_restarts": float(worker_restarts),
+            "faults/cut_episodes": float(cut_episodes),
+            "faults/nonfinite_updates": float(self.nonfinite_updates),
+        }

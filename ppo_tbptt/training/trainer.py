@@ -14,33 +14,30 @@ from typing import Any, Literal
 import numpy as np
 import torch
 
-from ppo_tbptt.ppo.advantages import gae
-from ppo_tbptt.run.checkpoint import CheckpointError, save_checkpoint
-from ppo_tbptt.models.compile import CompileError, compile_encoder
 from ppo_tbptt.config import Config
 from ppo_tbptt.config.resume import continued, describe_changes
+from ppo_tbptt.envs import EnvSpec, Episode, WorkerError, resolve_workers
+from ppo_tbptt.envs.workers.fleet import build_fleet
+from ppo_tbptt.evaluation.evaluate import Evaluation, evaluate
+from ppo_tbptt.models.agent import build_agent
+from ppo_tbptt.models.compile import CompileError, compile_encoder
+from ppo_tbptt.ppo.advantages import gae
+from ppo_tbptt.ppo.all_reduce import share_weights
+from ppo_tbptt.ppo.collector import Collected, Sampler, rollout_storage
+from ppo_tbptt.ppo.learner import Learner, NonFiniteError, UpdateStats
+from ppo_tbptt.run.checkpoint import CheckpointError, save_checkpoint
+from ppo_tbptt.run.folder import RunDir
+from ppo_tbptt.run.metrics import Report
+from ppo_tbptt.run.sinks import RunWriter
+from ppo_tbptt.run.tensorboard import TensorBoard, histograms_due
 from ppo_tbptt.runtime.device import prepare_device, resolve_precision, versions
 from ppo_tbptt.runtime.distributed import World
-from ppo_tbptt.envs import EnvSpec, Episode, WorkerError, resolve_workers
-from ppo_tbptt.evaluation.evaluate import Evaluation, evaluate
-from ppo_tbptt.training.fault_counts import FaultCounts
-from ppo_tbptt.envs.workers.fleet import build_fleet
-from ppo_tbptt.training.episodes import go_on, saved_episodes
-from ppo_tbptt.ppo.learner import Learner, NonFiniteError, UpdateStats
-from ppo_tbptt.run.metrics import Report
-from ppo_tbptt.models.build import build_agent
-from ppo_tbptt.ppo.collector import Collected, Sampler
-from ppo_tbptt.run.folder import RunDir
-from ppo_tbptt.run.sinks import RunWriter
-from ppo_tbptt.training.state import check_saved_state
-from ppo_tbptt.training.report import episode_scalars, explained_variance, headline, update_scalars
-from ppo_tbptt.ppo.all_reduce import share_weights
-from ppo_tbptt.ppo.storage import rollout_storage
 from ppo_tbptt.runtime.rng import Streams
-from ppo_tbptt.run.tensorboard import TensorBoard, histograms_due
 from ppo_tbptt.runtime.timing import Timer
-from ppo_tbptt.watch.training_video import TrainingVideos
+from ppo_tbptt.training.report import FaultCounts, episode_scalars, explained_variance, headline, update_scalars
+from ppo_tbptt.training.state import check_saved_state, go_on, saved_episodes
 from ppo_tbptt.types import Carry, Rollout, Targets
+from ppo_tbptt.watch.training_video import TrainingVideos
 
 FINISH_SECONDS = 10.0
 """An iteration that would take longer to finish is broken off when the run is to stop, and done again later."""

@@ -5,8 +5,8 @@ from time import perf_counter
 
 from ppo_tbptt.config import Config
 from ppo_tbptt.envs import EnvSpec
-from ppo_tbptt.models import Agent
 from ppo_tbptt.evaluation.policy import Policy
+from ppo_tbptt.models import Agent
 from ppo_tbptt.run.folder import RunDir
 from ppo_tbptt.run.sinks import RunWriter
 

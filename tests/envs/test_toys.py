@@ -4,9 +4,9 @@ import itertools
 
 import numpy as np
 import pytest
+from fixture_envs import tracer_length, tracer_reward, tracer_terminates
 
 from ppo_tbptt.envs import Episode, SingleEnv, make_env
-from ppo_tbptt.envs.toy_fixtures import tracer_length, tracer_reward, tracer_terminates
 
 
 def act(*choices: int) -> np.ndarray:
@@ -83,7 +83,7 @@ def test_truncate(length: int) -> None:
 
 
 def test_tracer_tells_everything() -> None:
-    env = make_env("ppo_tbptt/Tracer-v0", options={"min_length": 2, "max_length": 5})
+    env = make_env("fixture_envs:fixture/Tracer-v0", options={"min_length": 2, "max_length": 5})
     ends = set()
     for number, seed in enumerate((7, 4, 5, 0, 1, 2, 3)):
         obs, t, episode = env.reset(seed)["obs"], 0, None

@@ -1,20 +1,19 @@
 """Several environments stepped one after the other, in a worker process or in the process of the vector itself."""
 
 import json
+import mmap
 import time
 import traceback
 from collections.abc import Generator, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import astuple, replace
 from typing import Any
 
-from ppo_tbptt.envs.workers import ipc as channel
-from ppo_tbptt.envs.workers.blocks import Blocks
-from ppo_tbptt.envs.errors import EnvError, WorkerError
-from ppo_tbptt.envs.workers.replay import EpisodeJournal, Recorder
-from ppo_tbptt.envs.workers.request import EnvRequest
+from ppo_tbptt.envs.interface import EnvError, EnvSpec, Episode, Observation, WorkerError
 from ppo_tbptt.envs.single import SingleEnv, make_env
-from ppo_tbptt.envs.interface import EnvSpec, Episode, Observation
+from ppo_tbptt.envs.workers import ipc as channel
+from ppo_tbptt.envs.workers.ipc import Blocks, EnvRequest
+from ppo_tbptt.envs.workers.replay import EpisodeJournal, Recorder
 
 _HEARTBEAT_S = 0.2
 """How often a group that replays episodes says that it is alive."""
@@ -191,3 +190,34 @@ class EnvGroup:
 def _write(arrays: dict[str, Any], index: int, obs: Observation) -> None:
     for key, value in obs.items():
         arrays[key][index] = value
+
+
+class InProcess:
+    """See WorkerPool. What is told is done when it is heard, and nothing can end an environment that hangs."""
+
+    def __init__(self, request: EnvRequest, num_envs: int) -> None:
+        """Make the environments. Raises like `EnvGroup`."""
+        self.slices = [range(num_envs)]
+        self.pids: list[int] = []
+        self._request = request
+        self._group = EnvGroup(request, self.slices[0])
+        self._answers: Iterator[Any] = iter(())
+        self.spec = self._group.spec
+        self.blocks = Blocks(self.spec, num_envs, mmap.mmap(-1, Blocks.size(self.spec, num_envs)))
+        self.blocks.poison()
+        self._group.attach(self.blocks)
+
+    def tell(self, worker: int, command: bytes) -> None:
+        self._answers = self._group.answers(command)
+
+    def hear(self, worker: int) -> Any:
+        return next(self._answers)
+
+    def renew(self, worker: int) -> None:
+        with suppress(Exception):  # it has failed already: the new ones are what matters
+            self._group.close()
+        self._group = EnvGroup(self._request, self.slices[0])
+        self._group.attach(self.blocks)
+
+    def close(self) -> None:
+        self._group.close()

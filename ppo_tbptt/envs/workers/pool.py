@@ -13,11 +13,9 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any, Literal
 
+from ppo_tbptt.envs.interface import EnvError, EnvSpec, WorkerError
 from ppo_tbptt.envs.workers import ipc as channel
-from ppo_tbptt.envs.workers.blocks import Blocks, anonymous_file
-from ppo_tbptt.envs.errors import EnvError, WorkerError
-from ppo_tbptt.envs.workers.request import EnvRequest
-from ppo_tbptt.envs.interface import EnvSpec
+from ppo_tbptt.envs.workers.ipc import Blocks, EnvRequest, anonymous_file
 from ppo_tbptt.envs.workers.worker import BOOTSTRAP, THREADS
 
 START_PATIENCE_S = 300.0

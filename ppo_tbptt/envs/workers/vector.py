@@ -8,14 +8,13 @@ from typing import Any, Literal
 
 import numpy as np
 
-from ppo_tbptt.envs.workers import ipc as channel
+from ppo_tbptt.envs.interface import EnvError, EnvSpec, Episode, Observation, StepResult, WorkerError
 from ppo_tbptt.envs.make import plain_options
-from ppo_tbptt.envs.errors import EnvError, WorkerError
-from ppo_tbptt.envs.workers.inline import InProcess
-from ppo_tbptt.envs.workers.replay import EpisodeJournal, action_dtype
+from ppo_tbptt.envs.workers import ipc as channel
+from ppo_tbptt.envs.workers.group import InProcess
+from ppo_tbptt.envs.workers.ipc import EnvRequest
 from ppo_tbptt.envs.workers.pool import WorkerPool, resolve_workers
-from ppo_tbptt.envs.workers.request import EnvRequest
-from ppo_tbptt.envs.interface import EnvSpec, Episode, Observation, StepResult
+from ppo_tbptt.envs.workers.replay import EpisodeJournal, action_dtype
 
 
 @dataclass(slots=True)

@@ -9,11 +9,10 @@ import traceback
 from contextlib import suppress
 from typing import Any
 
+from ppo_tbptt.envs.interface import EnvError, WorkerError
 from ppo_tbptt.envs.workers import ipc as channel
-from ppo_tbptt.envs.workers.blocks import Blocks
-from ppo_tbptt.envs.errors import EnvError, WorkerError
 from ppo_tbptt.envs.workers.group import EnvGroup
-from ppo_tbptt.envs.workers.request import EnvRequest
+from ppo_tbptt.envs.workers.ipc import Blocks, EnvRequest
 
 BOOTSTRAP = """\
 import json, sys

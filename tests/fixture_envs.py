@@ -9,27 +9,9 @@ from typing import Any, ClassVar, SupportsInt
 import gymnasium as gym
 import numpy as np
 
-from ppo_tbptt.envs.toy_base import ToyEnv, vector, vector_box
+from ppo_tbptt.envs.toy import ToyEnv, vector, vector_box
 
 Step = tuple[Any, float, bool, bool, dict[str, Any]]
-
-
-class Truncate(ToyEnv):
-    """Reward 1 for ever, observation 0, truncated after `length` steps: V = 1 / (1 - gamma) iff truncation bootstraps.
-
-    Without bootstrapping the value is that of half an episode or so, for gamma near 1 far below.
-    """
-
-    default_reset_parameters: ClassVar[dict[str, Any]] = {"length": 10}
-    observation_space = vector_box(1)
-    action_space = gym.spaces.Discrete(2)
-
-    def observe(self) -> np.ndarray:
-        return vector(0.0)
-
-    def step(self, action: Any) -> Step:
-        self.t += 1
-        return self.observe(), 1.0, False, self.t >= self.options["length"], {}
 
 
 def tracer_length(seed: SupportsInt, min_length: int = 3, max_length: int = 9) -> int:
@@ -177,3 +159,8 @@ class Faulty(ToyEnv):
 
     def _now(self, option: str, *when: int) -> bool:
         return self.fails and self.options[option] in when
+
+
+for _kind in (Tracer, ImageToy, DictToy, Faulty):
+    if f"fixture/{_kind.__name__}-v0" not in gym.registry:
+        gym.register(f"fixture/{_kind.__name__}-v0", entry_point=f"fixture_envs:{_kind.__name__}")
