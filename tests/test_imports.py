@@ -38,6 +38,7 @@ FORBIDDEN = {"config": {"torch", "numpy", "gymnasium"}, "envs": {"torch"}}
 @dataclass
 class Module:
     internal: set[str] = field(default_factory=set)  # short names of modules of this package
+    typing_only: set[str] = field(default_factory=set)  # those of them that only type checkers import
     external: set[str] = field(default_factory=set)  # top-level names of other packages
     private: list[str] = field(default_factory=list)  # uses of another module's private names, with their lines
 
@@ -92,7 +93,7 @@ def read_module(name: str, path: Path, known: set[str]) -> Module:
             continue
         for target, alias in targets:
             if target.split(".")[0] == PACKAGE:
-                module.internal.add(short(target))
+                (module.internal if id(node) in at_run_time else module.typing_only).add(short(target))
                 module.private += [f"{path.name}:{node.lineno} {private_name}" for private_name in private]
                 aliases |= {alias} - {None}
             elif id(node) in at_run_time:
@@ -104,6 +105,7 @@ def read_module(name: str, path: Path, known: set[str]) -> Module:
             if owner in aliases or owner in known:
                 module.private.append(f"{path.name}:{node.lineno} {owner}.{node.attr}")
     module.internal.discard(short(name))
+    module.typing_only.discard(short(name))
     return module
 
 
@@ -115,7 +117,7 @@ def layer(name: str) -> str:
 def upward(modules: dict[str, Module]) -> list[str]:
     found = []
     for name, module in modules.items():
-        for target in sorted(module.internal):
+        for target in sorted(module.internal | module.typing_only):
             here, there = layer(name), layer(target)
             if here != there and RANK.get(there, 99) <= RANK.get(here, 0):
                 found.append(f"{name} imports {target}, which is not below it")

@@ -10,6 +10,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from ppo_tbptt.config import Config
 from ppo_tbptt.run.metrics import read_metrics
 from ppo_tbptt.training.trainer import Trainer
+from ppo_tbptt.watch.training_video import RecordVideos
 
 GRID: dict[str, Any] = {
     "env": {"id": "MortarMayhem-Grid-v0", "options": {"command_count": [1]}},
@@ -20,7 +21,7 @@ GRID: dict[str, Any] = {
 
 def trained(config: Config, run: Path) -> list[dict[str, float]]:
     """The rows of the metrics, without what depends on the clock."""
-    with Trainer(config, run) as trainer:
+    with Trainer(config, run, callbacks=[RecordVideos()]) as trainer:
         for _ in trainer:
             pass
     return [

@@ -4,6 +4,8 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from ppo_tbptt.types import Rollout, Targets
+
 
 def gae(
     reward: Float[Tensor, "T N"],
@@ -35,3 +37,10 @@ def gae(
         decay = torch.cat((decay[:-reach] * later_decay, torch.zeros_like(decay[-reach:])))
         reach *= 2
     return advantage
+
+
+def compute_targets(rollout: Rollout, *, gamma: float, gae_lambda: float) -> Targets:
+    """Advantages, and value targets ``advantage + value`` (TD(lambda) returns)."""
+    end = rollout.terminated | rollout.truncated
+    advantage = gae(rollout.reward, rollout.value, rollout.next_value, end, gamma=gamma, gae_lambda=gae_lambda)
+    return Targets(advantage=advantage, ret=advantage + rollout.value)

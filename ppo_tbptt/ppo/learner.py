@@ -120,7 +120,16 @@ class Learner:
             clip_value_loss=config.clip_value_loss,
         )
 
-    def update(self, rollout: Rollout, targets: Targets, env_steps: int, timer: Timer) -> UpdateStats:
+    def update(
+        self,
+        rollout: Rollout,
+        targets: Targets,
+        env_steps: int,
+        timer: Timer,
+        *,
+        before_epoch: Callable[[int], object] = lambda epoch: None,
+        after_epoch: Callable[[int], object] = lambda epoch: None,
+    ) -> UpdateStats:
         """Train on one rollout; ``env_steps`` were done before it.
 
         Waits for the device twice: for where episodes start, and at the end.
@@ -149,7 +158,8 @@ class Learner:
         weights: list[float] = []
         minibatches: list[Tensor] = []
         padding: list[float] = []
-        for _ in range(config.num_epochs):
+        for epoch in range(config.num_epochs):
+            before_epoch(epoch)
             with timer("sequences"):
                 groups = split(lengths, config.num_minibatches, self.generator, keep_empty=world.size > 1)
                 padding.append(padding_fraction(sequences, [ids for ids in groups if len(ids)]))
@@ -178,6 +188,7 @@ class Learner:
                     skipped.append(skip)
                     weights.append(float(total))
                     minibatches.append(ids)
+            after_epoch(epoch)
             if config.target_kl is not None:
                 means = _mean(sums[epoch_start:], weights[epoch_start:], skipped[epoch_start:])
                 kl = means[names.index("approx_kl")]

@@ -6,12 +6,16 @@ from pathlib import Path
 from time import monotonic, sleep
 from typing import Any
 
+import torch
+
 from ppo_tbptt.config import Config
+from ppo_tbptt.envs import EnvSpec
 from ppo_tbptt.run.checkpoint import save_checkpoint
 from ppo_tbptt.run.files import write_text
 from ppo_tbptt.run.folder import RunDir, RunDirError, RunLock, remove_leftovers
 from ppo_tbptt.run.metrics import MetricsWriter, Report
 from ppo_tbptt.run.tensorboard import TensorBoard
+from ppo_tbptt.runtime.device import versions
 
 
 class UnwritableError(RuntimeError):
@@ -90,6 +94,21 @@ class RunWriter:
         self._saved_at = self._tried_at = monotonic()
         self._missed = False  # a checkpoint that was due
         self._unshown: list[Report] = []  # in TensorBoard
+
+    def introduce(self, spec: EnvSpec, config: Config, device: torch.device, env_steps: int) -> None:
+        """Show in TensorBoard what a run is: its charts, its config, and the versions of what it runs on."""
+
+        def write(board: TensorBoard) -> None:
+            board.layout(spec.headline, env_steps, held_out=config.train.eval_every > 0)
+            board.text("config", config.to_toml(), env_steps)
+            board.text("versions", versions(device), env_steps)
+
+        self.show(write)
+
+    def take_notes(self) -> list[str]:
+        """Hand out the lines for the user, once: what can't be written, and what can again."""
+        taken, self.patience.notes = self.patience.notes, []
+        return taken
 
     def report(self, report: Report) -> None:
         """Into the metrics and TensorBoard; what can't be written now comes with a later report."""

@@ -10,6 +10,14 @@ class Timer:
 
     def __init__(self) -> None:
         self.seconds: dict[str, float] = {}
+        self.total = 0.0
+
+    @contextmanager
+    def whole(self) -> Iterator[None]:
+        """Take the time of everything, parts or not, as ``total``."""
+        began = perf_counter()
+        yield
+        self.total = perf_counter() - began
 
     @contextmanager
     def __call__(self, part: str) -> Iterator[None]:

@@ -1,21 +1,145 @@
-"""Whether what a checkpoint says of a run's progress can be true: a file may hold anything."""
+"""What a checkpoint holds, part by part, and the one way back."""
 
 import math
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import fields
+from importlib.metadata import version
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from ppo_tbptt.envs import EpisodeJournal
+from ppo_tbptt.envs import EnvSpec, EpisodeJournal
 from ppo_tbptt.envs.workers.fleet import Fleet
 from ppo_tbptt.ppo.collector import Sampler
+from ppo_tbptt.ppo.learner import NonFiniteError
+from ppo_tbptt.run.checkpoint import CheckpointError, save_checkpoint
 from ppo_tbptt.runtime.distributed import World
 from ppo_tbptt.types import Carry
 
+if TYPE_CHECKING:
+    from ppo_tbptt.training.trainer import Trainer
+
 _LIMIT = 10**15
 """More than any count of steps."""
+
+
+def state_dict(trainer: "Trainer") -> dict[str, Any]:
+    """Return all that a resumed run needs, as plain tensors, numbers and text. All ranks call it together."""
+    world, envs = trainer.world, trainer.envs
+    replay = trainer.config.env.replay
+    return {
+        "version": version("ppo-tbptt"),
+        "config": trainer.config.to_dict(),
+        "spec": envs.spec.to_json(),
+        "handed_in": trainer.handed_in,
+        "iteration": trainer.iteration,
+        "env_steps": trainer.env_steps,
+        "agent": trainer.agent.state_dict(),
+        "optimizer": trainer.learner.optimizer.state_dict(),
+        "level_seeds": torch.cat(world.gather(torch.tensor(envs.seed_counts()))).tolist(),
+        "environments": saved_episodes(world, envs, trainer.carry, replay=replay),
+        "faults": trainer.faults.state_dict(),
+        **trainer.rng.state_dict(),
+        **trainer.checkpoints.state_dict(),
+        "callbacks": {callback.name: callback.state_dict() for callback in trainer.own_callbacks if callback.name},
+    }
+
+
+def load_state_dict(trainer: "Trainer", tree: dict[str, Any], progress: Callable[[int, int], None] | None) -> Carry:
+    """Restore all parts of ``tree``, which `state_dict` made, and return where the environments go on.
+
+    The random generators come last, because anything before may have drawn from them. With another number of ranks they
+    begin anew; where environments can't return into their episodes they begin new ones. The trainer's notes say so.
+
+    Raises:
+        CheckpointError: what is in the checkpoint can't be, or is of another agent or environment.
+    """
+    try:
+        check_saved_state(tree, state_size=trainer.agent.core.state_size)
+        _check_spec(EnvSpec.from_json(tree["spec"]), trainer.envs.spec)
+        trainer.agent.load_state_dict(tree["agent"])
+        trainer.iteration, trainer.env_steps = tree["iteration"], tree["env_steps"]
+        if trainer.iteration:
+            trainer.learner.load_optimizer(tree["optimizer"])
+        trainer.checkpoints.load_state_dict(tree)
+        trainer.faults.load_state_dict(tree["faults"])
+        saved = tree.get("callbacks", {})
+        for callback in trainer.own_callbacks:
+            if callback.name in saved:
+                callback.load_state_dict(saved[callback.name])
+        _load_level_seeds(trainer, tree["level_seeds"])
+        same_ranks = len(tree["environments"]) == trainer.world.size
+        if same_ranks:
+            trainer.rng.load_state_dict(tree)  # for what it raises; what follows may draw from them
+    except (MemoryError, torch.OutOfMemoryError):
+        raise
+    except Exception as error:  # torch and the rest raise many kinds at what they can't use
+        reason = " ".join(f"{error}".split())[:300] or type(error).__name__
+        raise CheckpointError(f"the checkpoint can't be gone on with: {reason}") from error
+    carry = _resume_episodes(trainer, tree, progress)
+    if same_ranks:
+        trainer.rng.load_state_dict(tree)
+    else:
+        trainer.rng.begin(trainer.env_steps)
+        text = f"the checkpoint is of {len(tree['environments'])} rank(s), this run of {trainer.world.size}"
+        trainer.notes.append(f"{text}: action noise, minibatches and dropout begin new random streams")
+    return carry
+
+
+@contextmanager
+def keeping_nonfinite_minibatch(trainer: "Trainer") -> Iterator[None]:
+    """Write the last minibatch into the run's folder where too many updates in a row were not finite."""
+    try:
+        yield
+    except NonFiniteError as error:
+        trainer.break_off.end()
+        if trainer.run is None or error.minibatch is None:
+            raise
+        path = trainer.run.path / f"nonfinite_rank{trainer.world.rank}.pt"
+        batch = {f.name: getattr(error.minibatch, f.name) for f in fields(error.minibatch)}
+        save_checkpoint(path, {"iteration": trainer.iteration + 1, "minibatch": batch})
+        raise NonFiniteError(f"{error}; the last minibatch is in {path}", error.minibatch) from error
+
+
+def _check_spec(saved: EnvSpec, spec: EnvSpec) -> None:
+    for name in ("obs", "action_nvec", "discrete"):
+        old, new = getattr(saved, name), getattr(spec, name)
+        if old != new:
+            text = f"{spec.env_id}: its {name} is {new} now and was {old} when the run was saved"
+            raise ValueError(f"{text}; the agent can't play it")
+
+
+def _load_level_seeds(trainer: "Trainer", counts: list[int]) -> None:
+    """Environments that the checkpoint does not know begin with their first level seeds."""
+    num_envs, world = trainer.config.env.num_envs, trainer.world
+    padded = [*counts, *[0] * (num_envs * world.size - len(counts))]
+    trainer.envs.load_seed_counts(padded[num_envs * world.rank : num_envs * (world.rank + 1)])
+
+
+def _resume_episodes(trainer: "Trainer", tree: dict[str, Any], progress: Callable[[int, int], None] | None) -> Carry:
+    """Return into the episodes of the checkpoint, or begin new ones where that can't be, with a note."""
+    config, ranks = trainer.config, tree["environments"]
+    saved, own = tree["config"]["env"], config.to_dict()["env"]
+    changed = [key for key in ("options", "max_episode_steps", "num_envs") if saved.get(key) != own.get(key)]
+    reason = f"env.{changed[0]} is another" if changed else ""
+    if len(ranks) != trainer.world.size:
+        reason = "the number of ranks is another"
+    elif not config.env.replay or "steps" not in ranks[0]:
+        reason = "env.replay is, or was, false"
+    if reason:
+        trainer.notes.append(f"not exact: all environments begin new episodes, because {reason}")
+        return trainer.collector.begin()
+    carry, exact = go_on(trainer.collector, ranks[trainer.world.rank], progress)
+    if not exact.all():
+        which = ", ".join(map(str, np.flatnonzero(~exact)[:10].tolist()))
+        trainer.notes.append(
+            f"not exact: {int((~exact).sum())} of {config.env.num_envs} environments (number {which}) did not repeat "
+            "their episodes when played again, and begin new ones"
+        )
+    return carry
 
 
 def check_saved_state(tree: dict[str, Any], *, state_size: int) -> None:

@@ -3,12 +3,10 @@
 import sys
 from time import perf_counter
 
-from ppo_tbptt.config import Config
-from ppo_tbptt.envs import EnvSpec
 from ppo_tbptt.evaluation.policy import Policy
-from ppo_tbptt.models import Agent
-from ppo_tbptt.run.folder import RunDir
 from ppo_tbptt.run.sinks import RunWriter
+from ppo_tbptt.training.callbacks import Callback, Iteration
+from ppo_tbptt.training.trainer import Trainer
 
 MOST_STEPS = 300
 """Longer episodes are cut."""
@@ -21,52 +19,54 @@ MOST_GIF_PICTURES = 60
 """TensorBoard gets every second, third, ... one of more: its files hold every video that was ever made."""
 
 
-class TrainingVideos:
-    """Writes to ``videos/`` of a run, and the same as an animated GIF to TensorBoard.
+class RecordVideos(Callback):
+    """Record a held-out episode every ``train.video_every`` iterations and after the last one.
 
-    The agent is the one that trains; environment, recurrent state and action noise are its own.
+    It goes to ``videos/`` of the run, and as an animated GIF to TensorBoard. Environment, recurrent state and action
+    noise are the recording's own. Videos but the last are skipped where they have taken too much time. Whatever
+    prevents one is said in one line, and there are no more.
     """
 
-    def __init__(self, agent: Agent, spec: EnvSpec, config: Config, run: RunDir, writer: RunWriter) -> None:
-        self._agent, self._spec, self._config, self._run, self._writer = agent, spec, config, run, writer
+    def __init__(self) -> None:
         self._began = perf_counter()
         self._spent = 0.0
-        self._every = config.train.video_every
+        self._failed = False
 
-    def when_due(self, iteration: int, env_steps: int) -> None:
-        """Make a video after every ``train.video_every`` iterations and after the last one.
-
-        Skipped, but for the last, where videos have taken too much time. Whatever prevents one is said in one line,
-        and there are no more.
-        """
-        last = env_steps >= self._config.total_steps
-        if not self._every or (iteration % self._every and not last):
+    def after_iteration(self, iteration: Iteration) -> None:
+        train, began = iteration.trainer.config.train, perf_counter()
+        every = train.video_every
+        if (
+            self._failed
+            or iteration.trainer.writer is None
+            or not every
+            or (iteration.number % every and not iteration.last)
+        ):
             return
-        began = perf_counter()
-        if not last and self._spent > MOST_TIME * (began - self._began):
+        if not iteration.last and self._spent > MOST_TIME * (began - self._began):
             return
-        train = self._config.train
-        level = train.eval_first_seed + (-(-iteration // self._every) - 1) % train.eval_num_seeds
+        level = train.eval_first_seed + (-(-iteration.number // every) - 1) % train.eval_num_seeds
         try:
-            self._make(level, env_steps)
+            _record(iteration.trainer, iteration.trainer.writer, level)
         except Exception as error:  # whatever an environment's drawing or a full disk comes up with
             reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
             print(f"warning: no more videos of this run ({reason})", file=sys.stderr)
-            self._every = 0
+            self._failed = True
         self._spent += perf_counter() - began
 
-    def _make(self, level: int, env_steps: int) -> None:
-        # Here, because they bring matplotlib, Pillow and ffmpeg, which training does without.
-        from ppo_tbptt.watch.record import record, watched_env
-        from ppo_tbptt.watch.video import gif, pictures, write_video
 
-        policy = Policy(self._agent, self._spec, self._config, env_steps=env_steps)
-        with watched_env(self._config.env) as env:
-            greedy = self._config.train.eval_greedy
-            recording = record(policy, env, seed=level, greedy=greedy, max_steps=MOST_STEPS)
-        frames = pictures([recording], note=f"after {env_steps:,} steps", hold=HOLD)
-        write_video(self._run.videos / f"steps_{env_steps:09d}_level{level}.mp4", frames, FPS)
-        stride = -(-len(frames) // MOST_GIF_PICTURES)
-        encoded = gif(frames[::stride], FPS / stride)
-        height, width, _ = frames[0].shape
-        self._writer.show(lambda board: board.gif("held-out episode", encoded, width, height, env_steps))
+def _record(trainer: Trainer, writer: RunWriter, level: int) -> None:
+    # Here, because they bring matplotlib, Pillow and ffmpeg, which training does without.
+    from ppo_tbptt.watch.record import record, watched_env
+    from ppo_tbptt.watch.video import gif, pictures, write_video
+
+    env_steps = trainer.env_steps
+    policy = Policy(trainer.agent, trainer.envs.spec, trainer.config, env_steps=env_steps)
+    with watched_env(trainer.config.env) as env:
+        greedy = trainer.config.train.eval_greedy
+        recording = record(policy, env, seed=level, greedy=greedy, max_steps=MOST_STEPS)
+    frames = pictures([recording], note=f"after {env_steps:,} steps", hold=HOLD)
+    write_video(writer.run.videos / f"steps_{env_steps:09d}_level{level}.mp4", frames, FPS)
+    stride = -(-len(frames) // MOST_GIF_PICTURES)
+    encoded = gif(frames[::stride], FPS / stride)
+    height, width, _ = frames[0].shape
+    writer.show(lambda board: board.gif("held-out episode", encoded, width, height, env_steps))
