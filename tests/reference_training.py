@@ -7,6 +7,7 @@ order from the same seeds. It is as slow as it looks.
 import math
 from copy import deepcopy
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import Any
 
 import gymnasium as gym
@@ -155,7 +156,7 @@ class Reference:
             for n, player in enumerate(players):
                 steps[n].append(self.play(player, uniform[t, n].tolist(), episodes))
         for player, steps_of_env in zip(players, steps, strict=True):
-            for step, following in zip(steps_of_env, steps_of_env[1:], strict=False):
+            for step, following in pairwise(steps_of_env):
                 if not step.end:
                     step.next_value = following.value
             if not steps_of_env[-1].end:
@@ -173,7 +174,7 @@ class Reference:
         log_prob = torch.stack([torch.log(b.exp() / b.exp().sum())[a] for b, a in zip(logits, action, strict=True)])
         step = Step(player.start, player.obs, state, action, log_prob, float(value))
         obs, reward, terminated, truncated, info = player.env.step(np.array(action))
-        player.ret, player.length = player.ret + reward, player.length + 1
+        player.ret, player.length = player.ret + float(reward), player.length + 1
         step.reward = float(np.float32(reward))
         truncated = not terminated and (truncated or player.length == self.config.env.max_episode_steps)
         step.end = bool(terminated or truncated)

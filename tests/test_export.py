@@ -31,7 +31,7 @@ from ppo_tbptt.training.trainer import Trainer
 def untrained(env_id: str, core: str, num_layers: int = 1) -> Policy:
     """An agent whose state decides its actions."""
     config = tiny(
-        env={"id": f"ppo_tbptt/{env_id}-v0"},
+        env={"id": f"{'ppo_tbptt' if env_id == 'PocMemory' else 'fixture_envs:fixture'}/{env_id}-v0"},
         core={"kind": core, "num_layers": num_layers},
         model={"cnn_channels": [4, 4, 4]},
     )

@@ -7,6 +7,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+import fixture_envs  # noqa: F401 (registers environments)
 import gymnasium as gym
 import memory_gym  # noqa: F401 (registers its tasks)
 import numpy as np
@@ -286,6 +287,7 @@ CASES = {
         env={"options": {**QUICK, "command_count": [3]}},
         how={"max_steps": 11},
     ),
+    "Mortar Mayhem, none of which is done": Case(id=MORTAR, seeds=shuffled(0, 5), repeats=1, how={"max_steps": 3}),
 }
 
 
@@ -319,11 +321,13 @@ def test_the_cases_have_what_they_are_named_after() -> None:
     many = expected_of("vectors, more episodes than fit at once")
     assert many["episodes"] > PARALLEL_EPISODES
     assert len({row["return"] for row in many["per_episode"] if row["seed"] == 103}) == 3  # repeats draw other actions
-    capped = {name: expected_of(name)["capped"] for name in CASES if "cut" in name or "shorter" in name}
+    capped = {name: expected_of(name)["capped"] for name in CASES if ", cut" in name or "shorter" in name}
     assert capped.pop("shorter episodes") == capped.pop("shorter episodes, of which none is cut") == 0
     assert all(0 < number < expected_of(name)["episodes"] for name, number in capped.items())
     assert expected_of("one level")["measures"]["return"]["ci95"] is None
     assert expected_of("images, none of which is answered")["measures"]["success"]["ci95"][1] > 0.3  # Wilson's
+    none = expected_of("Mortar Mayhem, none of which is done")["measures"]["commands_completed"]
+    assert none["mean"] == 0 and none["ci95"][1] > 0.3
     reported = ["success" in row for row in expected_of("success is reported by some episodes")["per_episode"]]
     assert 0 < sum(reported) < len(reported)
 
@@ -410,8 +414,9 @@ def test_best_holds_the_weights_of_the_best_evaluation(tmp_path: Path) -> None:
         total_steps=7 * 8,
         env={"id": "recorded_envs:recorded/Dictated-v0", "num_envs": 2, "num_seeds": Dictated.held_out},
         ppo={"rollout_steps": 4, "sequence_length": 4, "learning_rate": 0.1},
-        train={"eval_every": 1, "eval_first_seed": Dictated.held_out, "eval_num_seeds": 2, "eval_repeats": 1},
-    ).replace(train={"checkpoint_every": 1})
+        train={"eval_every": 1, "eval_first_seed": Dictated.held_out, "eval_num_seeds": 2, "eval_repeats": 1}
+        | {"checkpoint_every": 1},
+    )
     weights: list[dict[str, torch.Tensor]] = []
     best: list[int] = []
 
@@ -424,7 +429,7 @@ def test_best_holds_the_weights_of_the_best_evaluation(tmp_path: Path) -> None:
                 weights.append({name: x.clone() for name, x in trainer.agent.state_dict().items()})
                 saved = load_checkpoint(tmp_path / "run" / "checkpoints" / "best.pt")
                 best.append(saved["iteration"])
-                assert saved["best"] == trainer.best == max(Dictated.script[: report.iteration])
+                assert saved["best"] == trainer.checkpoints.best == max(Dictated.script[: report.iteration])
                 assert all(torch.equal(x, weights[best[-1] - 1][name]) for name, x in saved["agent"].items())
 
     train(Trainer(config, tmp_path / "run"), 3)

@@ -15,7 +15,7 @@ from ppo_tbptt.envs.toy import TOY_IDS, ToyEnv, vector
     ("env_id", "says"),
     [
         ("MortarMayhem-Gird-v0", "unknown environment 'MortarMayhem-Gird-v0'. Did you mean 'MortarMayhem-Grid-v0'"),
-        ("ppo_tbptt/Tracr-v0", "Did you mean 'fixture_envs:fixture/Tracer-v0'"),
+        ("ppo_tbptt/PocMemry-v0", "Did you mean 'ppo_tbptt/PocMemory-v0'"),
         ("no_such_module:Thing-v0", "cannot import module 'no_such_module'"),
         ("memory_gym:Thing-v0", "unknown environment 'memory_gym:Thing-v0'"),
         ("CartPole-v99", "unknown environment"),
@@ -64,7 +64,7 @@ def test_missing_memory_gym_is_explained() -> None:
 
 def test_no_torch() -> None:
     code = (
-        "import sys, ppo_tbptt.envs, ppo_tbptt.envs.workers.worker, ppo_tbptt.envs.toy, fixture_envs\n"
+        "import sys, ppo_tbptt.envs, ppo_tbptt.envs.workers.worker, ppo_tbptt.envs.toy\n"
         "ppo_tbptt.envs.make_env('MortarMayhem-v0')\n"
         "assert 'torch' not in sys.modules"
     )
