@@ -5,11 +5,16 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from ppo_tbptt.config import Config as Config
-    from ppo_tbptt.evaluation import evaluate as evaluate
-    from ppo_tbptt.policy import Policy as Policy
-    from ppo_tbptt.trainer import Trainer as Trainer
+    from ppo_tbptt.evaluation.evaluate import evaluate as evaluate
+    from ppo_tbptt.evaluation.policy import Policy as Policy
+    from ppo_tbptt.training.trainer import Trainer as Trainer
 
-_WHERE = {"Config": "config", "Trainer": "trainer", "evaluate": "evaluation", "Policy": "policy"}
+_WHERE = {
+    "Config": "config",
+    "Trainer": "training.trainer",
+    "evaluate": "evaluation.evaluate",
+    "Policy": "evaluation.policy",
+}
 
 
 def __getattr__(name: str) -> Any:

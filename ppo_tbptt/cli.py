@@ -82,21 +82,21 @@ def _command(name: str) -> Callable[[list[str]], int]:
 
 
 def _wrong_input() -> tuple[type[Exception], ...]:
-    from ppo_tbptt.checkpoint import CheckpointError
-    from ppo_tbptt.device import DeviceError
     from ppo_tbptt.envs import EnvError
-    from ppo_tbptt.json_files import JsonError
-    from ppo_tbptt.metrics import MetricsError
-    from ppo_tbptt.run_dir import RunDirError
+    from ppo_tbptt.run.checkpoint import CheckpointError
+    from ppo_tbptt.run.files import JsonError
+    from ppo_tbptt.run.folder import RunDirError
+    from ppo_tbptt.run.metrics import MetricsError
+    from ppo_tbptt.runtime.device import DeviceError
 
     return (UsageError, ConfigError, EnvError, CheckpointError, DeviceError, RunDirError, MetricsError, JsonError)
 
 
 def _failures() -> tuple[type[Exception], ...]:
-    from ppo_tbptt.distributed import DistributedError
     from ppo_tbptt.envs import WorkerError
-    from ppo_tbptt.learner import NonFiniteError
-    from ppo_tbptt.patience import UnwritableError
+    from ppo_tbptt.ppo.learner import NonFiniteError
+    from ppo_tbptt.run.sinks import UnwritableError
+    from ppo_tbptt.runtime.distributed import DistributedError
 
     return (DistributedError, WorkerError, NonFiniteError, UnwritableError, OSError)
 

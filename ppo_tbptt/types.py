@@ -15,7 +15,6 @@ one shape of data, no case distinctions. Frames stay uint8 and channels-last.
 
 from dataclasses import dataclass
 
-import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
@@ -35,7 +34,7 @@ class Carry:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Rollout:
-    """T steps of N environments. The tensors are storage that a :class:`~ppo_tbptt.rollout.Sampler` fills in place."""
+    """T steps of N environments. The tensors are storage that a :class:`~ppo_tbptt.ppo.collector.Sampler` fills in place."""
 
     obs: Obs
     start: Bool[Tensor, "T N"]
@@ -118,47 +117,3 @@ class LossStats:
     entropy: Float[Tensor, ""]
     approx_kl: Float[Tensor, ""]
     clip_fraction: Float[Tensor, ""]
-
-
-def empty_rollout(
-    obs_shapes: dict[str, tuple[tuple[int, ...], torch.dtype]],
-    *,
-    num_steps: int,
-    num_envs: int,
-    num_branches: int,
-    state_size: int,
-    device: torch.device,
-    obs_device: torch.device | None = None,
-) -> Rollout:
-    """Storage for one rollout. What is never written is NaN (or -1, or 0xAB), so that it cannot pass for data.
-
-    ``obs_device``: where observations lie, if elsewhere: on the host, page-locked.
-    """
-    lead = (num_steps, num_envs)
-    obs_device = obs_device or device
-    pin = obs_device != device
-
-    def floats(*shape: int) -> Tensor:
-        return torch.full((*lead, *shape), torch.nan, device=device)
-
-    return Rollout(
-        obs={
-            key: torch.full(
-                (*lead, *shape),
-                0xAB if dtype == torch.uint8 else torch.nan,
-                dtype=dtype,
-                device=obs_device,
-                pin_memory=pin,
-            )
-            for key, (shape, dtype) in obs_shapes.items()
-        },
-        start=torch.zeros(lead, dtype=torch.bool, device=device),
-        state=floats(state_size),
-        action=torch.full((*lead, num_branches), -1, dtype=torch.int64, device=device),
-        log_prob=floats(num_branches),
-        value=floats(),
-        reward=floats(),
-        next_value=floats(),
-        terminated=torch.zeros(lead, dtype=torch.bool, device=device),
-        truncated=torch.zeros(lead, dtype=torch.bool, device=device),
-    )

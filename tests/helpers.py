@@ -9,10 +9,11 @@ import torch
 from torch import Tensor
 
 from ppo_tbptt.envs import LevelSeeds, VectorEnv
-from ppo_tbptt.fleet import Fleet
+from ppo_tbptt.envs.workers.fleet import Fleet
 from ppo_tbptt.models import Agent
 from ppo_tbptt.models.heads import log_prob_and_entropy, sample
-from ppo_tbptt.types import Rollout, Targets, empty_rollout
+from ppo_tbptt.ppo.collector import empty_rollout
+from ppo_tbptt.types import Rollout, Targets
 
 VECTOR = {"obs": (5,)}
 NVEC = (3, 2)
@@ -114,7 +115,7 @@ def tracer_fleet(sizes: Sequence[int], num_workers: int = 0) -> Iterator[Fleet]:
     """Tracers in parts of these sizes."""
     parts: list[tuple[VectorEnv, LevelSeeds]] = []
     for first, size in zip(itertools.accumulate((0, *sizes)), sizes, strict=False):
-        envs = VectorEnv("ppo_tbptt/Tracer-v0", num_envs=size, num_workers=min(num_workers, size))
+        envs = VectorEnv("fixture_envs:fixture/Tracer-v0", num_envs=size, num_workers=min(num_workers, size))
         parts.append((envs, LevelSeeds(7, size, 10, 50, first)))
     fleet = Fleet(parts)
     try:

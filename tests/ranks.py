@@ -13,13 +13,13 @@ from configs_for_tests import tiny
 from helpers import fake_rollout, fake_targets, small_agent
 from torch import Tensor, nn
 
-from ppo_tbptt import sharing
 from ppo_tbptt.config import PPOConfig, Schedule
-from ppo_tbptt.distributed import World
-from ppo_tbptt.learner import Learner
 from ppo_tbptt.models import Agent
-from ppo_tbptt.timing import Timer
-from ppo_tbptt.trainer import Trainer
+from ppo_tbptt.ppo import all_reduce as sharing
+from ppo_tbptt.ppo.learner import Learner
+from ppo_tbptt.runtime.distributed import World
+from ppo_tbptt.runtime.timing import Timer
+from ppo_tbptt.training.trainer import Trainer
 from ppo_tbptt.types import Rollout, Targets
 
 STEPS, ENVS = 12, 3

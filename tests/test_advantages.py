@@ -5,7 +5,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ppo_tbptt.advantages import gae
+from ppo_tbptt.ppo.advantages import gae
 
 
 @given(st.integers(1, 40), st.integers(1, 3), st.floats(0, 1), st.floats(0, 1), st.integers(0, 1000))

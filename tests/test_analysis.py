@@ -12,11 +12,11 @@ from ppo_tbptt.analysis.curves import held_out_curve
 from ppo_tbptt.analysis.groups import by_task, differences, goal, group_runs, reach, summarise, task_titles
 from ppo_tbptt.analysis.published import AGENTS, published_curves
 from ppo_tbptt.analysis.runs import read_run
-from ppo_tbptt.analysis.statistics import over_runs
 from ppo_tbptt.config import Config, EnvConfig
-from ppo_tbptt.json_files import JsonError
-from ppo_tbptt.metrics import MetricsError
-from ppo_tbptt.run_dir import RunDirError
+from ppo_tbptt.evaluation.statistics import over_runs
+from ppo_tbptt.run.files import JsonError
+from ppo_tbptt.run.folder import RunDirError
+from ppo_tbptt.run.metrics import MetricsError
 
 ROOT = Path(__file__).parent.parent
 

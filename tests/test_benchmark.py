@@ -22,8 +22,8 @@ from ppo_tbptt.benchmark.memory import PeakMemory, process_bytes
 from ppo_tbptt.cli import main
 from ppo_tbptt.config import Config
 from ppo_tbptt.envs import make_env
-from ppo_tbptt.metrics import Report
-from ppo_tbptt.trainer import Trainer
+from ppo_tbptt.run.metrics import Report
+from ppo_tbptt.training.trainer import Trainer
 
 ROOT = Path(__file__).parent.parent
 POC = str(ROOT / "configs" / "toy_poc_memory.toml")

@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 import torch
 
-from ppo_tbptt import checkpoint
-from ppo_tbptt.checkpoint import CheckpointError, load_checkpoint, save_checkpoint
+from ppo_tbptt.run import checkpoint
+from ppo_tbptt.run.checkpoint import CheckpointError, load_checkpoint, save_checkpoint
 
 TREE = {"config": {"a": 1}, "agent": {"w": torch.ones(3)}, "best": None}
 

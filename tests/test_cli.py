@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from ppo_tbptt.cli import main
-from ppo_tbptt.metrics import read_metrics
+from ppo_tbptt.run.metrics import read_metrics
 
 ROOT = Path(__file__).parent.parent
 SMALL = ["--env.num-workers", "0", "--env.num-envs", "4", "--ppo.rollout-steps", "16", "--ppo.num-minibatches", "2"]

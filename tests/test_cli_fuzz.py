@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 from ppo_tbptt.cli import COMMANDS, main
 from ppo_tbptt.config import describe_fields
 from ppo_tbptt.envs import SingleEnv, VectorEnv
-from ppo_tbptt.trainer import Trainer
+from ppo_tbptt.training.trainer import Trainer
 
 ROOT = Path(__file__).parent.parent
 TOY = ROOT / "configs" / "toy_poc_memory.toml"
@@ -89,7 +89,9 @@ FILES += ["", "nowhere", "nowhere/below", "toy.toml/below", "run/../run", "run/e
 places = st.sampled_from([*(f"@{name}" for name in FILES), "/dev/zero", "/", ".", "..", "-", "x" * 300])
 numbers = st.sampled_from(["0", "1", "-1", "1e3", "1e400", "nan", "inf", "0.5", "9" * 5000, str(2**31), "²", "٣"])
 values = st.sampled_from(["true", "none", "lstm", "cpu", "cuda:99", "[1, 2]", "{a = 1}", "{initial = 1}", "[" * 2000])
-values |= st.sampled_from(["ppo_tbptt/Tracer-v0", "CartPole-v1", "no_module:A-v0", "../x:A", "out.gif", "out.json"])
+values |= st.sampled_from(
+    ["fixture_envs:fixture/Tracer-v0", "CartPole-v1", "no_module:A-v0", "../x:A", "out.gif", "out.json"]
+)
 garbage = st.sampled_from(["", "a\0b", "\udcff", "[/x]", "%s", "{", "\x1b[31m", "\n", "=", "-", "--", "--=", '"'])
 garbage |= st.text(max_size=8)
 anything = numbers | values | places | garbage

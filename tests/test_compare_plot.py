@@ -13,7 +13,7 @@ from ppo_tbptt.analysis.groups import by_task, group_runs
 from ppo_tbptt.analysis.runs import read_run
 from ppo_tbptt.cli import main
 from ppo_tbptt.config import Config
-from ppo_tbptt.trainer import Trainer
+from ppo_tbptt.training.trainer import Trainer
 
 ROOT = Path(__file__).parent.parent
 LONG = "a_run_whose_name_somebody_typed_in_a_hurry_with_all_of_its_settings_in_it_and_then_some_more_of_them"

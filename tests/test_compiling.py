@@ -10,12 +10,12 @@ import pytest
 import torch
 from configs_for_tests import tiny
 
-from ppo_tbptt.checkpoint import load_checkpoint
 from ppo_tbptt.config import Config
-from ppo_tbptt.metrics import read_metrics
-from ppo_tbptt.policy import Policy
-from ppo_tbptt.run_dir import RunDir
-from ppo_tbptt.trainer import Trainer
+from ppo_tbptt.evaluation.policy import Policy
+from ppo_tbptt.run.checkpoint import load_checkpoint
+from ppo_tbptt.run.folder import RunDir
+from ppo_tbptt.run.metrics import read_metrics
+from ppo_tbptt.training.trainer import Trainer
 
 FRAMES = tiny(
     total_steps=192,

@@ -11,7 +11,6 @@ from typing import Any
 
 import pytest
 
-from ppo_tbptt import config_io
 from ppo_tbptt.config import (
     Config,
     ConfigError,
@@ -21,6 +20,7 @@ from ppo_tbptt.config import (
     Schedule,
     describe_fields,
 )
+from ppo_tbptt.config import load as config_io
 
 CONFIGS = sorted((Path(__file__).parents[1] / "configs").glob("*.toml"))
 TASKS = {
@@ -395,6 +395,6 @@ def test_help_without_source(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_imports_nothing_heavy() -> None:
     heavy = ("torch", "numpy", "gymnasium", "pygame")
-    code = f"import sys, ppo_tbptt.config; print([name for name in {heavy} if name in sys.modules])"
+    code = f"import sys, ppo_tbptt.config.schema; print([name for name in {heavy} if name in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"

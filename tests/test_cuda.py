@@ -11,17 +11,17 @@ from configs_for_tests import tiny
 from helpers import NVEC, fake_rollout, fake_targets, small_agent
 from test_gradients import loss_of_sequences
 
-from ppo_tbptt.acting import Actor, decide
-from ppo_tbptt.checkpoint import load_checkpoint
 from ppo_tbptt.config import PPOConfig
-from ppo_tbptt.device import prepare_precision
-from ppo_tbptt.learner import Learner
 from ppo_tbptt.models import CORES, Agent
 from ppo_tbptt.models.heads import log_prob_and_entropy
-from ppo_tbptt.run_dir import RunDir
-from ppo_tbptt.sequences import cut, gather
-from ppo_tbptt.timing import Timer
-from ppo_tbptt.trainer import Trainer
+from ppo_tbptt.ppo.acting import Actor, decide
+from ppo_tbptt.ppo.learner import Learner
+from ppo_tbptt.ppo.sequences import cut, gather
+from ppo_tbptt.run.checkpoint import load_checkpoint
+from ppo_tbptt.run.folder import RunDir
+from ppo_tbptt.runtime.device import prepare_precision
+from ppo_tbptt.runtime.timing import Timer
+from ppo_tbptt.training.trainer import Trainer
 from ppo_tbptt.types import Rollout
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA here")

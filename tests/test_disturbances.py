@@ -5,7 +5,7 @@ from itertools import product
 import numpy as np
 import torch
 
-from ppo_tbptt.disturbances import AddNoise, EpisodeKey, Measure, Shuffle
+from ppo_tbptt.evaluation.perturbations import AddNoise, EpisodeKey, Measure, Shuffle
 
 
 def rows(number: int) -> torch.Tensor:

@@ -6,13 +6,13 @@ import numpy as np
 import pytest
 import torch
 from configs_for_tests import tiny
+from fixture_envs import tracer_length, tracer_terminates
 
 from ppo_tbptt.config import EnvConfig
-from ppo_tbptt.envs.toy_fixtures import tracer_length, tracer_terminates
-from ppo_tbptt.evaluation import PARALLEL_EPISODES, Evaluation, evaluate
-from ppo_tbptt.intervals import estimate
+from ppo_tbptt.evaluation.evaluate import PARALLEL_EPISODES, Evaluation, evaluate
+from ppo_tbptt.evaluation.statistics import estimate
 from ppo_tbptt.models import Agent
-from ppo_tbptt.trainer import Trainer
+from ppo_tbptt.training.trainer import Trainer
 
 
 def tracer_agent() -> Agent:
@@ -27,7 +27,7 @@ def tracer_agent() -> Agent:
 
 def play(**changes: object) -> Evaluation:
     arguments: dict[str, object] = {"seeds": range(100, 130), "repeats": 3, "num_workers": 0, **changes}
-    return evaluate(tracer_agent(), EnvConfig(id="ppo_tbptt/Tracer-v0"), **arguments)  # type: ignore[arg-type]
+    return evaluate(tracer_agent(), EnvConfig(id="fixture_envs:fixture/Tracer-v0"), **arguments)  # type: ignore[arg-type]
 
 
 def test_each_seed_is_played_exactly_so_often_whatever_its_length() -> None:

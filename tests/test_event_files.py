@@ -10,14 +10,14 @@ from pathlib import Path
 import pytest
 from tensorboard.compat.proto.event_pb2 import Event
 
-from ppo_tbptt.event_files import EventFile, cut, read_events
+from ppo_tbptt.run.event_files import EventFile, cut, read_events
 
 # The system refuses to let the file grow past its limit, as a full disk would: with a short write, then an error.
 FULL = """
 import json, resource, sys
 from pathlib import Path
-from ppo_tbptt.metrics import Report
-from ppo_tbptt.tensorboard import TensorBoard
+from ppo_tbptt.run.metrics import Report
+from ppo_tbptt.run.tensorboard import TensorBoard
 
 board = TensorBoard(Path(sys.argv[1]))
 unlimited = resource.getrlimit(resource.RLIMIT_FSIZE)

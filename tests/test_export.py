@@ -14,24 +14,24 @@ import torch
 from configs_for_tests import tiny
 from safetensors.torch import load_file, save_file
 
-import ppo_tbptt.policy
-from ppo_tbptt import export
-from ppo_tbptt.checkpoint import CheckpointError
+import ppo_tbptt.evaluation.policy
 from ppo_tbptt.cli import main
 from ppo_tbptt.config import Config
 from ppo_tbptt.envs import make_env
-from ppo_tbptt.export import ExportError, export_onnx
-from ppo_tbptt.models.build import build_agent
+from ppo_tbptt.evaluation import export
+from ppo_tbptt.evaluation.export import ExportError, export_onnx
+from ppo_tbptt.evaluation.policy import Policy
+from ppo_tbptt.models.agent import build_agent
 from ppo_tbptt.models.heads import mode
-from ppo_tbptt.policy import Policy
-from ppo_tbptt.trainer import Trainer
-from ppo_tbptt.weights import load_weights, save_weights
+from ppo_tbptt.run.checkpoint import CheckpointError
+from ppo_tbptt.run.weights import load_weights, save_weights
+from ppo_tbptt.training.trainer import Trainer
 
 
 def untrained(env_id: str, core: str, num_layers: int = 1) -> Policy:
     """An agent whose state decides its actions."""
     config = tiny(
-        env={"id": f"ppo_tbptt/{env_id}-v0"},
+        env={"id": f"{'ppo_tbptt' if env_id == 'PocMemory' else 'fixture_envs:fixture'}/{env_id}-v0"},
         core={"kind": core, "num_layers": num_layers},
         model={"cnn_channels": [4, 4, 4]},
     )
@@ -155,7 +155,7 @@ def test_a_torch_that_fails_is_one_line(
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("export") / "run"
     with Trainer(
-        tiny(total_steps=64, env={"id": "ppo_tbptt/DictToy-v0"}, model={"cnn_channels": [4, 4, 4]}), path
+        tiny(total_steps=64, env={"id": "fixture_envs:fixture/DictToy-v0"}, model={"cnn_channels": [4, 4, 4]}), path
     ) as t:
         list(t)
     return path
@@ -184,7 +184,7 @@ def test_the_printed_lines_play(run: Path, tmp_path: Path) -> None:
     assert re.search(r"output +next_state +float32 \[batch, 8\]", done.stdout)
     assert "equals the agent's" in done.stdout
     lines = [line[2:] for line in done.stdout.splitlines() if re.match(r"  (import|from|\w+(, \w+)* = )", line)]
-    env = make_env("ppo_tbptt/DictToy-v0")
+    env = make_env("fixture_envs:fixture/DictToy-v0")
     names: dict[str, Any] = {"obs": env.reset(0)}
     exec("\n".join(lines), names)
     assert names["action"] == names["policy"].act(names["obs"], greedy=True).tolist()
@@ -195,7 +195,7 @@ def test_weights_alone_make_the_same_policy(run: Path, tmp_path: Path, capsys: p
     assert main(["export", str(run), "--safetensors", str(file)]) == 0
     ours, theirs = Policy.load(run), Policy.load(file)
     assert (theirs.config, theirs.spec, theirs.env_steps) == (ours.config, ours.spec, 64)
-    obs = make_env("ppo_tbptt/DictToy-v0").reset(3)
+    obs = make_env("fixture_envs:fixture/DictToy-v0").reset(3)
     for _ in range(3):
         assert theirs.act(obs).tolist() == ours.act(obs).tolist()
         assert theirs.value == ours.value
@@ -271,7 +271,7 @@ def test_a_file_is_not_given_more_memory_than_it_brings(tmp_path: Path, monkeypa
         built.append(device.type)
         return build_agent(config, spec, device)
 
-    monkeypatch.setattr(ppo_tbptt.policy, "build_agent", build)
+    monkeypatch.setattr(ppo_tbptt.evaluation.policy, "build_agent", build)
     with pytest.raises(CheckpointError, match=r"expected, .* found"):
         Policy.load(tmp_path / "a.safetensors")
     assert built == ["meta"]

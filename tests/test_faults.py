@@ -17,16 +17,16 @@ import torch
 from configs_for_tests import tiny
 from test_resume import assert_same, results
 
-from ppo_tbptt import run_writer
-from ppo_tbptt.checkpoint import load_checkpoint, save_checkpoint
 from ppo_tbptt.cli import main
 from ppo_tbptt.config import Config
 from ppo_tbptt.envs import WorkerError
-from ppo_tbptt.learner import NonFiniteError
-from ppo_tbptt.metrics import Report, read_metrics
-from ppo_tbptt.patience import UnwritableError
-from ppo_tbptt.run_dir import RunDir, RunDirError
-from ppo_tbptt.trainer import Trainer
+from ppo_tbptt.ppo.learner import NonFiniteError
+from ppo_tbptt.run import sinks as run_writer
+from ppo_tbptt.run.checkpoint import load_checkpoint, save_checkpoint
+from ppo_tbptt.run.folder import RunDir, RunDirError
+from ppo_tbptt.run.metrics import Report, read_metrics
+from ppo_tbptt.run.sinks import UnwritableError
+from ppo_tbptt.training.trainer import Trainer
 
 ROOT = Path(__file__).parent.parent
 IN_WORKERS: dict[str, Any] = {"num_workers": 2}
@@ -124,7 +124,7 @@ def test_a_worker_that_hangs(tmp_path: Path) -> None:
 def test_after_max_worker_restarts_the_run_stops_with_the_last_words(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    config = tiny(env={"id": "ppo_tbptt/Faulty-v0", **FAULTY, "num_workers": 1, "max_worker_restarts": 2})
+    config = tiny(env={"id": "fixture_envs:fixture/Faulty-v0", **FAULTY, "num_workers": 1, "max_worker_restarts": 2})
     with Trainer(config, tmp_path / "run") as trainer, pytest.raises(WorkerError, match="2 restarts") as caught:
         list(trainer)
     assert "Traceback" in str(caught.value)
@@ -136,7 +136,9 @@ def test_after_max_worker_restarts_the_run_stops_with_the_last_words(
 
 @pytest.mark.parametrize("workers", [0, 2])
 def test_an_environment_that_raises_now_and_then(workers: int, tmp_path: Path) -> None:
-    config = tiny(env={"id": "ppo_tbptt/Faulty-v0", **RARELY_FAULTY, "num_workers": workers, "max_worker_restarts": 99})
+    config = tiny(
+        env={"id": "fixture_envs:fixture/Faulty-v0", **RARELY_FAULTY, "num_workers": workers, "max_worker_restarts": 99}
+    )
     with Trainer(config, tmp_path / "run") as trainer:
         reports = finish(trainer)
     assert reports[-1].scalars["faults/worker_restarts"] > 0

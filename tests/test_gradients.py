@@ -5,10 +5,10 @@ import torch
 from helpers import fake_rollout, fake_targets, naive_unroll, small_agent
 from torch import Tensor
 
-from ppo_tbptt.loss import ppo_loss
 from ppo_tbptt.models import Agent
 from ppo_tbptt.models.heads import log_prob_and_entropy
-from ppo_tbptt.sequences import cut, gather
+from ppo_tbptt.ppo.losses import ppo_loss
+from ppo_tbptt.ppo.sequences import cut, gather
 from ppo_tbptt.types import Rollout
 
 CLIP = {"clip_range": 0.2, "value_coef": 0.5, "entropy_coef": 0.01, "ratio": "joint", "clip_value_loss": True}

@@ -13,7 +13,7 @@ import torch
 from configs_for_tests import tiny
 
 from ppo_tbptt import Policy
-from ppo_tbptt.trainer import Trainer
+from ppo_tbptt.training.trainer import Trainer
 
 
 @pytest.fixture(autouse=True)

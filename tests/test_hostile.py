@@ -15,13 +15,13 @@ from typing import Any
 import pytest
 import torch
 
-from ppo_tbptt.checkpoint import CheckpointError, load_checkpoint, save_checkpoint
 from ppo_tbptt.cli import main
-from ppo_tbptt.json_files import JsonError, read_json
-from ppo_tbptt.metrics import MetricsError, read_metrics
-from ppo_tbptt.policy import Policy
-from ppo_tbptt.run_dir import RunDir
-from ppo_tbptt.trainer import Trainer
+from ppo_tbptt.evaluation.policy import Policy
+from ppo_tbptt.run.checkpoint import CheckpointError, load_checkpoint, save_checkpoint
+from ppo_tbptt.run.files import JsonError, read_json
+from ppo_tbptt.run.folder import RunDir
+from ppo_tbptt.run.metrics import MetricsError, read_metrics
+from ppo_tbptt.training.trainer import Trainer
 
 ROOT = Path(__file__).parent.parent
 POC = str(ROOT / "configs" / "toy_poc_memory.toml")
@@ -542,7 +542,7 @@ def test_environments_that_fail(
     assert not (tmp_path / "run").exists()
 
 
-@pytest.mark.parametrize("env_id", ["CartPole-v1", "ppo_tbptt/ProbeAction-v0", "ppo_tbptt/ImageToy-v0"])
+@pytest.mark.parametrize("env_id", ["CartPole-v1", "ppo_tbptt/ProbeAction-v0", "fixture_envs:fixture/ImageToy-v0"])
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
 def test_an_agent_meets_another_environment(env_id: str, finished: Path, fails: Fails) -> None:
     command = ["evaluate", finished, "--env.id", env_id, "--num-seeds", "2", "--num-workers", "0"]

@@ -14,40 +14,20 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = "ppo_tbptt"
 
-# Top to bottom. A module may import what stands in a lower line, and nothing beside or above it. A new module gets its
-# place here; "name.*" stands for a package whose modules may also import one another, as long as no cycle comes of it.
+# Top to bottom. A module imports from lower lines and from its own folder, where no cycle may come of it.
 LAYERS = """
     __init__ __main__
     cli
-    commands.*
-    benchmark.* analysis.*
-    console
-    trainer
-    training_video
-    run_writer
-    evaluation export watch.* scalars
-    policy continuing
-    run_dir tensorboard
-    weights
-    checkpoint metrics journals saved_evaluation
-    learner rollout compiling
-    acting fleet
-    sharing streams saved_state storage fault_counts
-    distributed
-    models.build
+    commands
+    analysis watch benchmark
+    training
+    evaluation
+    run
+    ppo
     models
-    models.agent
-    models.cores models.encoders models.heads models.published
-    models.init
-    device
-    envs.*
-    config
-    config_io
-    config_tree
-    config_values
-    event_files
-    advantages disturbances files intervals json_files patience loss schedules sequences timing
-    types transfer quiet
+    envs
+    config runtime
+    types
 """
 RANK = {name: rank for rank, line in enumerate(LAYERS.strip().splitlines()) for name in line.split()}
 
@@ -58,6 +38,7 @@ FORBIDDEN = {"config": {"torch", "numpy", "gymnasium"}, "envs": {"torch"}}
 @dataclass
 class Module:
     internal: set[str] = field(default_factory=set)  # short names of modules of this package
+    typing_only: set[str] = field(default_factory=set)  # those of them that only type checkers import
     external: set[str] = field(default_factory=set)  # top-level names of other packages
     private: list[str] = field(default_factory=list)  # uses of another module's private names, with their lines
 
@@ -112,7 +93,7 @@ def read_module(name: str, path: Path, known: set[str]) -> Module:
             continue
         for target, alias in targets:
             if target.split(".")[0] == PACKAGE:
-                module.internal.add(short(target))
+                (module.internal if id(node) in at_run_time else module.typing_only).add(short(target))
                 module.private += [f"{path.name}:{node.lineno} {private_name}" for private_name in private]
                 aliases |= {alias} - {None}
             elif id(node) in at_run_time:
@@ -124,23 +105,21 @@ def read_module(name: str, path: Path, known: set[str]) -> Module:
             if owner in aliases or owner in known:
                 module.private.append(f"{path.name}:{node.lineno} {owner}.{node.attr}")
     module.internal.discard(short(name))
+    module.typing_only.discard(short(name))
     return module
 
 
-def place(name: str) -> str | None:
-    """The entry of `LAYERS` that a module stands under."""
-    family = name.split(".")[0] + ".*"
-    return name if name in RANK else family if family in RANK else None
+def layer(name: str) -> str:
+    """The folder of a module, or the module itself where it lies in none."""
+    return name.split(".")[0]
 
 
 def upward(modules: dict[str, Module]) -> list[str]:
     found = []
     for name, module in modules.items():
-        for target in sorted(module.internal):
-            here, there = place(name), place(target)
-            if here is None or there is None or (here == there and here.endswith(".*")):
-                continue
-            if RANK[there] <= RANK[here]:
+        for target in sorted(module.internal | module.typing_only):
+            here, there = layer(name), layer(target)
+            if here != there and RANK.get(there, 99) <= RANK.get(here, 0):
                 found.append(f"{name} imports {target}, which is not below it")
     return found
 
@@ -160,7 +139,7 @@ def modules() -> dict[str, Module]:
 
 
 def test_every_module_has_its_place(modules: dict[str, Module]) -> None:
-    missing = [name for name in modules if place(name) is None]
+    missing = {layer(name) for name in modules} - set(RANK)
     assert not missing, f"add to LAYERS in {Path(__file__).name}: {', '.join(missing)}"
 
 
@@ -195,11 +174,11 @@ def test_the_checks_see(tmp_path: Path) -> None:
     """On a package that breaks every rule, each is reported."""
     for name, text in {
         "__init__.py": "",
-        "config.py": "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    import numpy\nfrom . import types",
+        "config/__init__.py": "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    import numpy\nfrom .. import types",
         "types.py": "import torch.nn",
-        "loss.py": "from ppo_tbptt import sequences\nfrom ppo_tbptt.types import _secret",
-        "sequences.py": "def f():\n    from .models.agent import Agent",
-        "models/__init__.py": "from ..types import Obs",
+        "ppo/losses.py": "from ppo_tbptt.run import folder\nfrom ppo_tbptt.types import _secret",
+        "run/folder.py": "from ppo_tbptt.ppo import losses",
+        "models/__init__.py": "from ..types import Obs\ndef f():\n    from ..ppo.losses import ppo_loss",
         "models/agent.py": "import ppo_tbptt.models\nfrom ppo_tbptt import types as t\nt._hidden, t.__doc__",
         "strange.py": "import math",
     }.items():
@@ -207,14 +186,15 @@ def test_the_checks_see(tmp_path: Path) -> None:
         (tmp_path / name).write_text(text)
     modules = read_package(tmp_path)
     assert upward(modules) == [
-        "loss imports sequences, which is not below it",
-        "models.agent imports models, which is not below it",
-        "sequences imports models.agent, which is not below it",
+        "models imports ppo.losses, which is not below it",
+        "ppo.losses imports run.folder, which is not below it",
     ]
-    assert [name for name in modules if place(name) is None] == ["strange"]
+    assert {layer(name) for name in modules} - set(RANK) == {"strange"}
+    with pytest.raises(graphlib.CycleError):
+        graphlib.TopologicalSorter({name: module.internal for name, module in modules.items()}).prepare()
     assert [use for module in modules.values() for use in module.private] == [
-        "loss.py:2 _secret",
         "agent.py:3 t._hidden",
+        "losses.py:2 _secret",
     ]
     assert reached("config", modules) == {"typing", "torch"}
 

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from ppo_tbptt import Policy
-from ppo_tbptt.disturbances import Shuffle
-from ppo_tbptt.evaluation import Evaluation, evaluate
+from ppo_tbptt.evaluation.evaluate import Evaluation, evaluate
+from ppo_tbptt.evaluation.perturbations import Shuffle
 
 ROOT = Path(__file__).parent.parent
 

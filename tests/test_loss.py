@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from ppo_tbptt.loss import normalize, ppo_loss
+from ppo_tbptt.ppo.losses import normalize, ppo_loss
 from ppo_tbptt.types import LossStats
 
 

@@ -4,13 +4,13 @@ import math
 
 import pytest
 import torch
+from published_network import convert_published
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ppo_tbptt.models import CORES, Agent, Core
 from ppo_tbptt.models.encoders import NatureCNN
 from ppo_tbptt.models.heads import log_prob_and_entropy, mode, sample
-from ppo_tbptt.models.published import convert_published
 
 
 @pytest.mark.parametrize("num_layers", [1, 2])

@@ -8,8 +8,8 @@ import torch
 from helpers import fake_rollout, fake_targets, small_agent
 
 from ppo_tbptt.config import PPOConfig
-from ppo_tbptt.learner import Learner, NonFiniteError, UpdateStats
-from ppo_tbptt.timing import Timer
+from ppo_tbptt.ppo.learner import Learner, NonFiniteError, UpdateStats
+from ppo_tbptt.runtime.timing import Timer
 from ppo_tbptt.types import LossStats
 
 

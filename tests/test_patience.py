@@ -2,7 +2,7 @@
 
 import pytest
 
-from ppo_tbptt.patience import Patience, UnwritableError
+from ppo_tbptt.run.sinks import Patience, UnwritableError
 
 
 def full() -> None:

@@ -9,8 +9,8 @@ from configs_for_tests import tiny
 
 import ppo_tbptt.envs.toy  # noqa: F401 (registers the toy tasks)
 from ppo_tbptt import Policy
-from ppo_tbptt.checkpoint import CheckpointError
-from ppo_tbptt.trainer import Trainer
+from ppo_tbptt.run.checkpoint import CheckpointError
+from ppo_tbptt.training.trainer import Trainer
 
 
 @pytest.fixture(scope="module")
@@ -88,7 +88,7 @@ def test_wrong_observations_are_named(run: Path) -> None:
 
 
 def test_weights_that_do_not_belong_to_the_config(run: Path, tmp_path: Path) -> None:
-    from ppo_tbptt.checkpoint import load_checkpoint, save_checkpoint
+    from ppo_tbptt.run.checkpoint import load_checkpoint, save_checkpoint
 
     tree = load_checkpoint(run / "checkpoints" / "iteration_0000001.pt")
     tree["config"]["core"]["hidden_size"] = 9

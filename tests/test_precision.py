@@ -8,11 +8,11 @@ from configs_for_tests import tiny
 from helpers import NVEC, fake_rollout, fake_targets, small_agent
 
 from ppo_tbptt.config import Config
-from ppo_tbptt.device import resolve_precision, storage_device
 from ppo_tbptt.models import CORES, Agent
 from ppo_tbptt.models.heads import log_prob_and_entropy
-from ppo_tbptt.sequences import cut, gather
-from ppo_tbptt.trainer import Trainer
+from ppo_tbptt.ppo.sequences import cut, gather
+from ppo_tbptt.runtime.device import resolve_precision, storage_device
+from ppo_tbptt.training.trainer import Trainer
 
 # bfloat16 keeps 8 significant bits: a relative error of 2**-9 at each of a handful of roundings, here on logits and
 # values of size 1 to 3. Acting and learning batch differently, so their roundings differ by that much.

@@ -15,10 +15,10 @@ from ppo_tbptt.analysis.probe_figure import draw_probe
 from ppo_tbptt.cli import main
 from ppo_tbptt.commands import probe as command
 from ppo_tbptt.config import EnvConfig
-from ppo_tbptt.evaluation import evaluate
-from ppo_tbptt.trainer import Trainer
+from ppo_tbptt.evaluation.evaluate import evaluate
+from ppo_tbptt.training.trainer import Trainer
 
-TRACER = EnvConfig(id="ppo_tbptt/Tracer-v0")
+TRACER = EnvConfig(id="fixture_envs:fixture/Tracer-v0")
 LEVELS: dict[str, Any] = {"seeds": range(100, 130), "repeats": 3}
 
 

@@ -14,9 +14,9 @@ from recorded_envs import Log, Played, Step
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.backend.event_processing.event_file_loader import LegacyEventFileLoader
 
-from ppo_tbptt.checkpoint import load_checkpoint
 from ppo_tbptt.config import Config
-from ppo_tbptt.trainer import Trainer
+from ppo_tbptt.run.checkpoint import load_checkpoint
+from ppo_tbptt.training.trainer import Trainer
 
 LONG = tiny(
     seed=5,
@@ -258,7 +258,7 @@ def test_the_mean_of_100_episodes_decides_which_weights_are_best(stops: list[int
                 next(trainer)
                 weights[trainer.iteration] = {name: x.clone() for name, x in trainer.agent.state_dict().items()}
                 score, iteration = expected[trainer.iteration - 1]
-                assert trainer.best == score
+                assert trainer.checkpoints.best == score
                 assert file.exists() == (iteration is not None)
                 if iteration is not None:
                     saved = load_checkpoint(file)

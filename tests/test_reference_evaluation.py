@@ -7,6 +7,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+import fixture_envs  # noqa: F401 (registers environments)
 import gymnasium as gym
 import memory_gym  # noqa: F401 (registers its tasks)
 import numpy as np
@@ -17,13 +18,13 @@ from recorded_envs import Dictated
 from scipy import stats
 
 import ppo_tbptt.envs.toy  # noqa: F401 (registers the toys)
-from ppo_tbptt.checkpoint import load_checkpoint
 from ppo_tbptt.config import Config, EnvConfig
-from ppo_tbptt.evaluation import PARALLEL_EPISODES, evaluate
+from ppo_tbptt.evaluation.evaluate import PARALLEL_EPISODES, evaluate
 from ppo_tbptt.models import Agent
-from ppo_tbptt.trainer import Trainer
+from ppo_tbptt.run.checkpoint import load_checkpoint
+from ppo_tbptt.training.trainer import Trainer
 
-TRACER, MORTAR = "ppo_tbptt/Tracer-v0", "MortarMayhem-Grid-v0"
+TRACER, MORTAR = "fixture_envs:fixture/Tracer-v0", "MortarMayhem-Grid-v0"
 Row = dict[str, float]
 Info = dict[str, Any]
 
@@ -256,10 +257,12 @@ CASES = {
     ),
     "no memory": Case(id=TRACER, seeds=shuffled(100, 20), agent={"core": "none"}),
     "own time limit": Case(id="ppo_tbptt/PocMemory-v0", seeds=shuffled(100, 20)),
-    "images": Case(id="ppo_tbptt/ImageToy-v0", seeds=shuffled(100, 16), env={"options": {"delay": 3}}),
-    "images, none of which is answered": Case(id="ppo_tbptt/ImageToy-v0", seeds=shuffled(9, 6), how={"max_steps": 3}),
+    "images": Case(id="fixture_envs:fixture/ImageToy-v0", seeds=shuffled(100, 16), env={"options": {"delay": 3}}),
+    "images, none of which is answered": Case(
+        id="fixture_envs:fixture/ImageToy-v0", seeds=shuffled(9, 6), how={"max_steps": 3}
+    ),
     "images and vectors": Case(
-        id="ppo_tbptt/DictToy-v0", seeds=shuffled(100, 16), agent={"core": "lstm", "num_layers": 2}
+        id="fixture_envs:fixture/DictToy-v0", seeds=shuffled(100, 16), agent={"core": "lstm", "num_layers": 2}
     ),
     "success is reported by some episodes": Case(
         id="recorded_envs:recorded/Unjudged-v0",
@@ -426,7 +429,7 @@ def test_best_holds_the_weights_of_the_best_evaluation(tmp_path: Path) -> None:
                 weights.append({name: x.clone() for name, x in trainer.agent.state_dict().items()})
                 saved = load_checkpoint(tmp_path / "run" / "checkpoints" / "best.pt")
                 best.append(saved["iteration"])
-                assert saved["best"] == trainer.best == max(Dictated.script[: report.iteration])
+                assert saved["best"] == trainer.checkpoints.best == max(Dictated.script[: report.iteration])
                 assert all(torch.equal(x, weights[best[-1] - 1][name]) for name, x in saved["agent"].items())
 
     train(Trainer(config, tmp_path / "run"), 3)

@@ -16,9 +16,9 @@ from reference_training import Reference
 from torch import Tensor
 
 from ppo_tbptt.config import Config
-from ppo_tbptt.distributed import World
-from ppo_tbptt.metrics import Report
-from ppo_tbptt.trainer import Trainer
+from ppo_tbptt.run.metrics import Report
+from ppo_tbptt.runtime.distributed import World
+from ppo_tbptt.training.trainer import Trainer
 
 TOLERANCE = 1e-10
 ITERATIONS = 3

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ppo_tbptt.models import CORES, Agent
 from ppo_tbptt.models.heads import log_prob_and_entropy
-from ppo_tbptt.sequences import cut, gather
+from ppo_tbptt.ppo.sequences import cut, gather
 from ppo_tbptt.types import Rollout, Sequences
 
 LENGTHS = [1, 3, 16, None]

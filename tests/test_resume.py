@@ -7,11 +7,11 @@ import pytest
 import torch
 from configs_for_tests import tiny
 
-from ppo_tbptt.checkpoint import CheckpointError, load_checkpoint
 from ppo_tbptt.config import Config, ConfigError
-from ppo_tbptt.metrics import read_metrics
-from ppo_tbptt.run_dir import RunDir
-from ppo_tbptt.trainer import Trainer
+from ppo_tbptt.run.checkpoint import CheckpointError, load_checkpoint
+from ppo_tbptt.run.folder import RunDir
+from ppo_tbptt.run.metrics import read_metrics
+from ppo_tbptt.training.trainer import Trainer
 
 SMALL: dict[str, Any] = {"hidden_size": 16, "cnn_channels": [4, 4, 4]}
 CONFIGS = {
@@ -86,7 +86,7 @@ def test_killed_in_the_middle_of_an_iteration(tmp_path: Path, monkeypatch: pytes
         for _ in range(3):  # the third is in the metrics and in no checkpoint
             next(trainer)
         with monkeypatch.context() as patch:
-            patch.setattr(trainer.learner, "update", lambda *_: 1 / 0)
+            patch.setattr(trainer.learner, "update", lambda *_, **__: 1 / 0)
             with pytest.raises(ZeroDivisionError):
                 next(trainer)
     with Trainer.resume(tmp_path / "parts") as trainer:
@@ -99,17 +99,17 @@ def test_dropped_in_the_middle_of_an_iteration(tmp_path: Path, monkeypatch: pyte
     config = tiny(train={"checkpoint_every": 50})
     with Trainer(config, tmp_path / "whole") as trainer:
         list(trainer)
-    monkeypatch.setattr("ppo_tbptt.trainer.FINISH_SECONDS", -1.0)
+    monkeypatch.setattr("ppo_tbptt.training.callbacks.FINISH_SECONDS", -1.0)
     with Trainer(config, tmp_path / "parts") as trainer:
         next(trainer)
-        assert not trainer.may_drop(), "between iterations there is nothing to drop"
+        assert not trainer.break_off.allowed(), "between iterations there is nothing to drop"
         with monkeypatch.context() as patch:
             update = trainer.learner.update
-            patch.setattr(trainer.learner, "update", lambda *args: (update(*args), 1 / 0))
+            patch.setattr(trainer.learner, "update", lambda *args, **hooks: (update(*args, **hooks), 1 / 0))
             with pytest.raises(ZeroDivisionError):
                 next(trainer)
-        assert trainer.may_drop()
-        path = trainer.save_dropped()
+        assert trainer.break_off.allowed()
+        path = trainer.break_off.save(trainer)
     assert path is not None and path.name == "iteration_0000001.pt"
     with Trainer.resume(tmp_path / "parts") as trainer:
         list(trainer)

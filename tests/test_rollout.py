@@ -5,18 +5,18 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from fixture_envs import tracer_length, tracer_reward, tracer_terminates
 from helpers import tracer_fleet
 from torch import Tensor
 
-from ppo_tbptt.acting import Actor, decide
 from ppo_tbptt.envs import LevelSeeds, VectorEnv
-from ppo_tbptt.envs.toy_fixtures import tracer_length, tracer_reward, tracer_terminates
-from ppo_tbptt.fleet import Fleet
+from ppo_tbptt.envs.workers.fleet import Fleet
 from ppo_tbptt.models import Agent
-from ppo_tbptt.rollout import Sampler
-from ppo_tbptt.sequences import cut, gather
-from ppo_tbptt.timing import Timer
-from ppo_tbptt.types import Carry, Rollout, Targets, empty_rollout
+from ppo_tbptt.ppo.acting import Actor, decide
+from ppo_tbptt.ppo.collector import Sampler, empty_rollout
+from ppo_tbptt.ppo.sequences import cut, gather
+from ppo_tbptt.runtime.timing import Timer
+from ppo_tbptt.types import Carry, Rollout, Targets
 
 STEPS, ENVS = 29, 4
 
@@ -173,7 +173,7 @@ def test_acting_goes_on_where_no_graph_can_be_captured(monkeypatch: pytest.Monke
         assert torch.equal(decision.action, plain.action) and torch.equal(decision.after, plain.after)
 
 
-@pytest.mark.parametrize("env_id", ["ppo_tbptt/ImageToy-v0", "ppo_tbptt/DictToy-v0"])
+@pytest.mark.parametrize("env_id", ["fixture_envs:fixture/ImageToy-v0", "fixture_envs:fixture/DictToy-v0"])
 def test_images_stay_bytes_and_channels_last(env_id: str) -> None:
     with VectorEnv(env_id, num_envs=2, num_workers=0) as envs:
         shapes = {key: array.shape for key, array in envs.spec.obs.items()}

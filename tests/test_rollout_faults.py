@@ -11,12 +11,12 @@ import torch
 from torch import Tensor
 
 from ppo_tbptt.envs import LevelSeeds, Restarts, VectorEnv, WorkerError
-from ppo_tbptt.fleet import Fleet
+from ppo_tbptt.envs.workers.fleet import Fleet
 from ppo_tbptt.models import Agent
-from ppo_tbptt.rollout import Collected, Sampler
-from ppo_tbptt.sequences import cut, gather
-from ppo_tbptt.timing import Timer
-from ppo_tbptt.types import Carry, Rollout, Targets, empty_rollout
+from ppo_tbptt.ppo.collector import Collected, Sampler, empty_rollout
+from ppo_tbptt.ppo.sequences import cut, gather
+from ppo_tbptt.runtime.timing import Timer
+from ppo_tbptt.types import Carry, Rollout, Targets
 
 STEPS, ENVS, LENGTH = 24, 4, 6
 BAD = 13
@@ -32,7 +32,7 @@ def vector(
 ) -> VectorEnv:
     options = {"level": BAD, "length": length, **kwargs.pop("options", {})}
     return VectorEnv(
-        "ppo_tbptt/Faulty-v0",
+        "fixture_envs:fixture/Faulty-v0",
         num_envs=num_envs,
         num_workers=num_workers,
         options=options,

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from ppo_tbptt.checkpoint import CheckpointError, save_checkpoint
-from ppo_tbptt.run_dir import RunDir, RunDirError, RunLock, remove_leftovers, resolve_checkpoint
+from ppo_tbptt.run.checkpoint import CheckpointError, save_checkpoint
+from ppo_tbptt.run.folder import RunDir, RunDirError, RunLock, remove_leftovers, resolve_checkpoint
 
 
 @pytest.fixture
@@ -48,7 +48,7 @@ def test_the_newest_is_summed_once(run: RunDir, monkeypatch: pytest.MonkeyPatch)
 
 def test_another_format_is_passed_over(run: RunDir, monkeypatch: pytest.MonkeyPatch) -> None:
     with monkeypatch.context() as patch:
-        patch.setattr("ppo_tbptt.checkpoint.FORMAT", 77)
+        patch.setattr("ppo_tbptt.run.checkpoint.FORMAT", 77)
         save_checkpoint(run.checkpoint(6), {"config": {}, "agent": {}})
     with pytest.warns(UserWarning, match="format 77"):
         assert run.newest() == run.checkpoint(4)
@@ -67,7 +67,7 @@ def test_none_left_is_one_error(run: RunDir) -> None:
 
 def test_only_one_process_writes_and_a_killed_one_does_not_block(run: RunDir) -> None:
     code = (
-        "import sys, time; from pathlib import Path; from ppo_tbptt.run_dir import RunLock\n"
+        "import sys, time; from pathlib import Path; from ppo_tbptt.run.folder import RunLock\n"
         "lock = RunLock(Path(sys.argv[1])); print('has it', flush=True); time.sleep(60)"
     )
     with subprocess.Popen([sys.executable, "-c", code, str(run.path)], stdout=subprocess.PIPE) as other:

@@ -9,10 +9,10 @@ import pytest
 import torch
 from configs_for_tests import tiny
 
-from ppo_tbptt.checkpoint import CheckpointError, load_checkpoint, save_checkpoint
 from ppo_tbptt.config import ConfigError
-from ppo_tbptt.run_dir import RunDir
-from ppo_tbptt.trainer import Trainer
+from ppo_tbptt.run.checkpoint import CheckpointError, load_checkpoint, save_checkpoint
+from ppo_tbptt.run.folder import RunDir
+from ppo_tbptt.training.trainer import Trainer
 
 Tree = dict[str, Any]
 

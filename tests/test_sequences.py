@@ -6,7 +6,7 @@ from helpers import fake_rollout, fake_targets, small_agent
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ppo_tbptt.sequences import cut, gather, padding_fraction, split
+from ppo_tbptt.ppo.sequences import cut, gather, padding_fraction, split
 
 
 @given(st.integers(1, 30), st.integers(1, 5), st.none() | st.integers(1, 35), st.data())

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from ppo_tbptt.config import Config
-from ppo_tbptt.trainer import Trainer
+from ppo_tbptt.training.trainer import Trainer
 
 FOLDER = Path(__file__).parent.parent / "configs"
 

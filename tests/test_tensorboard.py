@@ -19,10 +19,10 @@ from PIL import Image
 from test_cli import POC, SMALL
 
 from ppo_tbptt.cli import main
-from ppo_tbptt.event_files import read_events
-from ppo_tbptt.metrics import Report, read_metrics
-from ppo_tbptt.tensorboard import SAMPLE, TensorBoard, histograms_due
-from ppo_tbptt.trainer import Trainer
+from ppo_tbptt.run.event_files import read_events
+from ppo_tbptt.run.metrics import Report, read_metrics
+from ppo_tbptt.run.tensorboard import SAMPLE, TensorBoard, histograms_due
+from ppo_tbptt.training.trainer import Trainer
 
 STEPS = 64  # an iteration
 

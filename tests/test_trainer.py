@@ -9,12 +9,12 @@ import pytest
 import torch
 from configs_for_tests import TINY, tiny
 
-from ppo_tbptt.checkpoint import CheckpointError, load_checkpoint
 from ppo_tbptt.config import Config, ConfigError
-from ppo_tbptt.device import DeviceError
-from ppo_tbptt.metrics import MetricsWriter, Report, read_metrics
-from ppo_tbptt.run_dir import RunDirError
-from ppo_tbptt.trainer import Trainer
+from ppo_tbptt.run.checkpoint import CheckpointError, load_checkpoint
+from ppo_tbptt.run.folder import RunDirError
+from ppo_tbptt.run.metrics import MetricsWriter, Report, read_metrics
+from ppo_tbptt.runtime.device import DeviceError
+from ppo_tbptt.training.trainer import Trainer
 
 
 def rows(config: Config, run_dir: Path | None = None) -> list[dict[str, float]]:
@@ -58,7 +58,7 @@ def test_double_buffering_changes_nothing_but_rounding() -> None:
 
 def test_a_tag_without_data_is_left_out() -> None:
     """No episode ends within 2 x 8 steps of a task that lasts 1000."""
-    with Trainer(tiny(env={"id": "ppo_tbptt/Faulty-v0"}, ppo={"rollout_steps": 8})) as trainer:
+    with Trainer(tiny(env={"id": "fixture_envs:fixture/Faulty-v0"}, ppo={"rollout_steps": 8})) as trainer:
         report = next(trainer)
     assert report.scalars["episode/count"] == 0
     assert not [tag for tag in report.scalars if tag.startswith("episode/") and tag != "episode/count"]

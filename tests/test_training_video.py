@@ -8,8 +8,9 @@ from configs_for_tests import tiny
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from ppo_tbptt.config import Config
-from ppo_tbptt.metrics import read_metrics
-from ppo_tbptt.trainer import Trainer
+from ppo_tbptt.run.metrics import read_metrics
+from ppo_tbptt.training.trainer import Trainer
+from ppo_tbptt.watch.training_video import RecordVideos
 
 GRID: dict[str, Any] = {
     "env": {"id": "MortarMayhem-Grid-v0", "options": {"command_count": [1]}},
@@ -20,7 +21,7 @@ GRID: dict[str, Any] = {
 
 def trained(config: Config, run: Path) -> list[dict[str, float]]:
     """The rows of the metrics, without what depends on the clock."""
-    with Trainer(config, run) as trainer:
+    with Trainer(config, run, callbacks=[RecordVideos()]) as trainer:
         for _ in trainer:
             pass
     return [
@@ -35,7 +36,7 @@ def names(run: Path) -> list[str]:
 
 @pytest.mark.parametrize("num_workers", [0, 2])
 def test_videos_change_no_number(num_workers: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("ppo_tbptt.training_video.MOST_TIME", 1.0)  # none is skipped
+    monkeypatch.setattr("ppo_tbptt.watch.training_video.MOST_TIME", 1.0)  # none is skipped
     config = tiny(**GRID).replace(env={"num_workers": num_workers})
     without = trained(config, tmp_path / "without")
     with_videos = trained(config.replace(train={"video_every": 2}), tmp_path / "with")
@@ -51,7 +52,7 @@ def test_videos_change_no_number(num_workers: int, tmp_path: Path, monkeypatch: 
 
 
 def test_they_may_take_little_time_but_the_last_one_is_made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("ppo_tbptt.training_video.MOST_TIME", 0.0)
+    monkeypatch.setattr("ppo_tbptt.watch.training_video.MOST_TIME", 0.0)
     trained(tiny(train={"video_every": 1}), tmp_path / "run")
     assert names(tmp_path / "run") == ["steps_000000064_level200000.mp4", "steps_000000256_level200003.mp4"]
 

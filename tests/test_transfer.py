@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from ppo_tbptt.transfer import PageLock
+from ppo_tbptt.runtime.pinned import PageLock
 
 
 class Runtime:

@@ -8,13 +8,13 @@ import torch
 from device_stand_in import DEVICE, OnDevice, StandIn, move
 from helpers import tracer_fleet
 
-from ppo_tbptt.advantages import gae
 from ppo_tbptt.config import PPOConfig
-from ppo_tbptt.learner import Learner
 from ppo_tbptt.models import CORES, Agent
-from ppo_tbptt.rollout import Sampler
-from ppo_tbptt.timing import Timer
-from ppo_tbptt.types import Carry, Rollout, Targets, empty_rollout
+from ppo_tbptt.ppo.advantages import gae
+from ppo_tbptt.ppo.collector import Sampler, empty_rollout
+from ppo_tbptt.ppo.learner import Learner
+from ppo_tbptt.runtime.timing import Timer
+from ppo_tbptt.types import Carry, Rollout, Targets
 
 STEPS, ENVS = 24, 5
 

@@ -15,8 +15,8 @@ from imageio_ffmpeg import get_ffmpeg_exe
 
 from ppo_tbptt.config import Config
 from ppo_tbptt.envs import Episode, make_env
-from ppo_tbptt.models.build import build_agent
-from ppo_tbptt.policy import Policy
+from ppo_tbptt.evaluation.policy import Policy
+from ppo_tbptt.models.agent import build_agent
 from ppo_tbptt.watch.draw import draw
 from ppo_tbptt.watch.labels import action_labels
 from ppo_tbptt.watch.record import Env, Recording, failed, record, watched_env
@@ -51,8 +51,8 @@ def grid(**changes: Any) -> dict[str, Any]:
 @pytest.mark.parametrize("core", ["gru", "lstm", "none"])
 def test_what_is_recorded_is_what_the_agent_computes(core: str) -> None:
     """Each step's distribution, value and state, recomputed from the recorded observations alone."""
-    recording = played("ppo_tbptt/DictToy-v0", core={"kind": core})
-    policy, _ = untrained("ppo_tbptt/DictToy-v0", core={"kind": core})
+    recording = played("fixture_envs:fixture/DictToy-v0", core={"kind": core})
+    policy, _ = untrained("fixture_envs:fixture/DictToy-v0", core={"kind": core})
     agent = policy.agent
     state = agent.core.initial_state(1)
     assert recording.num_steps == len(recording.actions) == recording.episode.length  # type: ignore[union-attr]
@@ -91,9 +91,9 @@ def test_failure_is_below_the_best_result() -> None:
 SHOWN = {
     "vector": ({"env_id": "ppo_tbptt/PocMemory-v0"}, 1024),
     "without memory": ({"env_id": "ppo_tbptt/PocMemory-v0", "core": {"kind": "none"}}, 1024),
-    "many branches": ({"env_id": "ppo_tbptt/Tracer-v0"}, 1024),
-    "image": ({"env_id": "ppo_tbptt/ImageToy-v0"}, 672),
-    "image and vector": ({"env_id": "ppo_tbptt/DictToy-v0"}, 672),
+    "many branches": ({"env_id": "fixture_envs:fixture/Tracer-v0"}, 1024),
+    "image": ({"env_id": "fixture_envs:fixture/ImageToy-v0"}, 672),
+    "image and vector": ({"env_id": "fixture_envs:fixture/DictToy-v0"}, 672),
     "ground truth": (grid(), 1024),
 }
 
@@ -145,7 +145,7 @@ def test_colours_are_even_about_white() -> None:
 
 def test_actions_have_their_names() -> None:
     assert action_labels(played(**grid()).spec) == (("", ("stay", "turn left", "turn right", "forward")),)
-    assert action_labels(played("ppo_tbptt/Tracer-v0").spec) == (
+    assert action_labels(played("fixture_envs:fixture/Tracer-v0").spec) == (
         ("branch 0", ("0", "1", "2")),
         ("branch 1", ("0", "1")),
     )

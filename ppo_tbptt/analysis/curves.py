@@ -7,7 +7,7 @@ import numpy as np
 
 from ppo_tbptt.analysis.groups import Group
 from ppo_tbptt.analysis.runs import Point
-from ppo_tbptt.analysis.statistics import over_runs
+from ppo_tbptt.evaluation.statistics import over_runs
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -11,9 +11,8 @@ from statistics import median
 from typing import Any
 
 from ppo_tbptt.analysis.runs import Point, Run
-from ppo_tbptt.analysis.statistics import over_runs
 from ppo_tbptt.config import Config
-from ppo_tbptt.intervals import Estimate
+from ppo_tbptt.evaluation.statistics import Estimate, over_runs
 
 NO_MATTER = frozenset(
     {

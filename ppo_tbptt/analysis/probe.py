@@ -5,9 +5,9 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from ppo_tbptt.config import EnvConfig
-from ppo_tbptt.disturbances import AddNoise, Measure, Shuffle
-from ppo_tbptt.evaluation import Evaluation, evaluate
-from ppo_tbptt.intervals import Estimate
+from ppo_tbptt.evaluation.evaluate import Evaluation, evaluate
+from ppo_tbptt.evaluation.perturbations import AddNoise, Measure, Shuffle
+from ppo_tbptt.evaluation.statistics import Estimate
 from ppo_tbptt.models import Agent
 
 NOISE = (0.1, 0.3, 1.0)
@@ -73,7 +73,7 @@ def probe(
     progress: Callable[[int, int | None], None] | None = None,
     **protocol: Any,
 ) -> Probe:
-    """Play ``seeds`` x ``repeats`` episodes as :func:`~ppo_tbptt.evaluation.evaluate` does, once for each disturbance.
+    """Play ``seeds`` x ``repeats`` episodes as :func:`~ppo_tbptt.evaluation.evaluate.evaluate` does, once for each disturbance.
 
     The state is left as it is; wiped every 1, 2, 4, ... steps of an episode, while that is less than the longest
     undisturbed one; exchanged at every step with that of an episode of another level; and noisy at every step.

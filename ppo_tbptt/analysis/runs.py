@@ -10,9 +10,9 @@ import numpy as np
 
 from ppo_tbptt.config import Config, TrainConfig
 from ppo_tbptt.envs import EnvSpec, make_env
-from ppo_tbptt.metrics import read_metrics
-from ppo_tbptt.run_dir import RunDir, RunDirError
-from ppo_tbptt.saved_evaluation import read_evaluation
+from ppo_tbptt.evaluation.result_file import read_evaluation
+from ppo_tbptt.run.folder import RunDir, RunDirError
+from ppo_tbptt.run.metrics import read_metrics
 
 PROTOCOL = TrainConfig()
 """The published protocol, which is also the default of ``evaluate``: levels and repeats are its ``eval_*``."""

@@ -14,7 +14,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from ppo_tbptt.benchmark.clock import seconds_per_call
 from ppo_tbptt.config import Config
 from ppo_tbptt.envs import EnvSpec
-from ppo_tbptt.models.build import build_agent
+from ppo_tbptt.models.agent import build_agent
 
 
 def forward_flop(config: Config, spec: EnvSpec) -> dict[str, int]:

@@ -14,15 +14,16 @@ import numpy as np
 import torch
 from torch import nn
 
-from ppo_tbptt.acting import Actor
 from ppo_tbptt.benchmark.clock import seconds_per_call
 from ppo_tbptt.config import Config
 from ppo_tbptt.envs import LevelSeeds, VectorEnv
-from ppo_tbptt.learner import Learner
 from ppo_tbptt.models import Agent
-from ppo_tbptt.sequences import cut, gather
-from ppo_tbptt.trainer import Trainer
-from ppo_tbptt.types import Minibatch, Obs, Targets, empty_rollout
+from ppo_tbptt.ppo.acting import Actor
+from ppo_tbptt.ppo.collector import empty_rollout
+from ppo_tbptt.ppo.learner import Learner
+from ppo_tbptt.ppo.sequences import cut, gather
+from ppo_tbptt.training.trainer import Trainer
+from ppo_tbptt.types import Minibatch, Obs, Targets
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

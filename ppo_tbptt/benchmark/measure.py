@@ -13,7 +13,7 @@ from ppo_tbptt.benchmark.arithmetic import forward_flop, passes_per_step, peak_f
 from ppo_tbptt.benchmark.ceiling import Ceiling, measure_ceiling
 from ppo_tbptt.benchmark.clock import synchronize
 from ppo_tbptt.benchmark.memory import PeakMemory
-from ppo_tbptt.trainer import Trainer
+from ppo_tbptt.training.trainer import Trainer
 
 PARTS = ("environments", "inference", "transfer", "sequences", "learning")
 """The parts that a training iteration times; ``rest`` is what is in none of them."""

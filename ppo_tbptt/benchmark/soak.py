@@ -9,8 +9,8 @@ from time import monotonic
 
 from ppo_tbptt.benchmark.memory import MEGABYTE
 from ppo_tbptt.config import Config
-from ppo_tbptt.metrics import read_metrics
-from ppo_tbptt.trainer import Trainer
+from ppo_tbptt.run.metrics import read_metrics
+from ppo_tbptt.training.trainer import Trainer
 
 WARMUP = 0.2
 """Share of the time after which everything should have its final size."""

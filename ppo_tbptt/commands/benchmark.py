@@ -12,7 +12,7 @@ from rich.table import Table
 from ppo_tbptt.benchmark import MAX_EXTRA_ITERATIONS, Setting, compare, describe, measure, write_profile
 from ppo_tbptt.commands.parser import Parser, UsageError, check_target, positive
 from ppo_tbptt.config import Config, parse_overrides
-from ppo_tbptt.trainer import Trainer
+from ppo_tbptt.training.trainer import Trainer
 
 
 def run(argv: list[str]) -> int:

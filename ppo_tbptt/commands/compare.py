@@ -25,7 +25,7 @@ from ppo_tbptt.analysis.groups import (
 from ppo_tbptt.analysis.runs import Point, read_runs
 from ppo_tbptt.commands.parser import Parser, check_target, writing
 from ppo_tbptt.commands.results import wide_console
-from ppo_tbptt.files import write_text
+from ppo_tbptt.run.files import write_text
 
 
 def run(argv: list[str]) -> int:

@@ -7,7 +7,7 @@ from rich.console import Console
 
 from ppo_tbptt.commands.parser import Parser, UsageError, check_suffix, check_target, env_overrides, positive, seed
 from ppo_tbptt.config import SEED_LIMIT, EnvConfig
-from ppo_tbptt.policy import Policy
+from ppo_tbptt.evaluation.policy import Policy
 from ppo_tbptt.watch.record import Env, Recording, failed, record, watched_env
 from ppo_tbptt.watch.remote import remote_env
 from ppo_tbptt.watch.video import SUFFIXES, VideoError, pictures, write_video

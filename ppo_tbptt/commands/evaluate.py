@@ -9,7 +9,7 @@ from ppo_tbptt.commands.evaluate_all import evaluate_all
 from ppo_tbptt.commands.parser import Parser, check_target, env_overrides, positive
 from ppo_tbptt.commands.results import default_path, evaluate_with_progress, print_evaluation, save_evaluation
 from ppo_tbptt.commands.stop import Stop
-from ppo_tbptt.evaluation import evaluate
+from ppo_tbptt.evaluation.evaluate import evaluate
 
 
 def run(argv: list[str]) -> int:

@@ -7,16 +7,16 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from ppo_tbptt.checkpoint import CheckpointError
 from ppo_tbptt.commands.parser import UsageError, writing
 from ppo_tbptt.commands.results import evaluate_with_progress, file_name, note_overlap, wide_console, write_result
 from ppo_tbptt.commands.stop import Stop
 from ppo_tbptt.config import Config
-from ppo_tbptt.evaluation import evaluate
-from ppo_tbptt.json_files import JsonError
-from ppo_tbptt.policy import Policy
-from ppo_tbptt.run_dir import RunDir, RunDirError
-from ppo_tbptt.saved_evaluation import read_evaluation
+from ppo_tbptt.evaluation.evaluate import evaluate
+from ppo_tbptt.evaluation.policy import Policy
+from ppo_tbptt.evaluation.result_file import read_evaluation
+from ppo_tbptt.run.checkpoint import CheckpointError
+from ppo_tbptt.run.files import JsonError
+from ppo_tbptt.run.folder import RunDir, RunDirError
 
 Tree = dict[str, Any]
 

@@ -6,10 +6,10 @@ from rich.console import Console
 from rich.table import Table
 
 from ppo_tbptt.commands.parser import Parser, UsageError, check_target
-from ppo_tbptt.export import PACKAGES, ExportError, Port, export_onnx
-from ppo_tbptt.policy import Policy
-from ppo_tbptt.run_dir import resolve_checkpoint
-from ppo_tbptt.weights import SUFFIX, save_weights
+from ppo_tbptt.evaluation.export import PACKAGES, ExportError, Port, export_onnx
+from ppo_tbptt.evaluation.policy import Policy
+from ppo_tbptt.run.folder import resolve_checkpoint
+from ppo_tbptt.run.weights import SUFFIX, save_weights
 
 
 def run(argv: list[str]) -> int:

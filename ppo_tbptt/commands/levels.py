@@ -10,8 +10,8 @@ from rich.console import Console
 from ppo_tbptt.commands.parser import Parser, UsageError, env_overrides, positive, seed
 from ppo_tbptt.commands.results import note_overlap
 from ppo_tbptt.config import SEED_LIMIT, EnvConfig
-from ppo_tbptt.policy import Policy
-from ppo_tbptt.run_dir import resolve_checkpoint
+from ppo_tbptt.evaluation.policy import Policy
+from ppo_tbptt.run.folder import resolve_checkpoint
 
 MAX_EPISODES = 10**6
 """All are kept until the end."""
@@ -27,7 +27,7 @@ class Levels:
     changed: bool
     """Whether it is another task than the agent was trained on."""
     arguments: dict[str, Any]
-    """The keyword arguments of :func:`~ppo_tbptt.evaluation.evaluate` for it."""
+    """The keyword arguments of :func:`~ppo_tbptt.evaluation.evaluate.evaluate` for it."""
 
     @property
     def episodes(self) -> int:
@@ -48,7 +48,7 @@ def add_options(parser: Parser) -> None:
 
 
 def protocol(args: argparse.Namespace) -> dict[str, Any]:
-    """The keyword arguments of :func:`~ppo_tbptt.evaluation.evaluate`.
+    """The keyword arguments of :func:`~ppo_tbptt.evaluation.evaluate.evaluate`.
 
     Raises:
         UsageError: a number that can't be.

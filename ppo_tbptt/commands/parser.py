@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from ppo_tbptt.config import parse_overrides
-from ppo_tbptt.config_values import shorten
+from ppo_tbptt.config.values import shorten
 
 FIGURES = (".png", ".svg", ".pdf")
 """What a figure's file can end in."""

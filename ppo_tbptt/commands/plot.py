@@ -6,7 +6,7 @@ from ppo_tbptt.analysis.groups import by_task, group_runs
 from ppo_tbptt.analysis.runs import read_runs
 from ppo_tbptt.commands.parser import FIGURES, Parser, check_target, writing
 from ppo_tbptt.commands.results import wide_console
-from ppo_tbptt.files import replacing
+from ppo_tbptt.run.files import replacing
 
 
 def run(argv: list[str]) -> int:

@@ -12,8 +12,8 @@ from ppo_tbptt.commands import levels
 from ppo_tbptt.commands.parser import FIGURES, Parser, UsageError, check_target
 from ppo_tbptt.commands.results import default_path, evaluate_with_progress
 from ppo_tbptt.commands.stop import Stop
-from ppo_tbptt.files import replacing, write_text
-from ppo_tbptt.intervals import Estimate
+from ppo_tbptt.evaluation.statistics import Estimate
+from ppo_tbptt.run.files import replacing, write_text
 
 
 def run(argv: list[str]) -> int:

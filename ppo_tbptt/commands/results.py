@@ -8,12 +8,12 @@ from typing import Any, TypeVar
 from rich.console import Console
 from rich.progress import Progress
 
+from ppo_tbptt.commands.console import measures_table
 from ppo_tbptt.commands.stop import Stop
 from ppo_tbptt.config import EnvConfig
-from ppo_tbptt.console import measures_table
-from ppo_tbptt.evaluation import Evaluation
-from ppo_tbptt.files import write_text
-from ppo_tbptt.intervals import Estimate
+from ppo_tbptt.evaluation.evaluate import Evaluation
+from ppo_tbptt.evaluation.statistics import Estimate
+from ppo_tbptt.run.files import write_text
 
 Outcome = TypeVar("Outcome")
 

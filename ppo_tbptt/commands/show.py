@@ -32,7 +32,7 @@ def _derived(config: Config) -> list[str]:
     import torch
 
     from ppo_tbptt.envs import make_env
-    from ppo_tbptt.models.build import build_agent
+    from ppo_tbptt.models.agent import build_agent
 
     env = make_env(config.env.id, options=config.env.options, max_episode_steps=config.env.max_episode_steps)
     try:

@@ -12,17 +12,18 @@ import torch
 from rich.console import Console
 from rich.progress import Progress, TaskID
 
+from ppo_tbptt.commands.console import Display
 from ppo_tbptt.commands.parser import Parser, UsageError, minutes
 from ppo_tbptt.commands.results import evaluate_with_progress, print_evaluation, save_evaluation
 from ppo_tbptt.commands.stop import TIMED_OUT, Dropped, Stop
 from ppo_tbptt.config import Config, parse_overrides
-from ppo_tbptt.console import Display
-from ppo_tbptt.device import has_fast_bfloat16
-from ppo_tbptt.distributed import World
-from ppo_tbptt.evaluation import Evaluation
-from ppo_tbptt.run_dir import LOCK, RunDir, RunLock
-from ppo_tbptt.saved_evaluation import read_evaluation
-from ppo_tbptt.trainer import Trainer
+from ppo_tbptt.evaluation.evaluate import Evaluation
+from ppo_tbptt.evaluation.result_file import read_evaluation
+from ppo_tbptt.run.folder import LOCK, RunDir, RunLock
+from ppo_tbptt.runtime.device import has_fast_bfloat16
+from ppo_tbptt.runtime.distributed import World
+from ppo_tbptt.training.trainer import Trainer
+from ppo_tbptt.watch.training_video import RecordVideos
 
 
 def run(argv: list[str]) -> int:
@@ -49,7 +50,7 @@ def run(argv: list[str]) -> int:
         if args.config is not None or args.run_dir is not None:
             raise UsageError("--resume takes its config and folder from the run; leave out CONFIG and --run-dir")
         with World.join() as world:
-            return _train(lambda progress: Trainer.resume(args.resume, overrides, **progress), world, stop)
+            return _train(lambda parts: Trainer.resume(args.resume, overrides, **parts), world, stop)
     if args.config is None:
         raise UsageError("a CONFIG is needed, such as configs/quickstart.toml (or --resume RUN)")
     config = Config.load(args.config, overrides)
@@ -62,8 +63,8 @@ def run(argv: list[str]) -> int:
         if plan == "show":
             return _show_finished(RunDir.open(run_dir), _console(world))
         if plan == "go on":
-            return _train(lambda progress: Trainer.resume(run_dir, overrides, **progress), world, stop)
-        return _train(lambda progress: Trainer(config, run_dir, **progress), world, stop)
+            return _train(lambda parts: Trainer.resume(run_dir, overrides, **parts), world, stop)
+        return _train(lambda parts: Trainer(config, run_dir, **parts), world, stop)
 
 
 def _console(world: World) -> Console:
@@ -104,19 +105,19 @@ def _clear_unstarted(run: RunDir) -> None:
 def _train(make: Callable[[dict[str, Any]], Trainer], world: World, stop: Stop) -> int:
     console = _console(world)
     stop.quiet = world.size > 1
-    with stop, _replaying(console) as progress, make({"world": world, "progress": progress}) as trainer:
+    with stop, _replaying(console) as progress, make({"world": world, "progress": progress, "callbacks": [RecordVideos()]}) as trainer:
         assert trainer.run is not None
         if trainer.writer is not None:
             trainer.writer.show(lambda board: board.text("command", shlex.join(sys.argv), trainer.env_steps))
         _print_start(trainer, console)
-        stop.may_drop = trainer.may_drop
+        stop.may_drop = trainer.break_off.allowed
         sizes = {"batch_size": trainer.batch_size, "num_iterations": trainer.num_iterations}
         try:
             with Display(trainer.config, console, **sizes) as display:
                 code = _iterate(trainer, display, stop, world)
             path = trainer.save() if code else None
         except Dropped:
-            code, path = stop.code, trainer.save_dropped()
+            code, path = stop.code, trainer.break_off.save(trainer)
         if code:
             _print_stopped(trainer.run, path, console)
             return code

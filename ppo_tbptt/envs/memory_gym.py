@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from types import SimpleNamespace
 from typing import Any
 
-from ppo_tbptt.envs.errors import EnvError
+from ppo_tbptt.envs.interface import EnvError
 
 INSTALL = "pip install --no-deps memory-gym==1.0.2"
 

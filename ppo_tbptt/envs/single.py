@@ -8,9 +8,18 @@ from typing import Any, SupportsInt
 import gymnasium as gym
 import numpy as np
 
-from ppo_tbptt.envs import creation, memory_gym
-from ppo_tbptt.envs.errors import EnvError, WorkerError
-from ppo_tbptt.envs.spec import ArraySpec, EnvSpec, Episode, Observation, action_spec, observation_specs
+from ppo_tbptt.envs import make as creation
+from ppo_tbptt.envs import memory_gym
+from ppo_tbptt.envs.interface import (
+    ArraySpec,
+    EnvError,
+    EnvSpec,
+    Episode,
+    Observation,
+    WorkerError,
+    action_spec,
+    observation_specs,
+)
 
 _FLOAT32_MAX = float(np.finfo(np.float32).max)
 _NOT_FIGURES = frozenset({"reward", "length", "ground_truth", "episode", "TimeLimit.truncated"})

@@ -1,15 +1,74 @@
 """Toy environments whose right answers are known, registered with gymnasium as `ppo_tbptt/<Name>-v0`.
 
-A memory task, probes whose values are known in closed form (here), and environments that make tests of the
-machinery possible (`toy_fixtures`).
+A memory task, and probes whose values are known in closed form.
 """
 
+from collections.abc import Mapping
 from typing import Any, ClassVar
 
 import gymnasium as gym
 import numpy as np
 
-from ppo_tbptt.envs.toy_base import ToyEnv, vector, vector_box
+
+class ToyEnv(gym.Env[Any, Any]):
+    """An environment whose reset takes the options that `default_reset_parameters` lists, all of them numbers.
+
+    headline: the measure it is judged by, with its largest value (None: unbounded).
+    options: the ones of this episode, complete.
+    t: steps taken in this episode.
+    """
+
+    metadata: dict[str, Any] = {"render_modes": []}  # noqa: RUF012 (gymnasium's declaration)
+    default_reset_parameters: ClassVar[dict[str, Any]] = {}
+    minimum: ClassVar[float] = 1
+    headline: tuple[str, float | None] = ("return", None)
+
+    def __init__(self, render_mode: str | None = None) -> None:
+        self.render_mode = render_mode
+        self.options = dict(self.default_reset_parameters)
+        self.t = 0
+
+    @classmethod
+    def process_reset_params(cls, options: Mapping[str, Any] | None) -> dict[str, Any]:
+        """The defaults updated by `options`.
+
+        Raises:
+            ValueError: one is unknown, no number, or below the class's `minimum`.
+        """
+        complete = dict(cls.default_reset_parameters)
+        for key, value in (options or {}).items():
+            if key not in complete:
+                raise ValueError(f"unknown option {key!r}, existing ones: {', '.join(complete)}")
+            if not isinstance(value, int | float) or not value >= cls.minimum:
+                raise ValueError(f"{key} must be a number and at least {cls.minimum}, not {value!r}")
+            complete[key] = value
+        return complete
+
+    def reset(self, *, seed: int | None = None, options: Mapping[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
+        """Begin an episode; subclasses draw it in `begin`."""
+        super().reset(seed=seed)
+        self.options = self.process_reset_params(options)
+        self.t = 0
+        self.begin(seed)
+        return self.observe(), {}
+
+    def begin(self, seed: int | None) -> None:
+        """Draw an episode from `np_random`, or from `seed` itself."""
+
+    def observe(self) -> Any:
+        """The observation of the present state."""
+        raise NotImplementedError
+
+
+def vector_box(size: int) -> gym.spaces.Box:
+    """Unbounded float32 vectors of `size` numbers."""
+    return gym.spaces.Box(-np.inf, np.inf, (size,), np.float32)
+
+
+def vector(*values: float | int | bool) -> np.ndarray:
+    """f32 [len(values)]."""
+    return np.array(values, np.float32)
+
 
 Step = tuple[Any, float, bool, bool, dict[str, Any]]
 
@@ -122,22 +181,27 @@ class ProbeActionObservation(ProbeObservation):
         return self.observe(), 1.0 if right else -1.0, True, False, {"success": float(right)}
 
 
-_ENTRIES = {
-    "PocMemory": "toy",
-    "ProbeConstant": "toy",
-    "ProbeObservation": "toy",
-    "ProbeDiscount": "toy",
-    "ProbeAction": "toy",
-    "ProbeActionObservation": "toy",
-    "Truncate": "toy_fixtures",
-    "Tracer": "toy_fixtures",
-    "ImageToy": "toy_fixtures",
-    "DictToy": "toy_fixtures",
-    "Faulty": "toy_fixtures",
-}
+class Truncate(ToyEnv):
+    """Reward 1 for ever, observation 0, truncated after `length` steps: V = 1 / (1 - gamma) iff truncation bootstraps.
 
-TOY_IDS: tuple[str, ...] = tuple(f"ppo_tbptt/{name}-v0" for name in _ENTRIES)
+    Without bootstrapping the value is that of half an episode or so, for gamma near 1 far below.
+    """
 
-for _name, _module in _ENTRIES.items():
-    if f"ppo_tbptt/{_name}-v0" not in gym.registry:
-        gym.register(id=f"ppo_tbptt/{_name}-v0", entry_point=f"ppo_tbptt.envs.{_module}:{_name}")
+    default_reset_parameters: ClassVar[dict[str, Any]] = {"length": 10}
+    observation_space = vector_box(1)
+    action_space = gym.spaces.Discrete(2)
+
+    def observe(self) -> np.ndarray:
+        return vector(0.0)
+
+    def step(self, action: Any) -> Step:
+        self.t += 1
+        return self.observe(), 1.0, False, self.t >= self.options["length"], {}
+
+
+_TOYS = (PocMemory, ProbeConstant, ProbeObservation, ProbeDiscount, ProbeAction, ProbeActionObservation, Truncate)
+TOY_IDS: tuple[str, ...] = tuple(f"ppo_tbptt/{toy.__name__}-v0" for toy in _TOYS)
+
+for _id, _toy in zip(TOY_IDS, _TOYS, strict=True):
+    if _id not in gym.registry:
+        gym.register(_id, entry_point=f"{__name__}:{_toy.__name__}")

@@ -12,7 +12,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
-from ppo_tbptt.transfer import to_device
+from ppo_tbptt.runtime.pinned import to_device
 
 
 class Core(nn.Module, ABC):
@@ -112,7 +112,7 @@ class TorchCore(Core):
 
     def _run(self, x: Any, state: Float[Tensor, "S D"]) -> Any:
         """The module's own call; on CUDA always in the weights' float32, on TF32's tensor cores where the agent's
-        precision is bfloat16 (see :func:`~ppo_tbptt.device.prepare_precision`).
+        precision is bfloat16 (see :func:`~ppo_tbptt.runtime.device.prepare_precision`).
 
         Inside of autocast cuDNN would compute in float16, whatever type autocast asks for (PyTorch's
         ``_cudnn_rnn_cast_reflatten``, up to 2.11 at least), where gradients underflow without loss scaling.

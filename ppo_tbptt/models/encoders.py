@@ -1,14 +1,22 @@
 """From observations to features. The division of frames by 255 lives here and nowhere else."""
 
 from collections.abc import Mapping, Sequence
+from typing import TypeVar
 
 import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ppo_tbptt.models.init import orthogonal_
 from ppo_tbptt.types import Obs
+
+Layer = TypeVar("Layer", nn.Linear, nn.Conv2d)
+
+
+def orthogonal_(layer: Layer, gain: float) -> Layer:
+    """Fill ``layer.weight`` with a (semi-)orthogonal matrix times ``gain``, in place (Saxe et al. 2014)."""
+    nn.init.orthogonal_(layer.weight, gain)
+    return layer
 
 
 class NatureCNN(nn.Module):

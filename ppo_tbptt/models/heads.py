@@ -5,7 +5,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ppo_tbptt.models.init import orthogonal_
+from ppo_tbptt.models.encoders import orthogonal_
 
 
 class Heads(nn.Module):

@@ -9,8 +9,8 @@ import numpy as np
 
 from ppo_tbptt.config import EnvConfig
 from ppo_tbptt.envs import EnvSpec, Episode, SingleEnv, make_env
-from ppo_tbptt.models.build import check_fits
-from ppo_tbptt.policy import Policy
+from ppo_tbptt.evaluation.policy import Policy
+from ppo_tbptt.models.agent import check_fits
 from ppo_tbptt.watch.remote import RemoteEnv
 
 Env = SingleEnv | RemoteEnv

@@ -17,7 +17,8 @@ from typing import Any, SupportsInt
 import numpy as np
 
 from ppo_tbptt.config import EnvConfig
-from ppo_tbptt.envs import EnvError, Episode, SingleEnv, WorkerError, channel, make_env
+from ppo_tbptt.envs import EnvError, Episode, SingleEnv, WorkerError, make_env
+from ppo_tbptt.envs.workers import ipc as channel
 
 BOOTSTRAP = """\
 import json, sys

@@ -12,7 +12,7 @@ import imageio_ffmpeg
 import numpy as np
 from PIL import Image
 
-from ppo_tbptt.files import replacing
+from ppo_tbptt.run.files import replacing
 from ppo_tbptt.watch.draw import draw
 from ppo_tbptt.watch.record import Recording
 

@@ -7,7 +7,7 @@ from time import monotonic
 
 import numpy as np
 
-from ppo_tbptt.policy import Policy
+from ppo_tbptt.evaluation.policy import Policy
 from ppo_tbptt.watch.draw import draw, text_line
 from ppo_tbptt.watch.record import Env, Recording, begin, step
 

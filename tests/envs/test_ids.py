@@ -8,15 +8,14 @@ from typing import Any
 import pytest
 
 from ppo_tbptt.envs import EnvError, make_env
-from ppo_tbptt.envs.toy import TOY_IDS
-from ppo_tbptt.envs.toy_base import ToyEnv, vector
+from ppo_tbptt.envs.toy import TOY_IDS, ToyEnv, vector
 
 
 @pytest.mark.parametrize(
     ("env_id", "says"),
     [
         ("MortarMayhem-Gird-v0", "unknown environment 'MortarMayhem-Gird-v0'. Did you mean 'MortarMayhem-Grid-v0'"),
-        ("ppo_tbptt/Tracr-v0", "Did you mean 'ppo_tbptt/Tracer-v0'"),
+        ("ppo_tbptt/PocMemry-v0", "Did you mean 'ppo_tbptt/PocMemory-v0'"),
         ("no_such_module:Thing-v0", "cannot import module 'no_such_module'"),
         ("memory_gym:Thing-v0", "unknown environment 'memory_gym:Thing-v0'"),
         ("CartPole-v99", "unknown environment"),
@@ -45,7 +44,7 @@ def test_gymnasiums_own_environments_and_modules(tmp_path: Any, monkeypatch: pyt
         env = make_env("CartPole-v1")
     assert env.spec.max_episode_steps == 500 and env.spec.obs["obs"].shape == (4,)
     (tmp_path / "their_module.py").write_text(
-        "import gymnasium\ngymnasium.register('Theirs-v0', 'ppo_tbptt.envs.toy_fixtures:Tracer')\n"
+        "import gymnasium\ngymnasium.register('Theirs-v0', 'fixture_envs:Tracer')\n"
     )
     monkeypatch.syspath_prepend(str(tmp_path))
     env = make_env("their_module:Theirs-v0")
@@ -65,7 +64,7 @@ def test_missing_memory_gym_is_explained() -> None:
 
 def test_no_torch() -> None:
     code = (
-        "import sys, ppo_tbptt.envs, ppo_tbptt.envs.worker, ppo_tbptt.envs.toy, ppo_tbptt.envs.toy_fixtures\n"
+        "import sys, ppo_tbptt.envs, ppo_tbptt.envs.workers.worker, ppo_tbptt.envs.toy\n"
         "ppo_tbptt.envs.make_env('MortarMayhem-v0')\n"
         "assert 'torch' not in sys.modules"
     )

@@ -11,7 +11,7 @@ import pytest
 
 from ppo_tbptt.envs import Episode, EpisodeJournal, LevelSeeds, Restarts, VectorEnv, make_env
 
-TRACER = "ppo_tbptt/Tracer-v0"
+TRACER = "fixture_envs:fixture/Tracer-v0"
 POC = "ppo_tbptt/PocMemory-v0"
 N = 5
 
@@ -54,8 +54,8 @@ def episodes(stream: list[Any]) -> list[Episode]:
     [
         (POC, {}, 16, 0, 0),
         (POC, {}, 16, 2, 3),
-        ("ppo_tbptt/ImageToy-v0", {"options": {"delay": 5}}, 17, 1, 0),
-        ("ppo_tbptt/DictToy-v0", {"options": {"delay": 5}}, 18, 0, 2),
+        ("fixture_envs:fixture/ImageToy-v0", {"options": {"delay": 5}}, 17, 1, 0),
+        ("fixture_envs:fixture/DictToy-v0", {"options": {"delay": 5}}, 18, 0, 2),
         ("ppo_tbptt/Truncate-v0", {"max_episode_steps": 7}, 18, 0, 1),
         ("MortarMayhem-Grid-v0", {"max_episode_steps": 50}, 70, 0, 2),
         ("MortarMayhemB-Grid-v0", {"options": {"command_count": [3]}}, 50, 2, 0),
@@ -141,7 +141,7 @@ def test_what_cannot_be_repeated_is_told(num_workers: int) -> None:
 
 def after_three_steps() -> list[EpisodeJournal]:
     """Of environments that did not fail."""
-    with vector("ppo_tbptt/Faulty-v0") as envs:
+    with vector("fixture_envs:fixture/Faulty-v0") as envs:
         envs.reset(np.arange(N))
         for _ in range(3):
             envs.step(np.zeros((N, 1), np.int64), np.arange(N))
@@ -152,7 +152,7 @@ def after_three_steps() -> list[EpisodeJournal]:
 @pytest.mark.parametrize("change", [{"max_episode_steps": 2}, {"options": {"step_at": 2}}, {"options": {"length": 1}}])
 def test_a_replay_that_ends_early_or_raises(num_workers: int, change: dict[str, Any]) -> None:
     journals, fallback = after_three_steps(), np.arange(50, 50 + N)
-    with vector("ppo_tbptt/Faulty-v0", num_workers, **change) as envs:
+    with vector("fixture_envs:fixture/Faulty-v0", num_workers, **change) as envs:
         assert not envs.restore(journals, fallback).any()
         assert envs.obs["obs"].tolist() == [[0, seed] for seed in fallback]
         assert [journal.seed for journal in envs.journal()] == fallback.tolist()
@@ -163,7 +163,7 @@ def test_a_worker_that_does_not_survive_a_replay(how: str) -> None:
     journals, fallback = after_three_steps(), np.arange(50, 50 + N)
     seen = []
     options = {how: 2, "level": 1}
-    with vector("ppo_tbptt/Faulty-v0", 2, options=options, restarts=Restarts(1), step_timeout=1) as envs:
+    with vector("fixture_envs:fixture/Faulty-v0", 2, options=options, restarts=Restarts(1), step_timeout=1) as envs:
         exact = envs.restore(journals, fallback, lambda done, total: seen.append(done))
         assert exact.tolist() == [False, False, True, True, True] and len(seen) in (3, 4)
         assert envs.obs["obs"][:, 0].tolist() == [0, 0, 3, 3, 3]
@@ -172,7 +172,7 @@ def test_a_worker_that_does_not_survive_a_replay(how: str) -> None:
 
 def test_long_replays_are_no_hangs() -> None:
     """Replays may take longer than a step may: the worker gives signs of life."""
-    with vector("ppo_tbptt/Faulty-v0", 1, options={"seconds": 0.25}, step_timeout=2) as envs:
+    with vector("fixture_envs:fixture/Faulty-v0", 1, options={"seconds": 0.25}, step_timeout=2) as envs:
         journals = [EpisodeJournal(n, np.zeros((3 if n < 4 else 0, 1), np.uint8), 0) for n in range(N)]
         assert not envs.restore(journals, np.arange(N)).any()  # after three seconds in all
         assert envs.obs["obs"].tolist() == [[0, n] for n in range(N)]
@@ -197,7 +197,7 @@ def test_arguments_are_checked() -> None:
 
 def test_a_restart_begins_new_journals() -> None:
     zeros = np.zeros((N, 1), np.int64)
-    with vector("ppo_tbptt/Faulty-v0", 2, restarts=Restarts(1)) as envs:
+    with vector("fixture_envs:fixture/Faulty-v0", 2, restarts=Restarts(1)) as envs:
         envs.reset(np.arange(N))
         envs.step(zeros, np.arange(N))
         os.kill(envs.worker_pids[0], signal.SIGKILL)

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from ppo_tbptt.envs import MEMORY_GYM_IDS, ArraySpec, SingleEnv, make_env
-from ppo_tbptt.envs.creation import open_env
+from ppo_tbptt.envs.make import open_env
 
 FRAME = ArraySpec(shape=(84, 84, 3), dtype="uint8")
 GRID = {"MortarMayhem-Grid-v0", "MortarMayhemB-Grid-v0", "MysteryPath-Grid-v0", "Endless-MysteryPath-v0"}

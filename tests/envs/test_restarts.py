@@ -10,7 +10,7 @@ import pytest
 
 from ppo_tbptt.envs import Restarts, VectorEnv, WorkerError
 
-FAULTY = "ppo_tbptt/Faulty-v0"
+FAULTY = "fixture_envs:fixture/Faulty-v0"
 ZEROS = np.zeros((4, 1), np.int64)
 SEEDS = np.array([10, 11, 12, 13])
 FRESH = np.array([20, 21, 22, 23])
@@ -146,8 +146,8 @@ def test_a_new_worker_that_does_not_start_is_tried_again(tmp_path: Any, monkeypa
     """The second process that makes this environment fails, and the third finds another observation."""
     (tmp_path / "moody_module.py").write_text(
         "import gymnasium, pathlib\n"
-        "from ppo_tbptt.envs.toy_base import vector_box\n"
-        "from ppo_tbptt.envs.toy_fixtures import Faulty\n"
+        "from ppo_tbptt.envs.toy import vector_box\n"
+        "from fixture_envs import Faulty\n"
         f"log = pathlib.Path({str(tmp_path / 'log')!r})\n"
         "class Moody(Faulty):\n"
         "    def __init__(self):\n"

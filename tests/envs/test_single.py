@@ -154,10 +154,10 @@ def test_wrong_observation_is_an_error(made: Any) -> None:
 
 @pytest.mark.parametrize(("key", "says"), [("reward_at", "the reward is nan"), ("obs_at", "not finite")])
 def test_not_a_number(key: str, says: str) -> None:
-    env = make_env("ppo_tbptt/Faulty-v0", options={key: 2})
+    env = make_env("fixture_envs:fixture/Faulty-v0", options={key: 2})
     env.reset(8)
     env.step(np.array([0]))
-    with pytest.raises(WorkerError, match=f"ppo_tbptt/Faulty-v0, level seed 8, step 2: .*{says}"):
+    with pytest.raises(WorkerError, match=f"fixture_envs:fixture/Faulty-v0, level seed 8, step 2: .*{says}"):
         env.step(np.array([0]))
 
 
@@ -167,7 +167,7 @@ def test_render_modes(made: Any) -> None:
     env.reset(0)
     assert (env.render() == 1).all() and env.render().shape == (4, 5, 3)
     assert made(*arguments).render() is None
-    toy = make_env("ppo_tbptt/Tracer-v0", render_mode="ground_truth")
+    toy = make_env("fixture_envs:fixture/Tracer-v0", render_mode="ground_truth")
     toy.reset(0)
     assert toy.render() is None
 

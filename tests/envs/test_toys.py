@@ -4,9 +4,9 @@ import itertools
 
 import numpy as np
 import pytest
+from fixture_envs import tracer_length, tracer_reward, tracer_terminates
 
 from ppo_tbptt.envs import Episode, SingleEnv, make_env
-from ppo_tbptt.envs.toy_fixtures import tracer_length, tracer_reward, tracer_terminates
 
 
 def act(*choices: int) -> np.ndarray:
@@ -83,7 +83,7 @@ def test_truncate(length: int) -> None:
 
 
 def test_tracer_tells_everything() -> None:
-    env = make_env("ppo_tbptt/Tracer-v0", options={"min_length": 2, "max_length": 5})
+    env = make_env("fixture_envs:fixture/Tracer-v0", options={"min_length": 2, "max_length": 5})
     ends = set()
     for number, seed in enumerate((7, 4, 5, 0, 1, 2, 3)):
         obs, t, episode = env.reset(seed)["obs"], 0, None
@@ -103,7 +103,7 @@ def test_tracer_tells_everything() -> None:
 
 @pytest.mark.parametrize("name", ["ImageToy", "DictToy"])
 def test_recall_toys(name: str) -> None:
-    env = make_env(f"ppo_tbptt/{name}-v0", options={"delay": 1})
+    env = make_env(f"fixture_envs:fixture/{name}-v0", options={"delay": 1})
     answers = set()
     for seed in range(16):
         obs = env.reset(seed)

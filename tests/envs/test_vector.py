@@ -5,12 +5,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+from fixture_envs import tracer_length, tracer_reward, tracer_terminates
 
 from ppo_tbptt.envs import Episode, LevelSeeds, VectorEnv, WorkerError, make_env
-from ppo_tbptt.envs.pool import WorkerPool
-from ppo_tbptt.envs.toy_fixtures import tracer_length, tracer_reward, tracer_terminates
+from ppo_tbptt.envs.workers.pool import WorkerPool
 
-TRACER = "ppo_tbptt/Tracer-v0"
+TRACER = "fixture_envs:fixture/Tracer-v0"
 
 
 def play(env_id: str, num_workers: int, steps: int, num_envs: int = 5, **kwargs: Any) -> list[Any]:
@@ -50,7 +50,7 @@ def same(one: list[Any], other: list[Any]) -> bool:
     ("env_id", "kwargs"),
     [
         (TRACER, {}),
-        ("ppo_tbptt/DictToy-v0", {"options": {"delay": 1}}),
+        ("fixture_envs:fixture/DictToy-v0", {"options": {"delay": 1}}),
         ("MortarMayhemB-Grid-v0", {"max_episode_steps": 9}),
         ("SearingSpotlights-v0", {"options": {"max_steps": 25}, "max_episode_steps": 20}),
         ("Endless-MortarMayhem-v0", {"options": {"explosion_delay": [2], "allowed_commands": 4}}),
@@ -123,7 +123,7 @@ def test_idle_environments(num_workers: int) -> None:
 
 
 def test_images_start_poisoned() -> None:
-    envs = VectorEnv("ppo_tbptt/ImageToy-v0", num_envs=1, num_workers=0)
+    envs = VectorEnv("fixture_envs:fixture/ImageToy-v0", num_envs=1, num_workers=0)
     assert (envs.obs["obs"] == 0xAB).all() and envs.final_obs["obs"].shape == (1, 84, 84, 3)
 
 

@@ -7,7 +7,7 @@ import pytest
 
 from ppo_tbptt.envs import EnvError, VectorEnv, resolve_workers
 
-TRACER = "ppo_tbptt/Tracer-v0"
+TRACER = "fixture_envs:fixture/Tracer-v0"
 
 
 def test_arguments_are_checked() -> None:

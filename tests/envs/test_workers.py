@@ -15,7 +15,7 @@ import pytest
 
 from ppo_tbptt.envs import EnvError, VectorEnv, WorkerError
 
-FAULTY = "ppo_tbptt/Faulty-v0"
+FAULTY = "fixture_envs:fixture/Faulty-v0"
 ZEROS = np.zeros((4, 1), np.int64)
 SEEDS = np.array([10, 11, 12, 13])
 
@@ -47,9 +47,9 @@ def faulty(num_workers: int, **options: int) -> VectorEnv:
     [
         (
             {"step_at": 2},
-            r"environment 0 \(ppo_tbptt/Faulty-v0, level seed 10, step 1\) raised in its step:\nTraceback",
+            r"environment 0 \(fixture_envs:fixture/Faulty-v0, level seed 10, step 1\) raised in its step:\nTraceback",
         ),
-        ({"reward_at": 2}, "environment 0: ppo_tbptt/Faulty-v0, level seed 10, step 2: the reward is nan"),
+        ({"reward_at": 2}, "environment 0: fixture_envs:fixture/Faulty-v0, level seed 10, step 2: the reward is nan"),
         ({"obs_at": 2}, "level seed 10, step 2: observation 'obs' is not finite"),
         ({"reset_at": 1}, "raised in its reset to level seed 10:\nTraceback"),
         ({"shape_at": 2}, r"step 2: observation 'obs' is float32 of shape \(3,\), its space says"),
@@ -89,7 +89,7 @@ def test_a_worker_that_fails_outside_of_its_environments_says_why(
 ) -> None:
     (tmp_path / "fatal_module.py").write_text(
         "import gymnasium\n"
-        "from ppo_tbptt.envs.toy_fixtures import Faulty\n"
+        "from fixture_envs import Faulty\n"
         "class Fatal(Faulty):\n"
         "    def step(self, action):\n"
         "        raise BaseException('not even an Exception')\n"
@@ -164,7 +164,7 @@ from ppo_tbptt.envs import VectorEnv
 asked = []
 signal.signal(signal.SIGINT, lambda *_: asked.append(True))
 options = json.loads(sys.argv[1])
-vectors = [VectorEnv("ppo_tbptt/Faulty-v0", num_envs=4, num_workers=2, options=options) for _ in range(2)]
+vectors = [VectorEnv("fixture_envs:fixture/Faulty-v0", num_envs=4, num_workers=2, options=options) for _ in range(2)]
 seeds, action = np.arange(4), np.zeros((4, 1), int)
 for envs in vectors:
     envs.reset(seeds)

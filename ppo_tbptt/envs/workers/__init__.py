@@ -1,0 +1,1 @@
+"""N environments in worker processes behind one interface."""

@@ -1,0 +1,194 @@
+"""One step of an agent as an ONNX graph: ``(observations, state) -> (logits, value, next state)``."""
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from copy import deepcopy
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from ppo_tbptt.config.values import shorten
+from ppo_tbptt.evaluation.policy import Policy
+from ppo_tbptt.models import Agent
+from ppo_tbptt.models.compile import quiet
+from ppo_tbptt.run.files import replacing
+
+TOLERANCE = 1e-3
+"""By how much a written graph's outputs may differ from the agent's, absolute and relative."""
+PACKAGES = "pip install 'ppo-tbptt[onnx]'"
+
+
+class ExportError(ValueError):
+    """One line: why no graph was written."""
+
+
+@dataclass(frozen=True, slots=True)
+class Port:
+    """An input or output: its name, its shape after the batch axis, its dtype by NumPy's name."""
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Exported:
+    """What :func:`export_onnx` wrote."""
+
+    inputs: list[Port]
+    """The observations in the environment's order, then the state if the agent has one."""
+    outputs: list[Port]
+    """Logits of all branches side by side, value, and the state for the next step if the agent has one."""
+    run: bool
+    """Whether onnxruntime was there to run it and compare; otherwise it was only checked."""
+
+
+class _Step(nn.Module):
+    """The agent with its inputs in a row. Without memory it has no state, neither as input nor as output."""
+
+    def __init__(self, agent: Agent, keys: tuple[str, ...]) -> None:
+        super().__init__()
+        self.agent = agent
+        self.keys = keys
+
+    def forward(self, *inputs: Tensor) -> tuple[Tensor, ...]:
+        obs = dict(zip(self.keys, inputs, strict=False))
+        if self.agent.core.state_size:
+            return self.agent.step(obs, inputs[-1])
+        logits, value, _ = self.agent.step(obs, inputs[0].new_zeros(inputs[0].shape[0], 0, dtype=torch.float32))
+        return logits, value
+
+
+def export_onnx(policy: Policy, path: Path) -> Exported:
+    """Write one step of the agent in float32, for any batch size, and compare the file with the agent.
+
+    Observations go in as the environment gives them (frames uint8 and channels-last), the state as zeros at an
+    episode's start and as the last step's output after it. The model's metadata are strings: ``config`` (TOML),
+    ``env_id``, ``observations`` and ``action_nvec`` (JSON), ``discrete``, ``state_size``, ``env_steps`` and
+    ``version``.
+
+    Raises:
+        ExportError: packages are missing, this torch can't export the agent, or the graph is too large for one file,
+            is not valid or differs from the agent. Nothing is written then.
+    """
+    try:
+        import onnx
+        import onnxscript  # noqa: F401 (torch's exporter imports it)
+    except ImportError as error:
+        raise ExportError(f"writing ONNX needs the package {error.name}: {PACKAGES}") from error
+    agent = deepcopy(policy.agent).cpu().eval()
+    agent.precision = torch.float32
+    step = _Step(agent, tuple(policy.spec.obs)).eval()
+    inputs, outputs = _ports(policy)
+    example = _example(inputs, batch=2)
+    batch = torch.export.Dim("batch")
+    with _telling(path), quiet("torch.onnx", "torch.export"), torch.no_grad():
+        program = torch.onnx.export(
+            step,
+            example,
+            input_names=[port.name for port in inputs],
+            output_names=[port.name for port in outputs],
+            dynamic_shapes=(tuple({0: batch} for _ in inputs),),
+            dynamo=True,
+            verbose=False,
+        )
+        assert program is not None
+        model: Any = program.model_proto
+    for key, value in _metadata(policy).items():
+        model.metadata_props.add(key=key, value=value)
+    try:
+        content = model.SerializeToString()
+    except ValueError as error:
+        raise ExportError(f"{path}: ONNX files end at 2 GiB, and this agent is larger") from error
+    with replacing(path) as file:
+        file.write(content)
+        file.flush()
+        with _telling(path):
+            onnx.checker.check_model(file.name, full_check=True)
+            run = _compare(Path(file.name), step, inputs, path)
+    return Exported(inputs=inputs, outputs=outputs, run=run)
+
+
+def _ports(policy: Policy) -> tuple[list[Port], list[Port]]:
+    taken = set(policy.spec.obs)
+
+    def port(name: str, *shape: int) -> Port:
+        while name in taken:  # names are unique in a graph, and an observation may be called "state"
+            name = f"agent_{name}"
+        return Port(name, shape, "float32")
+
+    agent = policy.agent
+    inputs = [Port(key, array.shape, array.dtype) for key, array in policy.spec.obs.items()]
+    outputs = [port("logits", sum(agent.action_nvec)), port("value")]
+    size = agent.core.state_size
+    if size:
+        inputs.append(port("state", size))
+        outputs.append(port("next_state", size))
+    return inputs, outputs
+
+
+def _example(ports: list[Port], *, batch: int) -> tuple[Tensor, ...]:
+    rng = np.random.default_rng(batch)
+    arrays = [
+        rng.integers(0, 256, (batch, *port.shape), dtype=np.uint8)
+        if port.dtype == "uint8"
+        else rng.standard_normal((batch, *port.shape), dtype=np.float32)
+        for port in ports
+    ]
+    return tuple(map(torch.from_numpy, arrays))
+
+
+def _metadata(policy: Policy) -> dict[str, str]:
+    spec = policy.spec
+    return {
+        "config": policy.config.to_toml(),
+        "env_id": spec.env_id,
+        "observations": json.dumps(spec.to_json()["obs"]),
+        "action_nvec": json.dumps(list(spec.action_nvec)),
+        "discrete": json.dumps(spec.discrete),
+        "state_size": str(policy.agent.core.state_size),
+        "env_steps": str(policy.env_steps),
+        "version": metadata.version("ppo-tbptt"),
+    }
+
+
+def _compare(file: Path, step: _Step, inputs: list[Port], path: Path) -> bool:
+    """Whether onnxruntime is there; then one step of the file, for several batch sizes, must equal the agent's."""
+    try:
+        import onnxruntime
+    except ImportError:
+        return False
+    session: Any = onnxruntime.InferenceSession(file, providers=["CPUExecutionProvider"])
+    for batch in (1, 2, 5):
+        example = _example(inputs, batch=batch)
+        with torch.no_grad():
+            expected = step(*example)
+        fed = {port.name: x.numpy() for port, x in zip(inputs, example, strict=True)}
+        for want, found in zip(expected, session.run(None, fed), strict=True):
+            if not np.allclose(want.numpy(), found, rtol=TOLERANCE, atol=TOLERANCE):
+                raise ExportError(f"{path}: not written, for the graph's outputs are not the agent's")
+    return True
+
+
+@contextmanager
+def _telling(path: Path) -> Iterator[None]:
+    """Whatever torch's exporter, ONNX's checker or onnxruntime raises as one line; what works differs by version."""
+    try:
+        yield
+    except ExportError:
+        raise
+    except Exception as error:
+        cause: BaseException = error
+        while cause.__cause__ is not None:  # the exporter's own text is advice to its developers
+            cause = cause.__cause__
+        reason = shorten(f"{type(cause).__name__}: {' '.join(str(cause).split())}", 200)
+        raise ExportError(
+            f"{path}: not written, for torch {torch.__version__} fails to export this agent; another version of torch "
+            f"may be able to ({reason})"
+        ) from error

@@ -1,0 +1,100 @@
+"""What can be done to a playing agent's recurrent state, to find out what it is good for.
+
+Each acts before every step of the network on what the agent carries from one step of an episode to the next. The
+initial state is never touched: nothing is remembered in it. (:func:`~ppo_tbptt.evaluation.evaluate.evaluate` can wipe the state
+by itself.)
+"""
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+EpisodeKey = tuple[int, int]
+"""Level seed and repeat."""
+
+Disturbance = Callable[[Float[Tensor, "N D"], np.ndarray, Sequence[EpisodeKey | None]], Float[Tensor, "N D"]]
+"""``(state, age, episodes) -> state``.
+
+age: steps done in the current episode, i64 ``[N]``; where it is 0 the state is the initial one.
+episodes: what each environment plays, None where it is idle.
+"""
+
+
+class Shuffle:
+    """At every step the state that another running episode, of another level, carries: typical ones, but not its own.
+
+    Whole rows change places (h and c of an LSTM together), newly drawn at each step. Where more than half of the
+    running episodes are of one level some of them exchange with one another, and what is left of a single level keeps
+    its own state. The draws follow from ``seed`` and from what is running, not from the number of workers.
+    """
+
+    def __init__(self, seed: int) -> None:
+        self._rng = np.random.default_rng((seed, 0, 0, 2))
+
+    def __call__(
+        self, state: Float[Tensor, "N D"], age: np.ndarray, episodes: Sequence[EpisodeKey | None]
+    ) -> Float[Tensor, "N D"]:
+        by_level: dict[int, list[int]] = {}
+        for row, episode in enumerate(episodes):
+            if episode is not None and age[row] > 0:
+                by_level.setdefault(episode[0], []).append(row)
+        if not by_level:
+            return state
+        groups = list(by_level.values())
+        order = np.concatenate([self._rng.permutation(groups[i]) for i in self._rng.permutation(len(groups))])
+        # A level's rows lie together, so that as many places on as the largest level has rows is another level.
+        source = np.arange(len(state))
+        source[order] = np.roll(order, max(map(len, groups)))
+        return state[torch.from_numpy(source).to(state.device)]
+
+
+class AddNoise:
+    """Gaussian noise at every step, of the standard deviation ``deviation`` ``[D]`` (one for each unit of the state).
+
+    The noise of an episode follows from ``seed``, its level seed and its repeat alone.
+    """
+
+    def __init__(self, deviation: Float[Tensor, "D"], seed: int) -> None:
+        self._deviation = deviation
+        self._seed = seed
+        self._generators: dict[EpisodeKey, np.random.Generator] = {}
+
+    def __call__(
+        self, state: Float[Tensor, "N D"], age: np.ndarray, episodes: Sequence[EpisodeKey | None]
+    ) -> Float[Tensor, "N D"]:
+        noise = np.zeros(tuple(state.shape), dtype=np.float32)
+        for row, episode in enumerate(episodes):
+            if episode is not None and age[row] > 0:
+                if age[row] == 1:
+                    self._generators[episode] = np.random.default_rng(
+                        (self._seed, *episode, 1)
+                    )  # not the actions' noise
+                noise[row] = self._generators[episode].standard_normal(noise.shape[1], dtype=np.float32)
+        return state + torch.from_numpy(noise).to(state.device) * self._deviation
+
+
+class Measure:
+    """Changes nothing, and finds the root mean square of each unit of the state."""
+
+    def __init__(self) -> None:
+        self._squares: Tensor | None = None
+        self._count = 0
+
+    def __call__(
+        self, state: Float[Tensor, "N D"], age: np.ndarray, episodes: Sequence[EpisodeKey | None]
+    ) -> Float[Tensor, "N D"]:
+        running = np.array([episode is not None for episode in episodes]) & (age > 0)
+        rows = state[torch.from_numpy(running).to(state.device)]
+        squares = rows.double().square().sum(0)
+        self._squares = squares if self._squares is None else self._squares + squares
+        self._count += len(rows)
+        return state
+
+    @property
+    def rms(self) -> Float[Tensor, "D"]:
+        """Over all steps of all episodes but their first ones; zero where there were none."""
+        assert self._squares is not None, "nothing was played yet"
+        return (self._squares / max(1, self._count)).sqrt().float()

@@ -1,0 +1,159 @@
+"""A trained agent for use outside training: load it, reset it, ask it for actions."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ppo_tbptt.config import Config
+from ppo_tbptt.envs import EnvSpec
+from ppo_tbptt.models import Agent
+from ppo_tbptt.models.agent import build_agent
+from ppo_tbptt.models.heads import mode, sample
+from ppo_tbptt.run.checkpoint import CheckpointError, load_checkpoint
+from ppo_tbptt.run.folder import run_at
+from ppo_tbptt.run.weights import SUFFIX, load_weights
+from ppo_tbptt.runtime.device import prepare_device
+
+
+class Policy:
+    """An agent that carries its own recurrent state.
+
+        policy = Policy.load("runs/quickstart")
+        obs, _ = env.reset(seed=200_000)
+        action = policy.act(obs)
+
+    ``act`` takes what a Gymnasium environment gives (an array, or a dict of them) and returns what its ``step``
+    takes. An array with one more leading axis is a batch: one action and one state per row.
+    """
+
+    def __init__(self, agent: Agent, spec: EnvSpec, config: Config, *, env_steps: int = 0) -> None:
+        self.agent = agent.eval()
+        self.spec = spec
+        self.config = config
+        self.env_steps = env_steps
+        """Environment steps that it was trained for."""
+        self.value: Tensor | None = None
+        """V of the last observation given to ``act``, ``[]`` or ``[N]``."""
+        self._logits: Tensor | None = None
+        self._state: Tensor | None = None
+        self._generator = torch.Generator()
+        self.reset(seed=0)
+
+    @classmethod
+    def load(cls, path: str | Path, *, device: str = "cpu") -> "Policy":
+        """From a run's folder (its newest checkpoint), a checkpoint file or exported weights (``.safetensors``).
+
+        Raises:
+            CheckpointError, RunDirError: nothing that can be loaded is there.
+            DeviceError: there is no such device.
+        """
+        file = Path(path)
+        run = run_at(file)
+        if run is not None:
+            file, tree = run.load_newest()
+        else:
+            tree = load_weights(file) if file.suffix.lower() == SUFFIX else load_checkpoint(file)
+        where = prepare_device(device)
+        try:
+            config = Config.from_dict(tree["config"], source=str(file))
+            spec = EnvSpec.from_json(tree["spec"])
+            _check_shapes(config, spec, tree["agent"])
+            agent = build_agent(config, spec, where)
+            agent.load_state_dict(tree["agent"])
+            env_steps = int(tree["env_steps"])
+        except Exception as error:  # the file may hold anything
+            reason = " ".join(str(error).split())[:200]
+            raise CheckpointError(f"{file}: its weights and its config don't belong together ({reason})") from error
+        return cls(agent, spec, config, env_steps=env_steps)
+
+    def reset(self, mask: np.ndarray | None = None, *, seed: int | None = None) -> None:
+        """Forget: of all rows, or of those where ``mask`` (bool ``[N]``) is True. ``seed`` restarts the sampling."""
+        if seed is not None:
+            self._generator.manual_seed(seed)
+        if mask is None or self._state is None:
+            self._state = None
+        else:
+            self._state = self.agent.reset_state(self._state, torch.from_numpy(mask).to(self.agent.device))
+
+    @torch.no_grad()
+    def act(self, obs: Any, *, greedy: bool = False) -> Any:
+        """The action for ``obs``: sampled, or the most probable one.
+
+        Returns an int for a Discrete space and an int64 array ``[A]`` for a MultiDiscrete one; for a batch an array
+        with a leading axis of N.
+
+        Raises:
+            ValueError: shapes that the agent was not trained on.
+        """
+        tensors, batched = self._tensors(obs)
+        num = len(next(iter(tensors.values())))
+        if self._state is None:
+            self._state = self.agent.core.initial_state(num)
+        if len(self._state) != num:
+            raise ValueError(f"a batch of {num} observations after one of {len(self._state)}; call reset() between")
+        logits, value, self._state = self.agent.step(tensors, self._state)
+        nvec = self.agent.action_nvec
+        if greedy:
+            action = mode(logits, nvec)
+        else:
+            noise = torch.rand(num, len(nvec), generator=self._generator).to(self.agent.device)
+            action, _ = sample(logits, noise, nvec)
+        self.value = value if batched else value[0]
+        self._logits = logits
+        result = action.cpu().numpy()
+        if self.spec.discrete:
+            return result[:, 0] if batched else int(result[0, 0])
+        return result if batched else result[0]
+
+    @property
+    def probs(self) -> list[np.ndarray]:
+        """Of each branch, the probabilities of its choices at the last observation: f32 ``[n]`` or ``[N, n]``."""
+        if self.value is None or self._logits is None:
+            raise ValueError("no probabilities before the first act()")
+        branches = [x.softmax(1).cpu().numpy() for x in self._logits.split(self.agent.action_nvec, 1)]
+        return branches if self.value.ndim else [branch[0] for branch in branches]
+
+    @property
+    def state(self) -> np.ndarray:
+        """The recurrent state after the last observation, f32 ``[D]`` or ``[N, D]``; D = 0 without memory."""
+        if self.value is None or self._state is None:
+            raise ValueError("no state before the first act() after reset()")
+        state = self._state.cpu().numpy()
+        return state if self.value.ndim else state[0]
+
+    def _tensors(self, obs: Any) -> tuple[dict[str, Tensor], bool]:
+        arrays = obs if isinstance(obs, dict) else {"obs": obs}
+        if arrays.keys() != self.spec.obs.keys():
+            raise ValueError(f"observations {sorted(arrays)}; this agent was trained on {sorted(self.spec.obs)}")
+        batched: set[bool] = set()
+        tensors = {}
+        for key, want in self.spec.obs.items():
+            x = np.asarray(arrays[key], dtype=want.dtype)
+            if x.shape == want.shape:
+                x = x[None]
+                batched.add(False)
+            elif x.shape[1:] == want.shape:
+                batched.add(True)
+            else:
+                raise ValueError(f"observation {key!r} of shape {x.shape}; this agent was trained on {want.shape}")
+            tensors[key] = torch.from_numpy(np.ascontiguousarray(x)).to(self.agent.device)
+        if len(batched) != 1:
+            raise ValueError("some observations have a batch axis and some have none")
+        return tensors, batched.pop()
+
+
+def _check_shapes(config: Config, spec: EnvSpec, weights: dict[str, Tensor]) -> None:
+    """Before memory is taken for it: whether the agent that a file describes has the weights that the file holds.
+
+    Raises:
+        ValueError: other names or shapes.
+    """
+    with torch.device("meta"):
+        expected = build_agent(config, spec, torch.device("meta")).state_dict()
+    for name in expected.keys() | weights.keys():
+        shapes = [list(tree[name].shape) if name in tree else "nothing" for tree in (expected, weights)]
+        if shapes[0] != shapes[1]:
+            raise ValueError(f"{name}: {shapes[0]} expected, {shapes[1]} found")

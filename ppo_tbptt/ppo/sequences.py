@@ -1,0 +1,99 @@
+"""Episodes cut into sequences for truncated backpropagation through time, and minibatches of whole sequences.
+
+A sequence starts at an episode's first step, at the rollout's first step, and every ``sequence_length`` steps after
+either. Gradients stop at a sequence's start (its state is data) while the state's value flows on.
+
+    env 0   |a a a a a|b b b b b b b          sequence_length = 4      aaaa a bbbb bbb
+    env 1   |c c|d d d d d d d d d d    ──►   L = 4, S = 8             cc dddd dddd dd
+"""
+
+from collections.abc import Sequence
+
+import torch
+from jaxtyping import Bool, Int
+from torch import Tensor
+
+from ppo_tbptt.runtime.pinned import to_device
+from ppo_tbptt.types import Minibatch, Rollout, Sequences, Targets
+
+
+def cut(start: Bool[Tensor, "T N"], sequence_length: int | None) -> Sequences:
+    """Cut a rollout into sequences of at most ``sequence_length`` steps (None: whole episodes within the rollout).
+
+    Every step is in exactly one sequence; a sequence is consecutive in time, of one environment, and never crosses
+    a start. ``L`` is the longest sequence, never the longest episode. Sequences are ordered by environment, then time.
+    """
+    steps, envs = start.shape
+    t = torch.arange(steps)[:, None]
+    first = start.cpu().clone()
+    first[0] = True
+    since = t - torch.where(first, t, 0).cummax(0).values  # steps since the piece of episode began  [T, N]
+    begins = first if sequence_length is None else since % sequence_length == 0
+    # In environment-major order every sequence is one contiguous run, and t = 0 always begins one.
+    begin = begins.T.reshape(-1).nonzero().squeeze(1)  # [S]
+    length = torch.diff(begin, append=torch.tensor([steps * envs]))  # [S]
+    offset = torch.arange(int(length.max()))[:, None]  # [L, 1]
+    mask = offset < length
+    position = torch.where(mask, begin + offset, 0)  # [L, S], environment-major
+    index = torch.where(mask, (position % steps) * envs + position // steps, 0)  # time-major
+    return Sequences(index=index, mask=mask)
+
+
+def split(
+    lengths: Int[Tensor, "S"], num_minibatches: int, generator: torch.Generator, *, keep_empty: bool = False
+) -> list[Tensor]:
+    """A fresh permutation of the sequences, split so that each minibatch holds about the same number of valid steps.
+
+    Returns at most ``num_minibatches`` tensors of sequence numbers, none of them empty (there are fewer where there
+    are fewer sequences). Each differs from the ideal number of steps by less than the longest sequence.
+    ``keep_empty``: exactly ``num_minibatches``, some of which may be empty.
+    """
+    order = torch.randperm(len(lengths), generator=generator)
+    ends = lengths[order].cumsum(0)
+    middle = 2 * ends - lengths[order]  # twice the middle of each sequence, to stay in integers
+    group = middle * num_minibatches // (2 * int(ends[-1]))
+    sizes = torch.bincount(group, minlength=num_minibatches).tolist()
+    return [ids for ids in order.split(sizes) if keep_empty or len(ids)]
+
+
+def gather(rollout: Rollout, targets: Targets, sequences: Sequences, ids: Int[Tensor, "S"]) -> Minibatch:
+    """The minibatch of the sequences ``ids``, in descending order of length, on the device of ``rollout.value``.
+
+    Observations may be stored elsewhere, on the host.
+    """
+    ids = ids[sequences.lengths[ids].argsort(descending=True, stable=True)]
+    mask = sequences.mask[:, ids]
+    batch_sizes = mask.sum(1)
+    batch_sizes = batch_sizes[: int((batch_sizes > 0).sum())]
+    index = sequences.index[:, ids]
+    device = rollout.value.device
+    steps, firsts = index[mask], index[0]  # [M], time-major, and [S']
+    valid, first = to_device(steps, device), to_device(firsts, device)
+
+    def pick(x: Tensor, at: Tensor) -> Tensor:
+        return x.flatten(0, 1).index_select(0, at)
+
+    def pick_obs(x: Tensor) -> Tensor:
+        return pick(x, valid) if x.device == device else to_device(pick(x, steps), device)
+
+    return Minibatch(
+        obs={key: pick_obs(x) for key, x in rollout.obs.items()},
+        action=pick(rollout.action, valid),
+        log_prob=pick(rollout.log_prob, valid),
+        value=pick(rollout.value, valid),
+        advantage=pick(targets.advantage, valid),
+        ret=pick(targets.ret, valid),
+        state=pick(rollout.state, first),
+        start=pick(rollout.start, first),
+        batch_sizes=batch_sizes,
+    )
+
+
+def padding_fraction(sequences: Sequences, groups: Sequence[Tensor]) -> float:
+    """Share of padding if each group were padded to its own longest sequence.
+
+    What a core over packed sequences saves, and what one that needs padding computes.
+    """
+    lengths = sequences.lengths
+    padded = sum(int(lengths[ids].max()) * len(ids) for ids in groups)
+    return 1.0 - int(lengths.sum()) / padded

@@ -1,0 +1,117 @@
+"""Checkpoints: plain tensors, numbers and strings in one file, written whole or not at all, never unpickled blindly.
+
+A checkpoint is what ``torch.save`` writes, and behind it a last line of fixed length with the format's version and the
+SHA-256 of everything before it. torch reads past that line, so ``torch.load(path, weights_only=True)`` works too.
+"""
+
+import hashlib
+import re
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import torch
+
+from ppo_tbptt.run.files import replacing
+
+FORMAT = 2
+"""Raised whenever an older reader could misunderstand a newer file."""
+_LAST_LINE = re.compile(rb"\nppo_tbptt checkpoint, format (\d{4}), sha256 ([0-9a-f]{64})\n")
+_LENGTH = len(b"\nppo_tbptt checkpoint, format 0000, sha256 \n") + 64
+
+
+class CheckpointError(ValueError):
+    """One line that names the file and what is wrong with it."""
+
+
+class _Hashing:
+    """A file to write that remembers the digest of what was written."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._file = file
+        self._hash = hashlib.sha256()
+
+    def write(self, data: bytes | memoryview) -> int:
+        self._hash.update(data)
+        return self._file.write(data)
+
+    def flush(self) -> None:
+        self._file.flush()
+
+    def last_line(self) -> bytes:
+        return f"\nppo_tbptt checkpoint, format {FORMAT:04d}, sha256 {self._hash.hexdigest()}\n".encode()
+
+
+def save_checkpoint(path: Path, tree: dict[str, Any]) -> None:
+    """Write ``tree`` (dicts, lists, tensors, numbers, strings) to ``path``.
+
+    A failed or interrupted write leaves the old file as it was.
+
+    Raises:
+        OSError: it cannot be written.
+    """
+    with replacing(path) as file:
+        hashing = _Hashing(file)
+        try:
+            torch.save(tree, hashing)  # type: ignore[arg-type]  # it needs no more than these two methods
+        except RuntimeError as error:  # torch's zip writer, on top of the OSError of the file
+            if isinstance(error.__context__, OSError):
+                raise error.__context__ from None
+            raise
+        file.write(hashing.last_line())
+
+
+def verify_checkpoint(path: Path) -> None:
+    """Raises:
+    CheckpointError: missing, not a checkpoint of this package, of another format, or damaged (its checksum differs).
+    """
+    if not path.is_file():
+        raise CheckpointError(f"{path}: no such checkpoint file")
+    try:
+        with path.open("rb") as file:
+            _verify(path, file)
+    except OSError as error:
+        raise CheckpointError(f"{path}: can't be read ({error.strerror})") from error
+
+
+def _verify(path: Path, file: BinaryIO) -> None:
+    size = path.stat().st_size - _LENGTH
+    if size <= 0:
+        raise CheckpointError(f"{path}: not a checkpoint of ppo_tbptt (empty, or cut short)")
+    file.seek(size)
+    last = _LAST_LINE.fullmatch(file.read())
+    if last is None:
+        raise CheckpointError(f"{path}: not a checkpoint of ppo_tbptt, or cut short (its last line is missing)")
+    if int(last[1]) != FORMAT:
+        raise CheckpointError(f"{path}: checkpoint format {int(last[1])}; this version reads format {FORMAT}")
+    file.seek(0)
+    digest = hashlib.sha256()
+    while size and (block := file.read(min(size, 2**20))):
+        digest.update(block)
+        size -= len(block)
+    if digest.hexdigest() != last[2].decode():
+        raise CheckpointError(f"{path}: damaged (its checksum does not match its contents)")
+
+
+def load_checkpoint(path: Path) -> dict[str, Any]:
+    """Read a checkpoint onto the CPU, executing nothing that it contains (``weights_only=True``).
+
+    Raises:
+        CheckpointError: missing, unreadable, not a checkpoint of this package, of another format, or damaged.
+    """
+    verify_checkpoint(path)
+    return load_verified(path)
+
+
+def load_verified(path: Path) -> dict[str, Any]:
+    """`load_checkpoint` of what `verify_checkpoint` has just accepted: large files need not be summed twice.
+
+    Raises:
+        CheckpointError: unreadable, or not a checkpoint of this package.
+    """
+    try:
+        tree = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # torch raises many kinds: bad zip, bad pickle, refused globals, end of file
+        raise CheckpointError(f"{path}: not a checkpoint of ppo_tbptt ({type(error).__name__})") from error
+    if not isinstance(tree, dict) or not {"config", "agent"} <= tree.keys():
+        raise CheckpointError(f"{path}: not a checkpoint of ppo_tbptt (no config and agent in it)")
+    return tree

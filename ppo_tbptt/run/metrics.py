@@ -1,0 +1,126 @@
+"""A run's numbers: one object per iteration in ``metrics.jsonl``."""
+
+import errno
+import json
+import math
+import os
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+from ppo_tbptt.run.files import parse_json, write_text
+
+MAX_LINE_BYTES = 2**20
+
+
+class MetricsError(ValueError):
+    """One line that names the file, the line and what is wrong with it."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Report:
+    """The figures of one iteration; the only source of every scalar on the console, in files and in tests.
+
+    ``scalars`` are by TensorBoard tag; a tag without data in this iteration is absent, never NaN. Everything that
+    depends on the clock is under ``time/``. ``notes`` are lines for the user: faults, and what came of them.
+    """
+
+    iteration: int
+    env_steps: int
+    scalars: dict[str, float]
+    notes: tuple[str, ...] = ()
+
+    def row(self) -> dict[str, float]:
+        return {"iteration": self.iteration, "env_steps": self.env_steps, **self.scalars}
+
+
+class MetricsWriter:
+    """Appends reports to ``metrics.jsonl`` in ``folder``.
+
+    ``resume_from`` is the iteration to go on from: rows after it are cut off.
+    """
+
+    def __init__(self, folder: Path, *, resume_from: int | None = None) -> None:
+        self._path = folder / "metrics.jsonl"
+        if self._path.is_symlink():
+            raise MetricsError(f"{self._path}: is a link; must be a file, as what is written must stay in the run")
+        if resume_from is not None and self._path.exists():
+            kept = [row for row in read_metrics(self._path) if row["iteration"] <= resume_from]
+            write_text(self._path, "".join(_line(row) for row in kept))
+        self._file = self._path.open("ab", buffering=0)
+        self._whole = self._path.stat().st_size  # bytes of rows that are completely written
+        self._pending = b""  # rows that could not be written yet
+
+    def write(self, report: Report) -> None:
+        """Append a row, after those that could not be written before.
+
+        Raises:
+            OSError: it can't be written now; a later call will.
+        """
+        self._pending += _line(report.row()).encode()
+        self.flush()
+
+    def flush(self) -> None:
+        """Write the rows that wait. Raises like `write`."""
+        if not self._pending:
+            return
+        os.ftruncate(self._file.fileno(), self._whole)  # half a row of a failed write
+        written = self._file.write(self._pending)
+        if written != len(self._pending):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self._path))
+        self._whole += written
+        self._pending = b""
+
+    def sync(self) -> None:
+        """Have all rows on the disk. Raises like `write`."""
+        self.flush()
+        os.fsync(self._file.fileno())
+
+    def close(self) -> None:
+        with suppress(OSError):
+            self.flush()
+        self._file.close()
+
+
+def read_metrics(path: Path) -> list[dict[str, float]]:
+    """The rows of a ``metrics.jsonl``; a torn last line (of a killed run) is left out.
+
+    Raises:
+        MetricsError: missing, unreadable, or a line that is no row stands before the last.
+    """
+    rows: list[dict[str, float]] = []
+    wrong = ""
+    try:
+        if not path.is_file():  # a pipe would never end
+            raise MetricsError(f"{path}: no such metrics file")
+        with path.open("rb") as file:
+            while line := file.readline(MAX_LINE_BYTES + 1):
+                if wrong:
+                    raise MetricsError(wrong)
+                try:
+                    rows.append(_row(line))
+                except ValueError as error:
+                    wrong = f"{path}:{len(rows) + 1}: {error}"
+                    if len(line) > MAX_LINE_BYTES:
+                        raise MetricsError(wrong) from None
+    except OSError as error:
+        raise MetricsError(f"{path}: cannot be read: {error.strerror}") from None
+    return rows
+
+
+def _row(line: bytes) -> dict[str, float]:
+    if len(line) > MAX_LINE_BYTES:
+        raise ValueError(f"a line of more than {MAX_LINE_BYTES:,} bytes; must be the figures of one iteration")
+    row = parse_json(line)
+    for key in ("iteration", "env_steps"):
+        if type(row.get(key)) is not int or row[key] < 0:
+            raise ValueError(f"{key} is missing or no count; must be a whole number")
+    for key, value in row.items():
+        if type(value) not in (int, float):
+            raise ValueError(f"{key[:80]!r} is a {type(value).__name__}; must be a number")
+    return row
+
+
+def _line(row: dict[str, float]) -> str:
+    finite = {key: value for key, value in row.items() if math.isfinite(value)}
+    return json.dumps(finite) + "\n"

@@ -1,0 +1,1 @@
+"""The machine: device, random generators, clocks, other ranks."""

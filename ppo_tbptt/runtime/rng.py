@@ -1,0 +1,115 @@
+"""The random generators of a training: action noise, minibatches, and the global ones, which the host keeps."""
+
+import random
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float64
+from torch import Tensor
+
+from ppo_tbptt.runtime.distributed import World
+
+State = dict[str, Tensor]
+
+
+class TrainingRNG:
+    """Generators that are functions of the seed, the rank and the number of steps done when they begin.
+
+    ``noise`` and ``permutation`` are generators on the CPU. torch's global generator (also that of ``device``) draws
+    weights and dropout, and environments in this process may draw from those of NumPy and Python. A training has its
+    own states of them, which are in force inside of :meth:`installed` only.
+    """
+
+    def __init__(self, seed: int, world: World, device: torch.device) -> None:
+        self._seed, self._world, self._device = seed, world, device
+        self._installed = False
+        self.noise = torch.Generator()
+        self.permutation = torch.Generator()
+        with _kept(device):
+            torch.manual_seed(seed)  # of the weights: the same on every rank
+            self._globals = _get_globals(device)
+
+    def begin(self, env_steps: int) -> None:
+        """Seed all generators; on rank 0 of a new run torch's goes on from where it made the weights."""
+        own = noise = self._seed
+        permutation = self._seed + 1
+        if self._world.rank or env_steps:
+            entropy = np.random.SeedSequence((self._seed, self._world.rank, env_steps))
+            own, noise, permutation = entropy.generate_state(3).tolist()
+        self.noise.manual_seed(noise)
+        self.permutation.manual_seed(permutation)
+        with self.installed():
+            if self._world.rank or env_steps:
+                torch.manual_seed(own)
+            random.seed(own)
+            np.random.seed(own)
+
+    @contextmanager
+    def installed(self) -> Iterator[None]:
+        """Put the training's states of the global generators in force, and the host's back at the end."""
+        if self._installed:
+            yield
+            return
+        with _kept(self._device):
+            _set_globals(self._globals, self._device)
+            self._installed = True
+            try:
+                yield
+            finally:
+                self._globals = _get_globals(self._device)
+                self._installed = False
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the states of this rank 0 and of the other ranks; all ranks call it together."""
+        own = dict(_get_globals(self._device) if self._installed else self._globals)
+        own |= {"noise": self.noise.get_state(), "permutation": self.permutation.get_state()}
+        gathered = {name: self._world.gather(x) for name, x in own.items()}
+        first, *others = [{name: xs[rank] for name, xs in gathered.items()} for rank in range(self._world.size)]
+        return {"generators": first, "generators_of_other_ranks": others}
+
+    def load_state_dict(self, tree: dict[str, Any]) -> None:
+        """Restore the states of as many ranks."""
+        own = dict([tree["generators"], *tree["generators_of_other_ranks"]][self._world.rank])
+        self.noise.set_state(own.pop("noise"))
+        self.permutation.set_state(own.pop("permutation"))
+        with self.installed():
+            _set_globals(own, self._device)
+
+
+@contextmanager
+def _kept(device: torch.device) -> Iterator[None]:
+    """Leave the global generators as they were before."""
+    before = _get_globals(device)
+    try:
+        yield
+    finally:
+        _set_globals(before, device)
+
+
+def _get_globals(device: torch.device) -> State:
+    states = {"torch": torch.get_rng_state(), "numpy": _numpy_state(), "python": _python_state()}
+    return states | ({"cuda": torch.cuda.get_rng_state(device)} if device.type == "cuda" else {})
+
+
+def _set_globals(states: State, device: torch.device) -> None:
+    torch.set_rng_state(states["torch"])
+    *key, position, has_gauss, gauss = states["numpy"].tolist()
+    np.random.set_state(("MT19937", np.array(key, np.uint32), int(position), int(has_gauss), gauss))
+    *words, has_gauss, gauss = states["python"].tolist()
+    random.setstate((3, tuple(map(int, words)), gauss if has_gauss else None))
+    if device.type == "cuda" and "cuda" in states:
+        torch.cuda.set_rng_state(states["cuda"], device)
+
+
+def _numpy_state() -> Float64[Tensor, "627"]:
+    """NumPy's Mersenne twister: 624 words (a double holds each exactly), position, and a normal number kept over."""
+    _, key, position, has_gauss, gauss = np.random.get_state(legacy=True)
+    return torch.tensor([*map(int, key), position, has_gauss, gauss], dtype=torch.float64)
+
+
+def _python_state() -> Float64[Tensor, "627"]:
+    _, words, gauss = random.getstate()
+    return torch.tensor([*words, gauss is not None, gauss or 0.0], dtype=torch.float64)

@@ -1,0 +1,115 @@
+"""The figures of an iteration by their tags."""
+
+from dataclasses import astuple
+
+import numpy as np
+import torch
+
+from ppo_tbptt.envs import Episode, Restarts
+from ppo_tbptt.ppo.collector import Collected
+from ppo_tbptt.ppo.learner import UpdateStats
+from ppo_tbptt.runtime.distributed import World
+from ppo_tbptt.runtime.timing import Timer
+from ppo_tbptt.types import Rollout, Targets
+
+
+def headline(episode: Episode, name: str) -> float:
+    return episode.ret if name == "return" else episode.measures[name]
+
+
+def episode_scalars(episodes: list[Episode]) -> dict[str, float]:
+    """Means over the episodes that ended in this iteration; nothing where none did."""
+    columns: dict[str, list[float]] = {}
+    for episode in episodes:
+        columns.setdefault("episode/return", []).append(episode.ret)
+        columns.setdefault("episode/length", []).append(float(episode.length))
+        for name, value in episode.measures.items():
+            columns.setdefault(f"episode/{name}", []).append(value)
+        for name, value in episode.env.items():
+            columns.setdefault(f"env/{name}", []).append(value)
+    count = {"episode/count": float(len(episodes))}
+    return count | {tag: float(np.mean(values)) for tag, values in columns.items()}
+
+
+def gather_episodes(world: World, episodes: list[Episode]) -> list[Episode]:
+    """Return the episodes of all ranks, by rank."""
+    if world.size == 1:
+        return episodes
+    rows = world.gather_json([astuple(episode) for episode in episodes])
+    return [Episode(*fields) for row in rows for fields in row]
+
+
+def update_scalars(stats: UpdateStats) -> dict[str, float]:
+    loss = stats.loss
+    return {
+        "loss/total": loss["loss"],
+        "loss/policy": loss["policy_loss"],
+        "loss/value": loss["value_loss"],
+        "policy/entropy": loss["entropy"],
+        "policy/approx_kl": loss["approx_kl"],
+        "policy/clip_fraction": loss["clip_fraction"],
+        "optim/grad_norm": loss["grad_norm"],
+        "optim/learning_rate": stats.learning_rate,
+        "optim/entropy_coef": stats.entropy_coef,
+        "optim/clip_range": stats.clip_range,
+        "optim/updates": float(stats.num_updates),
+        "sequences/count": float(stats.num_sequences),
+        "sequences/mean_length": stats.mean_length,
+        "sequences/padding_fraction": stats.padding_fraction,
+    }
+
+
+def explained_variance(rollout: Rollout, targets: Targets, world: World) -> dict[str, float]:
+    """1 - Var(return - value) / Var(return); nothing where all returns are equal."""
+    variance = world.variance(targets.ret)
+    if variance == 0:
+        return {}
+    return {"policy/explained_variance": 1 - world.variance(targets.ret - rollout.value) / variance}
+
+
+def time_scalars(timer: Timer, num_steps: int) -> dict[str, float]:
+    """Steps per second, and the share of each part of the iteration."""
+    seconds = timer.total
+    parts = {f"time/{part}": spent / seconds for part, spent in timer.seconds.items()}
+    return {"time/steps_per_second": num_steps / seconds, "time/iteration_seconds": seconds, **parts}
+
+
+class FaultCounts:
+    """How often something failed in a run, resumed or not; figures are over all ranks, which call methods together."""
+
+    def __init__(self, world: World, restarts: Restarts) -> None:
+        self._world, self._restarts = world, restarts
+        self._restarts_before = 0  # of workers, until this process resumed the run
+        self.cut_episodes = 0
+        self.nonfinite_updates = 0
+        """Of all ranks, which skip them together."""
+
+    def count(self, collected: Collected, update: UpdateStats, iteration: int, notes: list[str]) -> None:
+        """Count what failed in an iteration, and say so in ``notes``."""
+        notes += collected.faults
+        if update.num_nonfinite:
+            text = f"iteration {iteration}: {update.num_nonfinite} of {update.num_updates} updates skipped"
+            notes.append(f"{text}: loss or gradient was NaN or infinite")
+        self.cut_episodes += collected.cut_episodes
+        self.nonfinite_updates += update.num_nonfinite
+
+    def scalars(self) -> dict[str, float]:
+        """Return ``faults/*``."""
+        worker_restarts, cut_episodes, _ = torch.stack(self._world.gather(torch.tensor(self._own()))).sum(0).tolist()
+        return {
+            "faults/worker_restarts": float(worker_restarts),
+            "faults/cut_episodes": float(cut_episodes),
+            "faults/nonfinite_updates": float(self.nonfinite_updates),
+        }
+
+    def state_dict(self) -> list[list[int]]:
+        """Return the counts by rank."""
+        return self._world.gather_json(self._own())
+
+    def load_state_dict(self, ranks: list[list[int]]) -> None:
+        """Restore the counts; with another number of ranks every rank takes rank 0's."""
+        own = ranks[self._world.rank if len(ranks) == self._world.size else 0]
+        self._restarts_before, self.cut_episodes, self.nonfinite_updates = own
+
+    def _own(self) -> list[int]:
+        return [self._restarts_before + self._restarts.count, self.cut_episodes, self.nonfinite_updates]

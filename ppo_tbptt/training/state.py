@@ -1,0 +1,242 @@
+"""What a checkpoint holds, part by part, and the one way back."""
+
+import math
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import fields
+from importlib.metadata import version
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ppo_tbptt.envs import EnvSpec, EpisodeJournal
+from ppo_tbptt.envs.workers.fleet import Fleet
+from ppo_tbptt.ppo.collector import Sampler
+from ppo_tbptt.ppo.learner import NonFiniteError
+from ppo_tbptt.run.checkpoint import CheckpointError, save_checkpoint
+from ppo_tbptt.runtime.distributed import World
+from ppo_tbptt.types import Carry
+
+if TYPE_CHECKING:
+    from ppo_tbptt.training.trainer import Trainer
+
+_LIMIT = 10**15
+"""More than any count of steps."""
+
+
+def state_dict(trainer: "Trainer") -> dict[str, Any]:
+    """Return all that a resumed run needs, as plain tensors, numbers and text. All ranks call it together."""
+    world, envs = trainer.world, trainer.envs
+    replay = trainer.config.env.replay
+    return {
+        "version": version("ppo-tbptt"),
+        "config": trainer.config.to_dict(),
+        "spec": envs.spec.to_json(),
+        "handed_in": trainer.handed_in,
+        "iteration": trainer.iteration,
+        "env_steps": trainer.env_steps,
+        "agent": trainer.agent.state_dict(),
+        "optimizer": trainer.learner.optimizer.state_dict(),
+        "level_seeds": torch.cat(world.gather(torch.tensor(envs.seed_counts()))).tolist(),
+        "environments": saved_episodes(world, envs, trainer.carry, replay=replay),
+        "faults": trainer.faults.state_dict(),
+        **trainer.rng.state_dict(),
+        **trainer.checkpoints.state_dict(),
+        "callbacks": {callback.name: callback.state_dict() for callback in trainer.own_callbacks if callback.name},
+    }
+
+
+def load_state_dict(trainer: "Trainer", tree: dict[str, Any], progress: Callable[[int, int], None] | None) -> Carry:
+    """Restore all parts of ``tree``, which `state_dict` made, and return where the environments go on.
+
+    The random generators come last, because anything before may have drawn from them. With another number of ranks they
+    begin anew; where environments can't return into their episodes they begin new ones. The trainer's notes say so.
+
+    Raises:
+        CheckpointError: what is in the checkpoint can't be, or is of another agent or environment.
+    """
+    try:
+        check_saved_state(tree, state_size=trainer.agent.core.state_size)
+        _check_spec(EnvSpec.from_json(tree["spec"]), trainer.envs.spec)
+        trainer.agent.load_state_dict(tree["agent"])
+        trainer.iteration, trainer.env_steps = tree["iteration"], tree["env_steps"]
+        if trainer.iteration:
+            trainer.learner.load_optimizer(tree["optimizer"])
+        trainer.checkpoints.load_state_dict(tree)
+        trainer.faults.load_state_dict(tree["faults"])
+        saved = tree.get("callbacks", {})
+        for callback in trainer.own_callbacks:
+            if callback.name in saved:
+                callback.load_state_dict(saved[callback.name])
+        _load_level_seeds(trainer, tree["level_seeds"])
+        same_ranks = len(tree["environments"]) == trainer.world.size
+        if same_ranks:
+            trainer.rng.load_state_dict(tree)  # for what it raises; what follows may draw from them
+    except (MemoryError, torch.OutOfMemoryError):
+        raise
+    except Exception as error:  # torch and the rest raise many kinds at what they can't use
+        reason = " ".join(f"{error}".split())[:300] or type(error).__name__
+        raise CheckpointError(f"the checkpoint can't be gone on with: {reason}") from error
+    carry = _resume_episodes(trainer, tree, progress)
+    if same_ranks:
+        trainer.rng.load_state_dict(tree)
+    else:
+        trainer.rng.begin(trainer.env_steps)
+        text = f"the checkpoint is of {len(tree['environments'])} rank(s), this run of {trainer.world.size}"
+        trainer.notes.append(f"{text}: action noise, minibatches and dropout begin new random streams")
+    return carry
+
+
+@contextmanager
+def keeping_nonfinite_minibatch(trainer: "Trainer") -> Iterator[None]:
+    """Write the last minibatch into the run's folder where too many updates in a row were not finite."""
+    try:
+        yield
+    except NonFiniteError as error:
+        trainer.break_off.end()
+        if trainer.run is None or error.minibatch is None:
+            raise
+        path = trainer.run.path / f"nonfinite_rank{trainer.world.rank}.pt"
+        batch = {f.name: getattr(error.minibatch, f.name) for f in fields(error.minibatch)}
+        save_checkpoint(path, {"iteration": trainer.iteration + 1, "minibatch": batch})
+        raise NonFiniteError(f"{error}; the last minibatch is in {path}", error.minibatch) from error
+
+
+def _check_spec(saved: EnvSpec, spec: EnvSpec) -> None:
+    for name in ("obs", "action_nvec", "discrete"):
+        old, new = getattr(saved, name), getattr(spec, name)
+        if old != new:
+            text = f"{spec.env_id}: its {name} is {new} now and was {old} when the run was saved"
+            raise ValueError(f"{text}; the agent can't play it")
+
+
+def _load_level_seeds(trainer: "Trainer", counts: list[int]) -> None:
+    """Environments that the checkpoint does not know begin with their first level seeds."""
+    num_envs, world = trainer.config.env.num_envs, trainer.world
+    padded = [*counts, *[0] * (num_envs * world.size - len(counts))]
+    trainer.envs.load_seed_counts(padded[num_envs * world.rank : num_envs * (world.rank + 1)])
+
+
+def _resume_episodes(trainer: "Trainer", tree: dict[str, Any], progress: Callable[[int, int], None] | None) -> Carry:
+    """Return into the episodes of the checkpoint, or begin new ones where that can't be, with a note."""
+    config, ranks = trainer.config, tree["environments"]
+    saved, own = tree["config"]["env"], config.to_dict()["env"]
+    changed = [key for key in ("options", "max_episode_steps", "num_envs") if saved.get(key) != own.get(key)]
+    reason = f"env.{changed[0]} is another" if changed else ""
+    if len(ranks) != trainer.world.size:
+        reason = "the number of ranks is another"
+    elif not config.env.replay or "steps" not in ranks[0]:
+        reason = "env.replay is, or was, false"
+    if reason:
+        trainer.notes.append(f"not exact: all environments begin new episodes, because {reason}")
+        return trainer.collector.begin()
+    carry, exact = go_on(trainer.collector, ranks[trainer.world.rank], progress)
+    if not exact.all():
+        which = ", ".join(map(str, np.flatnonzero(~exact)[:10].tolist()))
+        trainer.notes.append(
+            f"not exact: {int((~exact).sum())} of {config.env.num_envs} environments (number {which}) did not repeat "
+            "their episodes when played again, and begin new ones"
+        )
+    return carry
+
+
+def check_saved_state(tree: dict[str, Any], *, state_size: int) -> None:
+    """Types and ranges of what a trainer reads, but for weights and optimiser, which torch checks when it loads them.
+
+    Raises:
+        KeyError, TypeError, ValueError: something is missing, or can't be.
+    """
+    _counts("iteration", [tree["iteration"]])
+    _counts("env_steps", [tree["env_steps"]])
+    _counts("level_seeds", tree["level_seeds"])
+    for row in tree["faults"]:
+        _counts("faults", row, length=3)
+    _numbers("best", [] if tree["best"] is None else [tree["best"]])
+    _numbers("recent", tree["recent"])
+    ranks = tree["environments"]
+    if not isinstance(ranks, list) or len(ranks) != 1 + len(tree["generators_of_other_ranks"]):
+        raise ValueError(f"environments of {len(ranks)} ranks")
+    for rank in ranks:
+        _environments(rank, state_size)
+
+
+def _environments(rank: dict[str, Tensor], state_size: int) -> None:
+    start, state = rank["start"], rank["state"]
+    num = len(start)
+    if start.dtype != torch.bool or state.dtype != torch.get_default_dtype() or state.shape != (num, state_size):
+        raise ValueError(f"states of shape {tuple(state.shape)} for {num} environments")
+    if not state.isfinite().all():
+        raise ValueError("recurrent states that are not finite")
+    if "steps" in rank:
+        steps, actions = rank["steps"], rank["actions"]
+        if not len(rank["seed"]) == len(rank["digest"]) == len(steps) == num or steps.min() < 0:
+            raise ValueError(f"episodes of other than {num} environments")
+        if actions.dim() != 2 or len(actions) != steps.sum() or actions.is_floating_point() or (actions < 0).any():
+            raise ValueError(f"actions of shape {tuple(actions.shape)} for {int(steps.sum())} steps")
+
+
+def _counts(name: str, values: Any, length: int | None = None) -> None:
+    if not isinstance(values, list) or (length is not None and len(values) != length):
+        raise ValueError(f"{name} is {type(values).__name__}")
+    for value in values:
+        if type(value) is not int or not 0 <= value < _LIMIT:
+            raise ValueError(f"{name} holds {str(value)[:40]!r}; must be a whole number from 0 on")
+
+
+def _numbers(name: str, values: Any) -> None:
+    if not isinstance(values, list):
+        raise ValueError(f"{name} is {type(values).__name__}")
+    for value in values:
+        if not isinstance(value, int | float) or not math.isfinite(value):
+            raise ValueError(f"{name} holds {str(value)[:40]!r}; must be a number")
+
+
+def saved_episodes(world: World, fleet: Fleet, carry: Carry, *, replay: bool) -> list[dict[str, Tensor]]:
+    """By rank: ``start`` and ``state`` of the carry, and with ``replay`` each environment's episode (see `pack`).
+
+    All ranks call it together.
+    """
+    own = {"start": carry.start.cpu(), "state": carry.state.cpu()}
+    if replay:
+        own |= pack(fleet.journal())
+    gathered = {name: world.gather_rows(x) for name, x in own.items()}
+    return [{name: xs[rank] for name, xs in gathered.items()} for rank in range(world.size)]
+
+
+def go_on(
+    sampler: Sampler, saved: dict[str, Tensor], progress: Callable[[int, int], None] | None
+) -> tuple[Carry, np.ndarray]:
+    """Play a rank's saved episodes again, up to where they were.
+
+    Returns the carry from there, and bool ``[N]``: False where that did not repeat what had been seen, and an episode
+    of the next level begins instead.
+    """
+    exact = sampler.fleet.restore(unpack(saved), progress)
+    device = sampler.agent.device
+    start = saved["start"] | torch.from_numpy(~exact)
+    return Carry(obs=sampler.obs(), start=start.to(device), state=saved["state"].to(device)), exact
+
+
+def pack(journals: list[EpisodeJournal]) -> dict[str, Tensor]:
+    """``seed``, ``steps`` and ``digest`` i64 ``[N]``, and ``actions`` ``[sum of steps, A]`` in the order of N."""
+    return {
+        "seed": torch.tensor([journal.seed for journal in journals]),
+        "steps": torch.tensor([len(journal.actions) for journal in journals]),
+        "digest": torch.from_numpy(np.array([journal.hash for journal in journals], np.uint64).view(np.int64)),
+        "actions": torch.from_numpy(np.concatenate([journal.actions for journal in journals])),
+    }
+
+
+def unpack(tree: dict[str, Tensor]) -> list[EpisodeJournal]:
+    """The inverse of `pack`.
+
+    Raises:
+        ValueError, KeyError: ``tree`` is not what `pack` made.
+    """
+    seeds, steps = tree["seed"].tolist(), tree["steps"].tolist()
+    digests = tree["digest"].numpy().view(np.uint64).tolist()
+    actions = np.split(tree["actions"].numpy(), np.cumsum(steps)[:-1])
+    rows = zip(seeds, actions, digests, strict=True)
+    return [EpisodeJournal(seed=seed, actions=action, hash=digest) for seed, action, digest in rows]
