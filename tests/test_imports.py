@@ -56,7 +56,7 @@ def without_typing_only(tree: ast.AST) -> Iterator[ast.AST]:
     """Like `ast.walk`, past the bodies of `if TYPE_CHECKING`."""
     yield tree
     for child in ast.iter_child_nodes(tree):
-        if isinstance(child, ast.If) and "TYPE_CHECKING" in ast.unparse(child.test):
+        if isinstance(child, ast.If) and ast.unparse(child.test) in ("TYPE_CHECKING", "T"):
             for other in child.orelse:
                 yield from without_typing_only(other)
         else:

@@ -105,7 +105,11 @@ def _clear_unstarted(run: RunDir) -> None:
 def _train(make: Callable[[dict[str, Any]], Trainer], world: World, stop: Stop) -> int:
     console = _console(world)
     stop.quiet = world.size > 1
-    with stop, _replaying(console) as progress, make({"world": world, "progress": progress, "callbacks": [RecordVideos()]}) as trainer:
+    with (
+        stop,
+        _replaying(console) as progress,
+        make({"world": world, "progress": progress, "callbacks": [RecordVideos()]}) as trainer,
+    ):
         assert trainer.run is not None
         if trainer.writer is not None:
             trainer.writer.show(lambda board: board.text("command", shlex.join(sys.argv), trainer.env_steps))

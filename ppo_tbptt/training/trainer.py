@@ -19,6 +19,7 @@ from ppo_tbptt.ppo.advantages import compute_targets
 from ppo_tbptt.ppo.all_reduce import share_weights
 from ppo_tbptt.ppo.collector import Sampler, rollout_storage
 from ppo_tbptt.ppo.learner import Learner
+from ppo_tbptt.run.checkpoint import CheckpointError
 from ppo_tbptt.run.folder import RunDir
 from ppo_tbptt.run.metrics import Report
 from ppo_tbptt.run.sinks import RunWriter
@@ -177,6 +178,11 @@ class Trainer(Iterator[Report]):
         saved = Config.from_dict(tree["config"], source="the config in the checkpoint")
         config = continued(saved, Config.load(run.config, overrides))
         parts: dict[str, Any] = {"envs": envs, "agent": agent, "callbacks": callbacks}
+        for name in tree.get("handed_in", []):
+            if parts.get(name) is None:
+                raise CheckpointError(
+                    f"{run_dir}: its {name} was handed in and no config describes it; resume with {name}=..."
+                )
         trainer = cls(config, run_dir, **parts, restore=tree, world=world, progress=progress)
         trainer.notes[:0] = [f"changed: {line}" for line in describe_changes(saved, trainer.config)]
         return trainer
