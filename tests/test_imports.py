@@ -174,7 +174,7 @@ def test_the_checks_see(tmp_path: Path) -> None:
     """On a package that breaks every rule, each is reported."""
     for name, text in {
         "__init__.py": "",
-        "config/__init__.py": "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    import numpy\nfrom .. import types",
+        "config/__init__.py": "from typing import TYPE_CHECKING as T\nif T:\n    import numpy\nfrom .. import types",
         "types.py": "import torch.nn",
         "ppo/losses.py": "from ppo_tbptt.run import folder\nfrom ppo_tbptt.types import _secret",
         "run/folder.py": "from ppo_tbptt.ppo import losses",
