@@ -17,7 +17,7 @@ import torch
 from configs_for_tests import tiny
 from test_resume import assert_same, results
 
-from ppo_tbptt import run_writer
+from ppo_tbptt import evaluation, run_writer
 from ppo_tbptt.checkpoint import load_checkpoint, save_checkpoint
 from ppo_tbptt.cli import main
 from ppo_tbptt.config import Config
@@ -141,6 +141,31 @@ def test_an_environment_that_raises_now_and_then(workers: int, tmp_path: Path) -
         reports = finish(trainer)
     assert reports[-1].scalars["faults/worker_restarts"] > 0
     assert any("Traceback" in note for report in reports for note in report.notes)
+
+
+@pytest.mark.parametrize("failures", [2, 3])
+def test_an_evaluation_is_done_again_while_restarts_are_left(
+    failures: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    left = [failures]
+
+    def evaluate(*args: Any, **kwargs: Any) -> Any:
+        if left[0]:
+            left[0] -= 1
+            raise WorkerError("worker 3 is gone\nand more")
+        return evaluation.evaluate(*args, **kwargs)
+
+    monkeypatch.setattr("ppo_tbptt.trainer.evaluate", evaluate)
+    config = tiny(env={"max_worker_restarts": 2}, train={"eval_every": 1})
+    with Trainer(config, tmp_path / "run") as trainer:
+        if failures > 2:
+            with pytest.raises(WorkerError, match="worker 3 is gone"):
+                next(trainer)
+            return
+        report = next(trainer)
+        assert report.notes == ("the evaluation is done again: worker 3 is gone",) * 2
+        assert "eval/success" in report.scalars
+        assert next(trainer).scalars["faults/worker_restarts"] == 2
 
 
 # --- the disk -------------------------------------------------------------------------------------------------------

@@ -1,7 +1,9 @@
 """Whole iterations: determinism, resuming, what lands in the run folder."""
 
+import errno
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +14,7 @@ from configs_for_tests import TINY, tiny
 from ppo_tbptt.checkpoint import CheckpointError, load_checkpoint
 from ppo_tbptt.config import Config, ConfigError
 from ppo_tbptt.device import DeviceError
+from ppo_tbptt.intervals import Estimate
 from ppo_tbptt.metrics import MetricsWriter, Report, read_metrics
 from ppo_tbptt.run_dir import RunDirError
 from ppo_tbptt.trainer import Trainer
@@ -107,6 +110,46 @@ def test_run_folder(tmp_path: Path) -> None:
     assert list(run.glob("events.out.tfevents.*"))
     with pytest.raises(RunDirError, match="exists already"):
         Trainer(config, run)
+
+
+def test_best_is_the_first_of_the_highest_scores(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    scores = iter([0.25, 0.75, 0.75, 0.5])
+    config = tiny(train={"eval_every": 1})
+    with Trainer(config, tmp_path / "run") as trainer:
+        result = trainer.evaluate()
+
+        def evaluate(*_: Any, **__: Any) -> Any:
+            score = next(scores)
+            return replace(result, measures={**result.measures, "success": Estimate(mean=score, ci95=None)})
+
+        monkeypatch.setattr("ppo_tbptt.trainer.evaluate", evaluate)
+        assert [report.scalars["eval/success"] for report in trainer] == [0.25, 0.75, 0.75, 0.5]
+        assert trainer.best == 0.75
+    best = load_checkpoint(tmp_path / "run" / "checkpoints" / "best.pt")
+    assert (best["iteration"], best["best"]) == (2, 0.75)
+
+
+def test_a_best_that_could_not_be_written_is_not_the_best(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    scores = iter([0.25, 0.75, 0.5, 0.25])
+    with Trainer(tiny(train={"eval_every": 1}), tmp_path / "run") as trainer:
+        result = trainer.evaluate()
+
+        def evaluate(*_: Any, **__: Any) -> Any:
+            return replace(result, measures={**result.measures, "success": Estimate(mean=next(scores), ci95=None)})
+
+        monkeypatch.setattr("ppo_tbptt.trainer.evaluate", evaluate)
+        next(trainer)
+        with monkeypatch.context() as patch:
+            patch.setattr("ppo_tbptt.run_writer.save_checkpoint", no_space)
+            next(trainer)
+        assert trainer.best == 0.25
+        assert "No space left" in next(trainer).notes[0]
+        assert trainer.best == 0.5
+    assert load_checkpoint(tmp_path / "run" / "checkpoints" / "best.pt")["iteration"] == 3
+
+
+def no_space(*_: Any) -> None:
+    raise OSError(errno.ENOSPC, "No space left on device")
 
 
 def test_retention_keeps_the_newest(tmp_path: Path) -> None:
