@@ -147,6 +147,11 @@ def test_initialisation() -> None:
     assert all(not p.any() for name, p in agent.core.named_parameters() if "bias" in name)
 
 
+def test_without_memory_the_core_has_nothing_to_save() -> None:
+    agent = Agent({"obs": (3,)}, (2,), core="none", hidden_size=8, vector_hidden_sizes=(8,))
+    assert not [name for name in agent.state_dict() if name.startswith("core")]
+
+
 def test_sampling_follows_the_probabilities() -> None:
     logits = torch.tensor([[math.log(0.1), math.log(0.2), math.log(0.7), 0.0, 0.0]]).expand(20_000, -1)
     noise = torch.rand(20_000, 2, generator=torch.Generator().manual_seed(0))

@@ -1,5 +1,6 @@
 """A run that is interrupted and resumed gives the numbers of one that never was, bit for bit."""
 
+import time
 from pathlib import Path
 from typing import Any
 
@@ -114,6 +115,25 @@ def test_dropped_in_the_middle_of_an_iteration(tmp_path: Path, monkeypatch: pyte
     with Trainer.resume(tmp_path / "parts") as trainer:
         list(trainer)
     assert_same(results(tmp_path / "whole"), results(tmp_path / "parts"))
+
+
+def test_an_iteration_that_is_nearly_done_is_not_dropped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first one takes half a second, so that much is expected of the second."""
+    monkeypatch.setattr("ppo_tbptt.trainer.FINISH_SECONDS", 0.25)
+    may_drop: list[bool] = []
+    with Trainer(tiny(), tmp_path / "run") as trainer:
+        update = trainer.learner.update
+
+        def slow(*args: Any) -> Any:
+            may_drop.append(trainer.may_drop())
+            time.sleep(0.5)
+            may_drop.append(trainer.may_drop())
+            return update(*args)
+
+        monkeypatch.setattr(trainer.learner, "update", slow)
+        next(trainer)
+        next(trainer)
+    assert may_drop == [True, True, True, False]  # nothing is known about the first
 
 
 def test_another_number_of_workers_changes_nothing(tmp_path: Path) -> None:
