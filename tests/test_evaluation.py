@@ -43,6 +43,14 @@ def test_each_seed_is_played_exactly_so_often_whatever_its_length() -> None:
     assert result.measures["length"].mean == pytest.approx(expected)
 
 
+def test_defaults() -> None:
+    """Three repeats, sampled; one level seed is enough here."""
+    found = evaluate(tracer_agent(), EnvConfig(id="ppo_tbptt/Tracer-v0"), seeds=[100])
+    settings = (found.repeats, found.greedy, found.sampling_seed, found.max_steps, found.forget_every, found.capped)
+    assert settings == (3, False, 0, 16_384, None, 0)
+    assert found == play(seeds=[100])
+
+
 def test_the_number_of_workers_changes_nothing() -> None:
     results = [play(num_workers=n).to_dict() for n in (0, 1, 3)]
     assert results[0] == results[1] == results[2]

@@ -144,6 +144,14 @@ def test_initialisation() -> None:
     torch.testing.assert_close(weight @ weight.T, 2 * torch.eye(32), atol=1e-4, rtol=0)
     branch = agent.heads.get_parameter("policy.0.weight")
     torch.testing.assert_close(branch @ branch.T, 0.01 * torch.eye(4), atol=1e-5, rtol=0)
+    heads = agent.heads
+    for layer, gain in [(heads.policy_hidden, 2**0.5), (heads.value_hidden, 2**0.5), (heads.value, 1.0)]:
+        rows = layer.weight @ layer.weight.T
+        torch.testing.assert_close(rows, gain**2 * torch.eye(len(rows)), atol=1e-4, rtol=0)
+    for name, weight in agent.core.named_parameters():
+        if "weight" in name:  # 192 x 3136 and 192 x 64: the fewer of rows and columns are orthogonal
+            rows = weight @ weight.T if len(weight) < weight.shape[1] else weight.T @ weight
+            torch.testing.assert_close(rows, 2 * torch.eye(len(rows)), atol=1e-3, rtol=0)
     assert all(not p.any() for name, p in agent.core.named_parameters() if "bias" in name)
 
 
