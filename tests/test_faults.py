@@ -143,6 +143,17 @@ def test_an_environment_that_raises_now_and_then(workers: int, tmp_path: Path) -
     assert any("Traceback" in note for report in reports for note in report.notes)
 
 
+def test_what_failed_is_counted_over_the_whole_run(tmp_path: Path) -> None:
+    """Every fifth step of an episode fails, for all four environments at once: they are in one process."""
+    config = tiny(env={"id": "ppo_tbptt/Faulty-v0", **FAULTY, "max_worker_restarts": 99}, train={"checkpoint_every": 1})
+    with Trainer(config, tmp_path / "run") as trainer:
+        reports = [next(trainer), next(trainer)]
+    with Trainer.resume(tmp_path / "run") as trainer:
+        reports += finish(trainer)
+    assert [report.scalars["faults/worker_restarts"] for report in reports] == [3, 7, 11, 15]
+    assert [report.scalars["faults/cut_episodes"] for report in reports] == [12, 28, 44, 60]
+
+
 @pytest.mark.parametrize("failures", [2, 3])
 def test_an_evaluation_is_done_again_while_restarts_are_left(
     failures: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

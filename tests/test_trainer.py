@@ -3,6 +3,7 @@
 import errno
 import json
 import math
+import os
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from configs_for_tests import TINY, tiny
 from ppo_tbptt.checkpoint import CheckpointError, load_checkpoint
 from ppo_tbptt.config import Config, ConfigError
 from ppo_tbptt.device import DeviceError
+from ppo_tbptt.distributed import World
 from ppo_tbptt.intervals import Estimate
 from ppo_tbptt.metrics import MetricsWriter, Report, read_metrics
 from ppo_tbptt.run_dir import RunDirError
@@ -42,6 +44,14 @@ def test_the_number_of_workers_changes_nothing(env_id: str) -> None:
     small = {"total_steps": 128, "model": {"hidden_size": 16, "cnn_channels": [4, 4, 4]}}
     runs = [rows(tiny(env={"id": env_id, "num_workers": n}, **small)) for n in (0, 1, 3)]
     assert runs[0] == runs[1] == runs[2]
+
+
+def test_ranks_divide_the_cores_of_their_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of six cores three ranks have two each, of two cores one; what is asked for by number holds for each rank."""
+    for cores, asked, workers in [(6, "auto", 2), (2, "auto", 1), (6, 4, 4)]:
+        monkeypatch.setattr(os, "sched_getaffinity", lambda _, n=cores: range(n), raising=False)
+        with Trainer(tiny(env={"num_workers": asked}), world=World(local_size=3)) as trainer:
+            assert len(trainer.envs.worker_pids) == workers
 
 
 def test_double_buffering_changes_nothing_but_rounding() -> None:
