@@ -1,8 +1,8 @@
-"""Mutation testing: changes the code in small ways, one at a time, and names the changes that no test notices.
+"""Mutation testing: the code is changed in small ways, one at a time; which changes does no test notice?
 
 `make mutants` runs this file. mutmut does the work (see [tool.mutmut] in pyproject.toml) in mutants/, where a later run
 goes on: functions that have changed are mutated anew, and what no test noticed is tried again. mutants.toml lists the
-changes that nobody can notice. mutmut loads this file as a plugin of pytest, too, which puts the fastest tests first.
+changes that can't be noticed. mutmut also loads this file as a plugin of pytest.
 """
 
 import json
@@ -12,88 +12,89 @@ import sys
 import tempfile
 import tomllib
 from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
+from mutmut.mutation.data import SourceFileMutationData
+from mutmut.mutation.diff_apply import get_diff_for_mutant
+from mutmut.state import state
+from mutmut.stats import status_by_exit_code
+from mutmut.utils.file_utils import walk_mutatable_files
+from mutmut.utils.format_utils import get_module_from_key, orig_function_and_class_names_from_key
 
-FOLDER, STATS = Path("mutants"), "mutmut-stats.json"
-LISTS = {"equivalent": "equivalent (listed)", "gpu": "needs a GPU (listed)"}
+STATS = Path("mutmut-stats.json")
+LISTS = {"equivalent": "equivalent", "gpu": "need a GPU"}
+
+# --- the plugin -----------------------------------------------------------------------------------------------------
+
+
+def has_ranks(item: pytest.Item) -> bool:
+    return "ranks" in (*getattr(item, "fixturenames", ()), *item.name.split("[")[0].split("_"))
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    if Path(STATS).exists():
-        seconds = json.loads(Path(STATS).read_text())["duration_by_test"]
-        items.sort(key=lambda item: seconds.get(item.nodeid, 0.0))
+    """The fastest tests come first, those that start processes last."""
+    seconds = json.loads(STATS.read_text())["duration_by_test"] if STATS.exists() else {}
+    items.sort(key=lambda item: (has_ranks(item), seconds.get(item.nodeid, 0.0)))
 
 
-def forget_survivors() -> None:
-    """So that mutmut tries them again, with the tests as they are now."""
-    for file in FOLDER.rglob("*.meta"):
-        meta = json.loads(file.read_text())
-        codes = meta["exit_code_by_key"]
-        meta["exit_code_by_key"] = {key: code if noticed(code) else None for key, code in codes.items()}
-        file.write_text(json.dumps(meta))
-    (FOLDER / STATS).unlink(missing_ok=True)
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_teardown(item: pytest.Item) -> None:
+    """mutmut sees which functions a test calls in this process only: ranks are tests of all that knows of ranks."""
+    if os.environ.get("MUTANT_UNDER_TEST") == "stats" and has_ranks(item):
+        names = state().tests_by_mangled_function_name
+        state()._stats.update(name for name in names if hasattr(sys.modules[get_module_from_key(name)], "World"))
 
 
-def noticed(code: int | None) -> bool:
-    from mutmut.stats import status_by_exit_code
-
-    return status_by_exit_code[code] in ("killed", "timeout", "segfault")
+# --- the script -----------------------------------------------------------------------------------------------------
 
 
-def change(diff: str) -> str:
-    """`old => new`, the lines that differ."""
-    lines = diff.splitlines()[3:]
-    old, new = (" ".join(line[1:].strip() for line in lines if line.startswith(sign)) for sign in "-+")
-    return f"{old} => {new}"
-
-
-def listed() -> dict[tuple[str, str], str]:
-    """The name of the list by function and change."""
-    tree: dict[str, list[dict[str, Any]]] = tomllib.loads(Path("tests/mutants.toml").read_text())
-    return {(entry["in"], change): name for name in LISTS for entry in tree[name] for change in entry["changes"]}
-
-
-def report() -> int:
-    from mutmut.mutation.data import SourceFileMutationData
-    from mutmut.mutation.diff_apply import get_diff_for_mutant
-    from mutmut.utils.file_utils import walk_mutatable_files
-    from mutmut.utils.format_utils import orig_function_and_class_names_from_key
-
-    known, seen, survivors = listed(), set(), []
-    by_file: dict[str, Counter[str]] = {}
+def mutants() -> Iterator[tuple[SourceFileMutationData, str, bool, tuple[str, str]]]:
+    """The file's data, the mutant's name, whether a test noticed it, its function and its `old => new`."""
     for path in sorted(walk_mutatable_files()):
         data = SourceFileMutationData(path=path)
         data.load()
-        counts = by_file[str(path)] = Counter()
-        for key, code in data.exit_code_by_key.items():
-            if noticed(code):
-                counts["killed"] += 1
+        for name, code in list(data.exit_code_by_key.items()):
+            if status_by_exit_code[code] in ("killed", "timeout", "segfault"):
+                yield data, name, True, ("", "")
                 continue
-            name, owner = orig_function_and_class_names_from_key(key)
-            diff = get_diff_for_mutant(key, path=path)
-            place = f"{owner}.{name}" if owner else name, change(diff)
-            seen.add(place)
-            counts[known.get(place, "survived")] += 1
-            if place not in known:
-                survivors.append(f"{key} ({place[0]})\n{diff}\n")
-    print("", *survivors, sep="\n")
-    for place in known.keys() - seen:
-        print(f"listed in mutants.toml, but noticed by a test, or gone: {place[0]}: {place[1]}")
-    for file, counts in {**by_file, "all": sum(by_file.values(), Counter())}.items():
-        counted = counts["killed"] + counts["survived"]
-        texts = [
-            f"{counts[name]} {text}" for name, text in {"killed": "killed", "survived": "survived", **LISTS}.items()
-        ]
-        print(f"{file}: {', '.join(texts)}; {counts['killed'] / max(counted, 1):.1%} killed of those that count")
-    return int(bool(survivors))
+            function, owner = orig_function_and_class_names_from_key(name)
+            lines = get_diff_for_mutant(name, path=path).splitlines()[3:]
+            old, new = (" ".join(line[1:].strip() for line in lines if line[0] == sign) for sign in "-+")
+            yield data, name, False, (f"{owner}.{function}" if owner else function, f"{old} => {new}")
+
+
+def report(known: dict[tuple[str, str], str]) -> int:
+    counts: dict[str, Counter[str]] = {}
+    unused = set(known)
+    for data, name, noticed, change in mutants():
+        kind = "noticed" if noticed else known.get(change, "not noticed")
+        counts.setdefault(str(data.path), Counter())[kind] += 1
+        unused.discard(change)
+        if kind == "not noticed":
+            print(f"\n{change[0]} ({name})\n{get_diff_for_mutant(name, path=data.path)}")
+    print(*(f"\nlisted, but noticed or gone: {function}: {change}" for function, change in sorted(unused)), "")
+    for file, count in {**counts, "all": sum(counts.values(), Counter())}.items():
+        texts = [f"{count[kind]} {text}" for kind, text in {"not noticed": "not noticed", **LISTS}.items()]
+        share = count["noticed"] / max(count["noticed"] + count["not noticed"], 1)
+        print(f"{file}: {count['noticed']} noticed ({share:.1%}), {', '.join(texts)}")
+    return int("not noticed" in sum(counts.values(), Counter()))
+
+
+def main(*arguments: str) -> int:
+    tree = tomllib.loads(Path("tests/mutants.toml").read_text())
+    known = {(entry["in"], change): kind for kind in LISTS for entry in tree[kind] for change in entry["changes"]}
+    for data, name, noticed, change in mutants():
+        if not noticed and change not in known:  # to be tried again, with the tests as they are now
+            data.exit_code_by_key[name] = None
+            data.save()
+    (Path("mutants") / STATS).unlink(missing_ok=True)
+    with tempfile.TemporaryDirectory() as folder:
+        environment = {**os.environ, "OMP_NUM_THREADS": "1", "TMPDIR": folder}
+        subprocess.run([Path(sys.executable).with_name("mutmut"), "run", *arguments], env=environment, check=True)
+    return report(known)
 
 
 if __name__ == "__main__":
-    forget_survivors()
-    with tempfile.TemporaryDirectory() as folder:
-        environment = {**os.environ, "OMP_NUM_THREADS": "1", "TMPDIR": folder}
-        subprocess.run([Path(sys.executable).with_name("mutmut"), "run", *sys.argv[1:]], env=environment, check=True)
-    sys.exit(report())
+    sys.exit(main(*sys.argv[1:]))

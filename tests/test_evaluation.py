@@ -8,6 +8,7 @@ import torch
 from configs_for_tests import tiny
 
 from ppo_tbptt.config import EnvConfig
+from ppo_tbptt.envs import WorkerError
 from ppo_tbptt.envs.toy_fixtures import tracer_length, tracer_terminates
 from ppo_tbptt.evaluation import PARALLEL_EPISODES, Evaluation, evaluate
 from ppo_tbptt.intervals import estimate
@@ -85,6 +86,21 @@ def test_long_episodes_are_cut_and_counted() -> None:
     ]
     assert result.capped == sum(cut)
     assert [bool(row["capped"]) for row in result.per_episode] == cut
+
+
+def test_progress_is_told_after_every_step() -> None:
+    told: list[int] = []
+    play(seeds=range(100, 104), repeats=2, progress=told.append)
+    lengths = [tracer_length(seed) for seed in range(100, 104) for _ in "12"]
+    assert told == [sum(length <= step for length in lengths) for step in range(1, max(lengths) + 1)]
+
+
+def test_an_environment_that_hangs_ends_it() -> None:
+    hangs = EnvConfig(id="ppo_tbptt/Faulty-v0", options={"hang_at": 2}, step_timeout=0.5)
+    torch.manual_seed(0)
+    agent = Agent({"obs": (2,)}, (2,), core_hidden_size=8, hidden_size=8, vector_hidden_sizes=(8,))
+    with pytest.raises(WorkerError, match="answer"):
+        evaluate(agent, hangs, seeds=[1], repeats=1, num_workers=1)
 
 
 def test_forgetting_changes_what_a_recurrent_agent_does() -> None:

@@ -155,6 +155,17 @@ def test_initialisation() -> None:
     assert all(not p.any() for name, p in agent.core.named_parameters() if "bias" in name)
 
 
+def test_the_two_kinds_of_plain_rnn_differ_in_their_nonlinearity() -> None:
+    torch.manual_seed(0)
+    x = 10 * torch.randn(3, 7, 5)
+    outputs = {}
+    for kind in ("rnn_tanh", "rnn_relu"):
+        core = CORES[kind](5, 8, 1, 0.0)
+        outputs[kind] = core(x, core.initial_state(7))[0]
+    assert outputs["rnn_tanh"].min() < 0 and outputs["rnn_tanh"].abs().max() <= 1
+    assert outputs["rnn_relu"].min() == 0 and outputs["rnn_relu"].max() > 1
+
+
 def test_without_memory_the_core_has_nothing_to_save() -> None:
     agent = Agent({"obs": (3,)}, (2,), core="none", hidden_size=8, vector_hidden_sizes=(8,))
     assert not [name for name in agent.state_dict() if name.startswith("core")]
