@@ -26,8 +26,6 @@ from mutmut.utils.format_utils import get_module_from_key, orig_function_and_cla
 STATS = Path("mutmut-stats.json")
 LISTS = {"equivalent": "equivalent", "gpu": "need a GPU"}
 
-# --- the plugin -----------------------------------------------------------------------------------------------------
-
 
 def has_ranks(item: pytest.Item) -> bool:
     return "ranks" in (*getattr(item, "fixturenames", ()), *item.name.split("[")[0].split("_"))
@@ -45,9 +43,6 @@ def pytest_runtest_teardown(item: pytest.Item) -> None:
     if os.environ.get("MUTANT_UNDER_TEST") == "stats" and has_ranks(item):
         names = state().tests_by_mangled_function_name
         state()._stats.update(name for name in names if hasattr(sys.modules[get_module_from_key(name)], "World"))
-
-
-# --- the script -----------------------------------------------------------------------------------------------------
 
 
 def mutants() -> Iterator[tuple[SourceFileMutationData, str, bool, tuple[str, str]]]:
@@ -69,9 +64,10 @@ def report(known: dict[tuple[str, str], str]) -> int:
     counts: dict[str, Counter[str]] = {}
     unused = set(known)
     for data, name, noticed, change in mutants():
-        kind = "noticed" if noticed else known.get(change, "not noticed")
+        entry = change if change in known else (change[0], "*")
+        kind = "noticed" if noticed else known.get(entry, "not noticed")
         counts.setdefault(str(data.path), Counter())[kind] += 1
-        unused.discard(change)
+        unused.discard(entry)
         if kind == "not noticed":
             print(f"\n{change[0]} ({name})\n{get_diff_for_mutant(name, path=data.path)}")
     print(*(f"\nlisted, but noticed or gone: {function}: {change}" for function, change in sorted(unused)), "")
@@ -86,7 +82,9 @@ def main(*arguments: str) -> int:
     tree = tomllib.loads(Path("tests/mutants.toml").read_text())
     known = {(entry["in"], change): kind for kind in LISTS for entry in tree[kind] for change in entry["changes"]}
     for data, name, noticed, change in mutants():
-        if not noticed and change not in known:  # to be tried again, with the tests as they are now
+        if not (
+            noticed or change in known or (change[0], "*") in known
+        ):  # try it again, with the tests as they are now
             data.exit_code_by_key[name] = None
             data.save()
     (Path("mutants") / STATS).unlink(missing_ok=True)

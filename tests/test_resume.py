@@ -304,6 +304,14 @@ if "changing/Counter-v0" not in gym.registry:
     gym.register("changing/Counter-v0", entry_point=lambda **_: Counter(), disable_env_checker=True)
 
 
+def test_progress_of_going_back_into_the_episodes_is_told(tmp_path: Path) -> None:
+    with Trainer(tiny(train={"checkpoint_every": 1}), tmp_path / "run") as trainer:
+        next(trainer)
+    told: list[tuple[int, int]] = []
+    Trainer.resume(tmp_path / "run", progress=lambda done, of: told.append((done, of))).close()
+    assert told and told == sorted(told) and told[-1] == (4, 4)
+
+
 def test_settings_of_the_optimiser_are_those_of_the_config(tmp_path: Path) -> None:
     run = tmp_path / "run"
     with Trainer(tiny(total_steps=64), run) as trainer:

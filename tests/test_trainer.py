@@ -87,6 +87,11 @@ def test_report_of_the_poc_task() -> None:
     expected |= {"sequences/count", "sequences/mean_length", "sequences/padding_fraction", "time/steps_per_second"}
     assert expected <= set().union(*(r.scalars for r in reports))
     first = reports[0].scalars
+    parts = {"inference", "environments", "transfer", "sequences", "learning"}
+    whole = {"iteration_seconds", "steps_per_second"}
+    assert {tag for tag in first if tag.startswith("time/")} == {f"time/{name}" for name in parts | whole}
+    assert 0 < sum(first[f"time/{part}"] for part in parts) <= 1
+    assert first["time/iteration_seconds"] * first["time/steps_per_second"] == pytest.approx(64)
     assert first["sequences/count"] * first["sequences/mean_length"] == pytest.approx(64)
     assert 0 <= first["sequences/padding_fraction"] < 1
     assert first["policy/entropy"] == pytest.approx(math.log(2), abs=0.02)  # 2 actions, untrained
