@@ -90,8 +90,8 @@ def main(*arguments: str) -> int:
     (Path("mutants") / STATS).unlink(missing_ok=True)
     with tempfile.TemporaryDirectory() as folder:
         environment = {**os.environ, "OMP_NUM_THREADS": "1", "TMPDIR": folder}
-        subprocess.run([Path(sys.executable).with_name("mutmut"), "run", *arguments], env=environment, check=True)
-    return report(known)
+        command = [Path(sys.executable).with_name("mutmut"), "run", *arguments]
+        return subprocess.run(command, env=environment, check=False).returncode or report(known)
 
 
 if __name__ == "__main__":
