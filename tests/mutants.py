@@ -24,7 +24,8 @@ from mutmut.utils.file_utils import walk_mutatable_files
 from mutmut.utils.format_utils import get_module_from_key, orig_function_and_class_names_from_key
 
 STATS = Path("mutmut-stats.json")
-LISTS = {"equivalent": "equivalent", "gpu": "need a GPU"}
+LISTS = ("equivalent", "gpu")
+KINDS = {"not noticed": "not noticed", "equivalent": "equivalent", "gpu": "need a GPU", "not tried": "not tried"}
 
 
 def has_ranks(item: pytest.Item) -> bool:
@@ -45,34 +46,34 @@ def pytest_runtest_teardown(item: pytest.Item) -> None:
         state()._stats.update(name for name in names if hasattr(sys.modules[get_module_from_key(name)], "World"))
 
 
-def mutants() -> Iterator[tuple[SourceFileMutationData, str, bool, tuple[str, str]]]:
-    """The file's data, the mutant's name, whether a test noticed it, its function and its `old => new`."""
+def mutants() -> Iterator[tuple[SourceFileMutationData, str, str, tuple[str, str]]]:
+    """The file's data, the mutant's name, what became of it, its function and its `old => new`."""
     for path in sorted(walk_mutatable_files()):
         data = SourceFileMutationData(path=path)
         data.load()
         for name, code in list(data.exit_code_by_key.items()):
-            if status_by_exit_code[code] in ("killed", "timeout", "segfault"):
-                yield data, name, True, ("", "")
+            if code is None or status_by_exit_code[code] in ("killed", "timeout", "segfault"):
+                yield data, name, "noticed" if code else "not tried", ("", "")
                 continue
             function, owner = orig_function_and_class_names_from_key(name)
             lines = get_diff_for_mutant(name, path=path).splitlines()[3:]
             old, new = (" ".join(line[1:].strip() for line in lines if line[0] == sign) for sign in "-+")
-            yield data, name, False, (f"{owner}.{function}" if owner else function, f"{old} => {new}")
+            yield data, name, "not noticed", (f"{owner}.{function}" if owner else function, f"{old} => {new}")
 
 
 def report(known: dict[tuple[str, str], str]) -> int:
     counts: dict[str, Counter[str]] = {}
     unused = set(known)
-    for data, name, noticed, change in mutants():
+    for data, name, kind, change in mutants():
         entry = change if change in known else (change[0], "*")
-        kind = "noticed" if noticed else known.get(entry, "not noticed")
+        kind = known.get(entry, kind)
         counts.setdefault(str(data.path), Counter())[kind] += 1
         unused.discard(entry)
         if kind == "not noticed":
             print(f"\n{change[0]} ({name})\n{get_diff_for_mutant(name, path=data.path)}")
     print(*(f"\nlisted, but noticed or gone: {function}: {change}" for function, change in sorted(unused)), "")
     for file, count in {**counts, "all": sum(counts.values(), Counter())}.items():
-        texts = [f"{count[kind]} {text}" for kind, text in {"not noticed": "not noticed", **LISTS}.items()]
+        texts = [f"{count[kind]} {text}" for kind, text in KINDS.items()]
         share = count["noticed"] / max(count["noticed"] + count["not noticed"], 1)
         print(f"{file}: {count['noticed']} noticed ({share:.1%}), {', '.join(texts)}")
     return int("not noticed" in sum(counts.values(), Counter()))
@@ -81,10 +82,8 @@ def report(known: dict[tuple[str, str], str]) -> int:
 def main(*arguments: str) -> int:
     tree = tomllib.loads(Path("tests/mutants.toml").read_text())
     known = {(entry["in"], change): kind for kind in LISTS for entry in tree[kind] for change in entry["changes"]}
-    for data, name, noticed, change in mutants():
-        if not (
-            noticed or change in known or (change[0], "*") in known
-        ):  # try it again, with the tests as they are now
+    for data, name, kind, change in mutants():
+        if kind == "not noticed" and not known.keys() & {change, (change[0], "*")}:  # again, with the tests as they are
             data.exit_code_by_key[name] = None
             data.save()
     (Path("mutants") / STATS).unlink(missing_ok=True)
