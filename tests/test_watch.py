@@ -17,11 +17,9 @@ from ppo_tbptt.config import Config
 from ppo_tbptt.envs import Episode, make_env
 from ppo_tbptt.evaluation.policy import Policy
 from ppo_tbptt.models.agent import build_agent
-from ppo_tbptt.watch.draw import draw
-from ppo_tbptt.watch.labels import action_labels
+from ppo_tbptt.watch.draw import MOST_UNITS, action_labels, colours, draw, select_units
 from ppo_tbptt.watch.record import Env, Recording, failed, record, watched_env
 from ppo_tbptt.watch.remote import remote_env
-from ppo_tbptt.watch.strips import MOST_UNITS, colours, select_units
 from ppo_tbptt.watch.video import VideoError, pictures, write_video
 from ppo_tbptt.watch.window import Viewer, WindowError, show_window
 

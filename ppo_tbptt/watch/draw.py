@@ -5,10 +5,8 @@ from functools import cache
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from ppo_tbptt.envs import MEMORY_GYM_IDS
-from ppo_tbptt.watch.labels import action_labels, bare_id
+from ppo_tbptt.envs import MEMORY_GYM_IDS, EnvSpec
 from ppo_tbptt.watch.record import Recording, failed
-from ppo_tbptt.watch.strips import colours, largest, select_units
 
 VIEW = 336
 """Edge of each view in pixels; the ground truth of MemoryGym's tasks has this size."""
@@ -16,12 +14,25 @@ MARGIN, GAP, PANEL = 24, 16, 256
 """Around everything, between views, and the width of the column beside them."""
 MOST_ROWS = 11
 """Lines that there is room for beside the views to show the action's probabilities."""
+MOST_UNITS = 64
+"""Rows of the strip; of more units those that change most are shown."""
 
 GROUND, TEXT, MUTED, LINE, EMPTY = "#fcfcfa", "#1f2328", "#6e7681", "#d0d4da", "#eceef1"
 CHOSEN, OTHER, REWARD, FAILURE = "#0b62a8", "#c3cbd6", "#e08214", "#b3480e"  # told apart by the colour-blind too
 
 Box = tuple[int, int, int, int]
 """Left, top, right, bottom."""
+Branch = tuple[str, tuple[str, ...]]
+"""A branch's name, empty where there is but one, and its choices' names."""
+
+_GRID: tuple[Branch, ...] = (("", ("stay", "turn left", "turn right", "forward")),)
+_AXES: tuple[Branch, ...] = (("horizontal", ("stay", "left", "right")), ("vertical", ("stay", "up", "down")))
+_KNOWN: dict[str, tuple[Branch, ...]] = {
+    **dict.fromkeys(MEMORY_GYM_IDS, _AXES),
+    **dict.fromkeys(("MortarMayhem-Grid-v0", "MortarMayhemB-Grid-v0", "MysteryPath-Grid-v0"), _GRID),
+    "Endless-MysteryPath-v0": (("", ("stay", "right", "up", "down")),),
+    "ppo_tbptt/PocMemory-v0": (("", ("left", "right")),),
+}
 
 
 def draw(recording: Recording, index: int, note: str = "") -> np.ndarray:
@@ -177,6 +188,23 @@ def _actions(pen: ImageDraw.ImageDraw, recording: Recording, index: int, box: Bo
         _text(pen, (left, y + 12), f"and {len(labels) - len(shown)} more branches", 13, MUTED, "ls")
 
 
+def action_labels(spec: EnvSpec) -> tuple[Branch, ...]:
+    """Each branch of the action with its choices: by name where the environment is known, else by number."""
+    known = _KNOWN.get(bare_id(spec))
+    if known is not None and tuple(len(choices) for _, choices in known) == spec.action_nvec:
+        return known
+    several = len(spec.action_nvec) > 1
+    return tuple(
+        (f"branch {number}" if several else "", tuple(str(choice) for choice in range(size)))
+        for number, size in enumerate(spec.action_nvec)
+    )
+
+
+def bare_id(spec: EnvSpec) -> str:
+    """The environment's id without the module that registers it."""
+    return spec.env_id.rpartition(":")[2]
+
+
 def _outcome(pen: ImageDraw.ImageDraw, recording: Recording, box: Box) -> None:
     left, top, right, _ = box
     episode, lost = recording.episode, failed(recording)
@@ -196,6 +224,40 @@ def _outcome(pen: ImageDraw.ImageDraw, recording: Recording, box: Box) -> None:
 
 
 # --- what it remembers ---------------------------------------------------------------------------------------------
+
+
+def select_units(states: np.ndarray) -> np.ndarray:
+    """Which units to show, and in which order from top to bottom: i64 ``[R]`` with R <= :data:`MOST_UNITS`.
+
+    ``states`` is f32 ``[T, D]``. Units that rise and fall together become neighbours: each unit is a point in the plane
+    of the two strongest common movements, and they are taken by their angle.
+    """
+    changes = states - states.mean(0)
+    units = np.argsort(-(changes**2).mean(0), kind="stable")[:MOST_UNITS]
+    changes = changes[:, units]
+    axes = np.linalg.eigh(changes.T @ changes)[1][:, -2:]  # [R, 2], or [1, 1] of a single unit
+    return units[np.argsort(np.arctan2(axes[:, -1], axes[:, 0]), kind="stable")]
+
+
+def largest(values: np.ndarray) -> float:
+    """The end of a colour scale that is even about 0: almost all of ``values`` are within, single outliers are not."""
+    return max(1e-3, float(np.quantile(np.abs(values), 0.995))) if values.size else 1.0
+
+
+def colours(values: np.ndarray, end: float) -> np.ndarray:
+    """Map numbers to blue below 0, white at 0 and red above, darkest at ``-end`` and ``end``.
+
+    Args:
+        values: of any shape.
+        end: above 0.
+
+    Returns:
+        u8 ``[..., 3]``.
+    """
+    from matplotlib import colormaps  # slow to import
+
+    position = np.clip(values / end, -1, 1) * 127.5 + 127.5
+    return (colormaps["RdBu_r"](position.round().astype(np.int64))[..., :3] * 255).round().astype(np.uint8)
 
 
 def _columns(recording: Recording, index: int) -> int:
