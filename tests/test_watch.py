@@ -17,10 +17,10 @@ from ppo_tbptt.config import Config
 from ppo_tbptt.envs import Episode, make_env
 from ppo_tbptt.evaluation.policy import Policy
 from ppo_tbptt.models.agent import build_agent
-from ppo_tbptt.watch.draw import MOST_UNITS, action_labels, colours, draw, select_units
-from ppo_tbptt.watch.record import Env, Recording, failed, record, watched_env
+from ppo_tbptt.watch.drawing import MOST_UNITS, action_labels, colours, draw, select_units
+from ppo_tbptt.watch.recording import Env, Recording, failed, record_episode, watched_env
 from ppo_tbptt.watch.remote import remote_env
-from ppo_tbptt.watch.video import VideoError, pictures, write_video
+from ppo_tbptt.watch.video import VideoError, frames_of, write_video
 from ppo_tbptt.watch.window import Viewer, WindowError, show_window
 
 
@@ -37,7 +37,7 @@ def untrained(env_id: str = "ppo_tbptt/PocMemory-v0", **changes: Any) -> tuple[P
 def played(env_id: str = "ppo_tbptt/PocMemory-v0", *, seed: int = 3, max_steps: int = 20, **changes: Any) -> Recording:
     policy, config = untrained(env_id, **changes)
     with watched_env(config.env) as env:
-        return record(policy, env, seed=seed, max_steps=max_steps)
+        return record_episode(policy, env, seed=seed, max_steps=max_steps)
 
 
 def grid(**changes: Any) -> dict[str, Any]:
@@ -71,9 +71,9 @@ def test_an_episode_can_be_played_again() -> None:
     assert [a.tolist() for a in first.actions] == [a.tolist() for a in again.actions]
 
 
-def test_an_episode_is_cut() -> None:
+def test_a_long_episode_is_capped() -> None:
     recording = played(max_steps=2)
-    assert recording.cut and recording.over and recording.episode is None and recording.num_steps == 2
+    assert recording.capped and recording.over and recording.episode is None and recording.num_steps == 2
     assert failed(recording) is None
 
 
@@ -165,27 +165,27 @@ def test_grid_actions_do_what_their_names_say() -> None:
 
 def test_videos_read_back(tmp_path: Path) -> None:
     first, second = played(seed=3), played(seed=4)
-    frames = pictures([first, second], hold=2)
+    frames = frames_of([first, second], hold=2)
     expected = first.num_steps + second.num_steps + 2 + 2 * 2
     assert len(frames) == expected
     write_video(tmp_path / "a.mp4", frames, 5)
     command = [get_ffmpeg_exe(), "-i", tmp_path / "a.mp4", "-f", "rawvideo", "-pix_fmt", "rgb24", "-"]
     decoded = subprocess.run(command, capture_output=True, check=True).stdout
-    video = np.frombuffer(decoded, np.uint8).reshape(-1, *frames[0].shape)
-    assert video.shape == (expected, *frames[0].shape)
-    assert np.abs(video[0].astype(int) - frames[0]).mean() < 4
+    video = np.frombuffer(decoded, np.uint8).reshape(-1, *frames[0]().shape)
+    assert video.shape == (expected, *frames[0]().shape)
+    assert np.abs(video[0].astype(int) - frames[0]()).mean() < 4
     data = (tmp_path / "a.mp4").read_bytes()
     assert data.index(b"moov") < data.index(b"mdat")  # a browser can start before it has all of it
 
     write_video(tmp_path / "a.gif", frames, 5)
     gif = iio.imread(tmp_path / "a.gif", index=None)
-    assert gif.shape == (expected - 2 * 2, *frames[0].shape)  # equal pictures are one that lasts longer
-    assert np.abs(gif[3].astype(int) - frames[3]).mean() < 4
+    assert gif.shape == (expected - 2 * 2, *frames[0]().shape)  # equal pictures are one that lasts longer
+    assert np.abs(gif[3].astype(int) - frames[3]()).mean() < 4
     assert {path.name for path in tmp_path.iterdir()} == {"a.mp4", "a.gif"}
 
 
 def test_a_video_that_fails_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    frames = pictures([played()])
+    frames = frames_of([played()])
     with pytest.raises(VideoError, match=r"\.mp4 or \.gif"):
         write_video(tmp_path / "a.avi", frames, 5)
     monkeypatch.setattr("imageio_ffmpeg.get_ffmpeg_exe", lambda: "false")
@@ -296,9 +296,9 @@ def test_no_screen_is_one_line(monkeypatch: pytest.MonkeyPatch, env: Env) -> Non
 def test_an_environment_in_another_process_is_the_same() -> None:
     policy, config = untrained(**grid())
     with remote_env(config.env) as env:
-        there = record(policy, env, seed=7)
+        there = record_episode(policy, env, seed=7)
     with watched_env(config.env) as env:
-        here = record(policy, env, seed=7)
+        here = record_episode(policy, env, seed=7)
     assert there.episode == here.episode
     for index in range(here.num_steps + 1):
         np.testing.assert_array_equal(draw(there, index), draw(here, index))

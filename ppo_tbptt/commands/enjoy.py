@@ -8,9 +8,9 @@ from rich.console import Console
 from ppo_tbptt.commands.parser import Parser, UsageError, check_suffix, check_target, env_overrides, positive, seed
 from ppo_tbptt.config import SEED_LIMIT, EnvConfig
 from ppo_tbptt.evaluation.policy import Policy
-from ppo_tbptt.watch.record import Env, Recording, failed, record, watched_env
+from ppo_tbptt.watch.recording import Env, Recording, failed, record_episode, watched_env
 from ppo_tbptt.watch.remote import remote_env
-from ppo_tbptt.watch.video import SUFFIXES, VideoError, pictures, write_video
+from ppo_tbptt.watch.video import SUFFIXES, VideoError, frames_of, write_video
 from ppo_tbptt.watch.window import Viewer, WindowError, has_screen, show_window
 
 MOST_TRIES = 200
@@ -66,7 +66,7 @@ def _video(policy: Policy, config: EnvConfig, args: Namespace, video: Path, cons
     if not recordings:
         return 1
     note = "" if args.pick == "all" else args.pick
-    write_video(video, pictures(recordings, note=note, hold=round(HOLD_S * args.fps)), args.fps)
+    write_video(video, frames_of(recordings, note=note, hold=round(HOLD_S * args.fps)), args.fps)
     console.print(f"video: {video}")
     return 0
 
@@ -98,12 +98,12 @@ def _episodes(policy: Policy, env: Env, args: Namespace, console: Console) -> li
         UsageError: there is no telling failures from successes.
     """
     found: list[Recording] = []
-    cut = level = tries = 0
+    capped = level = tries = 0
     for level in range(args.seed, SEED_LIMIT):
         if len(found) == args.episodes or tries == MOST_TRIES:
             break
-        recording = record(policy, env, seed=level, greedy=args.greedy, max_steps=args.max_steps)
-        tries, cut = tries + 1, cut + recording.cut
+        recording = record_episode(policy, env, seed=level, greedy=args.greedy, max_steps=args.max_steps)
+        tries, capped = tries + 1, capped + recording.capped
         if args.pick != "all":
             lost = failed(recording)
             if recording.episode is not None and lost is None:
@@ -114,8 +114,8 @@ def _episodes(policy: Policy, env: Env, args: Namespace, console: Console) -> li
         tries = 0
         console.print(_line(recording))
     if len(found) < args.episodes:
-        cuts = f", {cut} of them cut at --max-steps {args.max_steps}" if cut else ""
-        console.print(f"{len(found) or 'no'} {args.pick} on the levels {args.seed} to {level - 1}{cuts}; gave up")
+        limit = f", {capped} of them cut at --max-steps {args.max_steps}" if capped else ""
+        console.print(f"{len(found) or 'no'} {args.pick} on the levels {args.seed} to {level - 1}{limit}; gave up")
     return found
 
 

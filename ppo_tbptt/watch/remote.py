@@ -1,6 +1,6 @@
-"""An environment in a process of its own.
+"""An environment in a process of its own, so that a window can be shown.
 
-MemoryGym's environments draw on their process's only pygame display, without a screen; a window needs it with one.
+A process has one pygame display: MemoryGym's environments use it without a screen, a window needs it with one.
 """
 
 import json
@@ -30,45 +30,51 @@ serve(descriptor)
 
 
 class RemoteEnv:
-    """What a recording needs of :class:`~ppo_tbptt.envs.SingleEnv`, done at the other end of ``connection``.
+    """The part of :class:`~ppo_tbptt.envs.SingleEnv` that a recording needs, executed by the process at ``connection``.
 
-    Each call is a message of JSON, answered by one of JSON and one of bytes for each array.
+    Each call is one JSON message. Its reply is one JSON message and the bytes of each array.
     """
 
     def __init__(self, connection: socket.socket) -> None:
         self._connection = connection
 
     def reset(self, seed: SupportsInt) -> dict[str, np.ndarray]:
+        """Reset to level ``seed`` and return the observation."""
         return self._ask("reset", int(seed))[0]
 
     def step(self, action: np.ndarray) -> tuple[dict[str, np.ndarray], float, bool, bool, Episode | None]:
+        """Return observation, reward, terminated, truncated, and the episode if it has ended."""
         obs, (reward, terminated, truncated, episode) = self._ask("step", action.tolist())
         return obs, reward, terminated, truncated, None if episode is None else Episode(*episode)
 
     def render(self) -> np.ndarray | None:
+        """Return the ground truth, u8 ``[height, width, 3]``, or None without one."""
         return self._ask("render")[0].get("picture")
 
     def _ask(self, name: str, argument: object = None) -> tuple[dict[str, np.ndarray], Any]:
-        """Raises:
-        EnvError, WorkerError: as the environment does, or its process has ended.
+        """Send a call and return the arrays and the other values of its reply.
+
+        Raises:
+            EnvError: raised by the environment.
+            WorkerError: the environment raised something else, or its process has ended.
         """
         try:
             channel.send_json(self._connection, [name, argument])
-            answer = channel.receive_json(self._connection)
-            if "error" in answer:
-                raise (EnvError if answer["by_user"] else WorkerError)(answer["error"])
+            reply = channel.receive_json(self._connection)
+            if "error" in reply:
+                raise (EnvError if reply["by_user"] else WorkerError)(reply["error"])
             arrays = {}
-            for key, dtype, shape in answer["arrays"]:
+            for key, dtype, shape in reply["arrays"]:
                 data = channel.receive(self._connection)
                 arrays[key] = np.frombuffer(bytearray(data), dtype).reshape(shape)  # writable, as torch wants it
         except channel.Closed:
             raise WorkerError("the environment's process has ended") from None
-        return arrays, answer["rest"]
+        return arrays, reply["rest"]
 
 
 @contextmanager
 def remote_env(config: EnvConfig) -> Iterator[RemoteEnv]:
-    """Like :func:`~ppo_tbptt.watch.record.watched_env`, in another process; errors come with the first call."""
+    """Make the environment in another process, rendering the ground truth; the first call raises its errors."""
     ours, theirs = socket.socketpair()
     path = [entry or os.getcwd() for entry in sys.path]
     command = [sys.executable, "-c", BOOTSTRAP, json.dumps([path, theirs.fileno()])]
@@ -78,13 +84,13 @@ def remote_env(config: EnvConfig) -> Iterator[RemoteEnv]:
             channel.send_json(ours, asdict(config))
             yield RemoteEnv(ours)
         finally:
-            ours.close()  # where it ends
+            ours.close()  # ends the process
             process.wait()
 
 
 def serve(descriptor: int) -> None:
-    """Answer until the other side is gone."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # a Ctrl-C is the window's business
+    """Execute the calls that arrive at the socket ``descriptor`` until its other end is closed."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the window handles Ctrl-C
     env: SingleEnv | None = None
     with socket.socket(fileno=descriptor) as connection:
         try:
@@ -97,7 +103,7 @@ def serve(descriptor: int) -> None:
                         env = make_env(
                             config.id, options=config.options, max_episode_steps=limit, render_mode="ground_truth"
                         )
-                    _answer(connection, *_do(env, name, argument))
+                    _reply(connection, *_execute(env, name, argument))
                 except channel.Closed:
                     raise
                 except Exception as error:
@@ -106,7 +112,7 @@ def serve(descriptor: int) -> None:
             return
 
 
-def _do(env: SingleEnv, name: str, argument: Any) -> tuple[dict[str, np.ndarray], Any]:
+def _execute(env: SingleEnv, name: str, argument: Any) -> tuple[dict[str, np.ndarray], Any]:
     if name == "reset":
         return env.reset(argument), None
     if name == "step":
@@ -116,7 +122,7 @@ def _do(env: SingleEnv, name: str, argument: Any) -> tuple[dict[str, np.ndarray]
     return {} if picture is None else {"picture": picture}, None
 
 
-def _answer(connection: socket.socket, arrays: dict[str, np.ndarray], rest: Any) -> None:
+def _reply(connection: socket.socket, arrays: dict[str, np.ndarray], rest: Any) -> None:
     described = [[key, str(array.dtype), array.shape] for key, array in arrays.items()]
     channel.send_json(connection, {"arrays": described, "rest": rest})
     for array in arrays.values():

@@ -1,4 +1,4 @@
-"""Short videos of held-out episodes, made while an agent trains, which its numbers don't depend on."""
+"""The callback that records short videos of held-out episodes during training."""
 
 import sys
 from time import perf_counter
@@ -9,22 +9,22 @@ from ppo_tbptt.training.callbacks import Callback, Iteration
 from ppo_tbptt.training.trainer import Trainer
 
 MOST_STEPS = 300
-"""Longer episodes are cut."""
+"""Longer episodes are capped."""
 MOST_TIME = 0.03
-"""Share of the time since the run was started (or resumed) that the videos may take."""
+"""Largest share of the time since the run was started or resumed that videos may take."""
 FPS = 6
 HOLD = 6
-"""Pictures for which the last one stays."""
-MOST_GIF_PICTURES = 60
-"""TensorBoard gets every second, third, ... one of more: its files hold every video that was ever made."""
+"""Frames for which the last picture is repeated."""
+MOST_GIF_FRAMES = 60
+"""Of longer videos TensorBoard gets every second, third, ... frame, because its files keep all videos of a run."""
 
 
 class RecordVideos(Callback):
     """Record a held-out episode every ``train.video_every`` iterations and after the last one.
 
-    It goes to ``videos/`` of the run, and as an animated GIF to TensorBoard. Environment, recurrent state and action
-    noise are the recording's own. Videos but the last are skipped where they have taken too much time. Whatever
-    prevents one is said in one line, and there are no more.
+    The video is written to the run's ``videos/``, and to TensorBoard as an animated GIF. It has its own environment,
+    recurrent state and action noise, so training does not depend on it. All videos but the last are skipped while
+    their share of the time exceeds :data:`MOST_TIME`. The first failure is reported in one line and ends recording.
     """
 
     def __init__(self) -> None:
@@ -33,6 +33,7 @@ class RecordVideos(Callback):
         self._failed = False
 
     def after_iteration(self, iteration: Iteration) -> None:
+        """Record an episode if one is due."""
         train, began = iteration.trainer.config.train, perf_counter()
         every = train.video_every
         if (
@@ -47,7 +48,7 @@ class RecordVideos(Callback):
         level = train.eval_first_seed + (-(-iteration.number // every) - 1) % train.eval_num_seeds
         try:
             _record(iteration.trainer, iteration.trainer.writer, level)
-        except Exception as error:  # whatever an environment's drawing or a full disk comes up with
+        except Exception as error:  # an environment's rendering may raise anything
             reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
             print(f"warning: no more videos of this run ({reason})", file=sys.stderr)
             self._failed = True
@@ -55,18 +56,18 @@ class RecordVideos(Callback):
 
 
 def _record(trainer: Trainer, writer: RunWriter, level: int) -> None:
-    # Here, because they bring matplotlib, Pillow and ffmpeg, which training does without.
-    from ppo_tbptt.watch.record import record, watched_env
-    from ppo_tbptt.watch.video import gif, pictures, write_video
+    # Imported here, because training without videos needs neither matplotlib nor Pillow nor ffmpeg.
+    from ppo_tbptt.watch.recording import record_episode, watched_env
+    from ppo_tbptt.watch.video import frames_of, gif, write_video
 
     env_steps = trainer.env_steps
     policy = Policy(trainer.agent, trainer.envs.spec, trainer.config, env_steps=env_steps)
     with watched_env(trainer.config.env) as env:
         greedy = trainer.config.train.eval_greedy
-        recording = record(policy, env, seed=level, greedy=greedy, max_steps=MOST_STEPS)
-    frames = pictures([recording], note=f"after {env_steps:,} steps", hold=HOLD)
+        recording = record_episode(policy, env, seed=level, greedy=greedy, max_steps=MOST_STEPS)
+    frames = frames_of([recording], note=f"after {env_steps:,} steps", hold=HOLD)
     write_video(writer.run.videos / f"steps_{env_steps:09d}_level{level}.mp4", frames, FPS)
-    stride = -(-len(frames) // MOST_GIF_PICTURES)
+    stride = -(-len(frames) // MOST_GIF_FRAMES)
     encoded = gif(frames[::stride], FPS / stride)
-    height, width, _ = frames[0].shape
+    height, width, _ = frames[0]().shape
     writer.show(lambda board: board.gif("held-out episode", encoded, width, height, env_steps))

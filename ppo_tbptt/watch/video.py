@@ -1,62 +1,49 @@
-"""Pictures as an MP4 or a GIF, one at a time."""
+"""Videos of recordings, as MP4 or GIF."""
 
 import subprocess
 import tempfile
 from collections.abc import Callable, Sequence
 from contextlib import suppress
+from functools import partial
 from io import BytesIO
 from pathlib import Path
-from typing import overload
 
 import imageio_ffmpeg
 import numpy as np
 from PIL import Image
 
 from ppo_tbptt.run.files import replacing
-from ppo_tbptt.watch.draw import draw
-from ppo_tbptt.watch.record import Recording
+from ppo_tbptt.watch.drawing import draw
+from ppo_tbptt.watch.recording import Recording
 
 SUFFIXES = (".mp4", ".gif")
-"""What a video's file can end in."""
+"""File suffixes that can be written."""
 
 
 class VideoError(ValueError):
-    """One line: which video can't be written, and why."""
+    """Why a video can't be written, in one line."""
 
 
-class Pictures(Sequence[np.ndarray]):
-    """Pictures that are drawn when they are asked for: thousands of them would not fit into memory."""
-
-    def __init__(self, calls: Sequence[Callable[[], np.ndarray]]) -> None:
-        self._calls = calls
-
-    def __len__(self) -> int:
-        return len(self._calls)
-
-    @overload
-    def __getitem__(self, index: int) -> np.ndarray: ...
-    @overload
-    def __getitem__(self, index: slice) -> "Pictures": ...
-    def __getitem__(self, index: int | slice) -> "np.ndarray | Pictures":
-        return Pictures(self._calls[index]) if isinstance(index, slice) else self._calls[index]()
+Frame = Callable[[], np.ndarray]
+"""Draws one picture, u8 ``[height, width, 3]``: thousands of them would not fit into memory."""
 
 
-def pictures(recordings: Sequence[Recording], *, note: str = "", hold: int = 0) -> Pictures:
-    """All steps of ``recordings`` one after the other; the last of each stays for ``hold`` more pictures."""
-    calls: list[Callable[[], np.ndarray]] = []
+def frames_of(recordings: Sequence[Recording], *, note: str = "", hold: int = 0) -> list[Frame]:
+    """Return the frames of all steps of ``recordings`` in order; the last of each is repeated ``hold`` times."""
+    frames: list[Frame] = []
     for number, recording in enumerate(recordings, 1):
         episode = f"episode {number} of {len(recordings)}" if len(recordings) > 1 else ""
         text = "   ·   ".join(filter(None, (note, episode)))
         indices = [*range(recording.num_steps + 1), *[recording.num_steps] * hold]
-        calls += [lambda r=recording, i=index, t=text: draw(r, i, t) for index in indices]
-    return Pictures(calls)
+        frames += [partial(draw, recording, index, text) for index in indices]
+    return frames
 
 
-def write_video(path: Path, frames: Sequence[np.ndarray], fps: float) -> None:
-    """An H.264 MP4 that plays in a browser, or a GIF that loops, by the file's suffix. ``frames`` are u8 ``[H, W, 3]``.
+def write_video(path: Path, frames: Sequence[Frame], fps: float) -> None:
+    """Write an H.264 MP4 that plays in a browser, or a looping GIF, by the suffix of ``path``.
 
     Raises:
-        VideoError: another suffix, no room, no ffmpeg.
+        VideoError: the suffix is another, the file can't be written or ffmpeg failed.
     """
     if path.suffix.lower() not in SUFFIXES:
         raise VideoError(f"{path}: must end in {' or '.join(SUFFIXES)}")
@@ -71,29 +58,28 @@ def write_video(path: Path, frames: Sequence[np.ndarray], fps: float) -> None:
         raise VideoError(f"{path}: can't write this video ({' '.join(str(error).split())[:200]})") from error
 
 
-def _write_mp4(path: str, frames: Sequence[np.ndarray], fps: float) -> None:
+def _write_mp4(path: str, frames: Sequence[Frame], fps: float) -> None:
     """Pipe the frames through ffmpeg.
 
-    imageio-ffmpeg's own writer does not look at ffmpeg's exit status: on a disk that is full by the end it leaves a cut
-    file and raises nothing (seen with 0.8.1).
+    imageio-ffmpeg's own writer (0.8.1) ignores ffmpeg's exit status, so a full disk would leave a partial file.
 
     Raises:
-        RuntimeError: ffmpeg failed; the message is its own.
+        RuntimeError: ffmpeg failed; the message is ffmpeg's.
     """
-    height, width, _ = frames[0].shape
+    height, width, _ = frames[0]().shape
     command = [imageio_ffmpeg.get_ffmpeg_exe(), "-y", "-loglevel", "error"]
     command += ["-f", "rawvideo", "-pix_fmt", "rgb24", "-s", f"{width}x{height}", "-r", str(fps), "-i", "-"]
     command += ["-c:v", "libx264", "-crf", "20", "-pix_fmt", "yuv420p", "-threads", "1"]
     command += ["-movflags", "+faststart", "-f", "mp4", path]
-    with tempfile.TemporaryFile() as said:
-        # In a group of its own: a Ctrl-C is not for it.
-        process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=said, stderr=said, process_group=0)
+    with tempfile.TemporaryFile() as log:
+        # In a process group of its own, so that Ctrl-C does not reach it.
+        process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=log, stderr=log, process_group=0)
         assert process.stdin is not None
         try:
             for frame in frames:
-                process.stdin.write(np.ascontiguousarray(frame).tobytes())
+                process.stdin.write(np.ascontiguousarray(frame()).tobytes())
         except BrokenPipeError:
-            pass  # it has said why
+            pass  # the log says why
         except BaseException:
             process.kill()
             raise
@@ -102,17 +88,15 @@ def _write_mp4(path: str, frames: Sequence[np.ndarray], fps: float) -> None:
                 process.stdin.close()
             code = process.wait()
         if code:
-            said.seek(0)
-            raise RuntimeError(said.read().decode(errors="replace").strip() or f"ffmpeg ended with status {code}")
+            log.seek(0)
+            raise RuntimeError(log.read().decode(errors="replace").strip() or f"ffmpeg ended with status {code}")
 
 
-def gif(frames: Sequence[np.ndarray], fps: float) -> bytes:
-    """Equal frames in a row become one long one, and all share one palette, so that what stays costs nothing."""
-    sampled = np.concatenate([frames[i] for i in sorted({i * (len(frames) - 1) // 7 for i in range(8)})])
+def gif(frames: Sequence[Frame], fps: float) -> bytes:
+    """Encode a looping GIF with one palette for all frames; Pillow merges equal consecutive ones."""
+    sampled = np.concatenate([frames[i]() for i in sorted({i * (len(frames) - 1) // 7 for i in range(8)})])
     palette = Image.fromarray(sampled).quantize(255, dither=Image.Dither.NONE)
-    images = (
-        Image.fromarray(frames[i]).quantize(palette=palette, dither=Image.Dither.NONE) for i in range(len(frames))
-    )
+    images = (Image.fromarray(frame()).quantize(palette=palette, dither=Image.Dither.NONE) for frame in frames)
     file = BytesIO()
     next(images).save(file, "GIF", save_all=True, append_images=images, duration=round(1000 / fps), loop=0)
     return file.getvalue()

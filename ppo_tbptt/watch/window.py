@@ -1,4 +1,4 @@
-"""A window to walk through an episode, which is played as far as one looks."""
+"""A window to step through an episode, which is played only as far as it is viewed."""
 
 import os
 import sys
@@ -8,29 +8,32 @@ from time import monotonic
 import numpy as np
 
 from ppo_tbptt.evaluation.policy import Policy
-from ppo_tbptt.watch.draw import draw, text_line
-from ppo_tbptt.watch.record import Env, Recording, begin, step
+from ppo_tbptt.watch.drawing import draw, text_line
+from ppo_tbptt.watch.recording import Env, Recording, begin_episode, step_episode
 
 KEYS = "space: play or pause     left, right: step     page up, page down: other level     R: restart     Esc, Q: close"
 REST_S = 1.5
-"""Seconds that the last picture of an episode stays before the next one begins."""
+"""Seconds for which the last picture of an episode is shown before the next one begins."""
 
 
 class WindowError(ValueError):
-    """One line: why no window can be opened."""
+    """Why no window can be opened, in one line."""
 
 
 def has_screen() -> bool:
-    """Whether a window can be opened here."""
+    """Whether this machine seems to have a screen."""
     return sys.platform in ("darwin", "win32") or bool(os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY"))
 
 
 class Viewer:
-    """Where one is in which episode. ``press`` does what a key does, ``tick`` what time does.
+    """The position in an episode, and what keys (``press``) and time (``tick``) do to it.
 
     Args:
-        levels: seeds to turn over with the page keys; ``first`` is the place in them to start with.
-        episodes: how many to play on end before it pauses.
+        levels: level seeds that the page keys select.
+        first: index in ``levels`` to start with.
+        episodes: how many to play in a row before pausing.
+        greedy: take the most probable action instead of sampling.
+        max_steps: cap on the steps of an episode.
     """
 
     def __init__(
@@ -50,10 +53,10 @@ class Viewer:
         self.open = True
         self.recording: Recording
         self.index = 0
-        self._turn(first)
+        self._select_level(first)
 
     def press(self, key: str) -> None:
-        """``key`` as pygame names it; unknown ones do nothing."""
+        """Handle a key by its pygame name; unknown ones do nothing."""
         match key:
             case "space":
                 if not self.playing and self._at_end():
@@ -66,29 +69,29 @@ class Viewer:
                 self.playing = False
                 self.index = max(0, self.index - 1)
             case "page up":
-                self._turn(self._place + 1)
+                self._select_level(self._place + 1)
             case "page down":
-                self._turn(self._place - 1)
+                self._select_level(self._place - 1)
             case "r":
-                self._turn(self._place)
+                self._select_level(self._place)
             case "escape" | "q":
                 self.open = False
 
     def tick(self) -> bool:
-        """One step further if it plays. Returns whether an episode has just come to its end."""
+        """Advance one step while playing. Returns whether an episode has just ended."""
         if not self.playing:
             return False
         if not self._at_end():
             self._forward()
             return self._at_end()
         if self._place < self._last:
-            self._turn(self._place + 1)
+            self._select_level(self._place + 1)
         else:
             self.playing = False
         return False
 
     def picture(self) -> np.ndarray:
-        """What is to be seen now, with the keys below it: u8 ``[height, width, 3]``."""
+        """Draw the current step, with the keys below it: u8 ``[height, width, 3]``."""
         picture = draw(self.recording, self.index, "" if self.playing or self._at_end() else "paused")
         return np.concatenate([picture, text_line(KEYS, picture.shape[1])])
 
@@ -99,20 +102,22 @@ class Viewer:
         if self._at_end():
             return
         if self.index == self.recording.num_steps:
-            step(self._policy, self._env, self.recording, max_steps=self._max_steps)
+            step_episode(self._policy, self._env, self.recording, max_steps=self._max_steps)
         self.index += 1
 
-    def _turn(self, place: int) -> None:
+    def _select_level(self, place: int) -> None:
         if 0 <= place < len(self._levels):
             self._place, self.index, self.playing = place, 0, True
-            self.recording = begin(self._policy, self._env, self._levels[place], greedy=self._greedy)
+            self.recording = begin_episode(self._policy, self._env, self._levels[place], greedy=self._greedy)
 
 
 def show_window(viewer: Viewer, fps: float, title: str) -> None:
-    """Until it is closed. ``viewer``'s environment must live in another process (see ``watch.remote``).
+    """Show ``viewer`` in a window until it is closed.
+
+    Its environment must run in another process (:mod:`ppo_tbptt.watch.remote`).
 
     Raises:
-        WindowError: there is no screen after all.
+        WindowError: no window can be opened.
     """
     os.environ.setdefault("PYGAME_HIDE_SUPPORT_PROMPT", "1")
     import pygame
@@ -120,9 +125,9 @@ def show_window(viewer: Viewer, fps: float, title: str) -> None:
     try:
         pygame.display.init()
         if pygame.display.get_driver() in ("offscreen", "dummy") and "SDL_VIDEODRIVER" not in os.environ:
-            raise pygame.error("no screen answers")  # SDL would go on without one
+            raise pygame.error("no screen answers")  # SDL falls back to these drivers without an error
         picture = viewer.picture()
-        size = _fitting(picture, pygame.display.get_desktop_sizes()[0])
+        size = _window_size(picture, pygame.display.get_desktop_sizes()[0])
         screen = pygame.display.set_mode(size)
     except pygame.error as error:
         pygame.display.quit()
@@ -152,8 +157,8 @@ def show_window(viewer: Viewer, fps: float, title: str) -> None:
         pygame.display.quit()
 
 
-def _fitting(picture: np.ndarray, desktop: tuple[int, int]) -> tuple[int, int]:
-    """Width and height of the picture, or smaller ones on a small screen."""
+def _window_size(picture: np.ndarray, desktop: tuple[int, int]) -> tuple[int, int]:
+    """Return the picture's width and height, scaled down to a small screen."""
     height, width, _ = picture.shape
     scale = min(1.0, 0.95 * desktop[0] / width, 0.9 * desktop[1] / height)
     return round(width * scale), round(height * scale)

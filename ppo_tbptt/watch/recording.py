@@ -1,4 +1,4 @@
-"""What happened in an episode, step by step: what was seen, and what went on in the agent."""
+"""Recordings of episodes: observations, the agent's outputs and its recurrent state at every step."""
 
 import zlib
 from collections.abc import Iterator
@@ -17,15 +17,15 @@ Env = SingleEnv | RemoteEnv
 
 
 @dataclass(frozen=True, slots=True)
-class _Packed:
-    """An array, compressed: frames are mostly plain, and a long episode has thousands of them."""
+class _Compressed:
+    """A compressed array: frames compress well, and a long episode has thousands of them."""
 
     data: bytes
     shape: tuple[int, ...]
     dtype: str
 
     @classmethod
-    def of(cls, array: np.ndarray) -> "_Packed":
+    def of(cls, array: np.ndarray) -> "_Compressed":
         return cls(zlib.compress(np.ascontiguousarray(array).tobytes(), 1), array.shape, array.dtype.str)
 
     def array(self) -> np.ndarray:
@@ -36,53 +36,55 @@ class _Packed:
 class Recording:
     """One episode, or the part of it that was played so far.
 
-    There is one entry of ``probs``, ``actions``, ``values`` and ``states`` for each observation that the agent was
-    asked about: all of them, but for the last one of an episode that is over.
+    ``probs``, ``actions``, ``values`` and ``states`` have one entry for each observation that the agent acted on: all
+    but the final observation of a terminated or truncated episode.
     """
 
     spec: EnvSpec
     seed: int
     greedy: bool
     probs: list[list[np.ndarray]] = field(default_factory=list)
-    """By step, then branch: the probability of each choice, f32 ``[n]``."""
+    """By step, then action branch: the probability of each choice, f32 ``[K]``."""
     actions: list[np.ndarray] = field(default_factory=list)
-    """i64 ``[A]``"""
+    """i64 ``[A]`` each."""
     values: list[float] = field(default_factory=list)
     states: list[np.ndarray] = field(default_factory=list)
-    """The recurrent state after the observation was seen, f32 ``[D]``."""
+    """The recurrent state after each observation, f32 ``[D]``."""
     rewards: list[float] = field(default_factory=list)
-    """``rewards[t]`` came of ``actions[t]``."""
+    """``rewards[t]`` follows ``actions[t]``."""
     episode: Episode | None = None
-    """None until it has ended by itself."""
-    cut: bool = False
-    """No more steps will come, though the episode has not ended."""
-    _seen: list[tuple[dict[str, _Packed], _Packed | None]] = field(default_factory=list)
+    """None until the environment ends the episode."""
+    capped: bool = False
+    """Whether it was stopped at the limit on steps, though the episode had not ended."""
+    _views: list[tuple[dict[str, _Compressed], _Compressed | None]] = field(default_factory=list)
 
     @property
     def num_steps(self) -> int:
+        """Steps played so far."""
         return len(self.rewards)
 
     @property
     def over(self) -> bool:
-        return self.cut or self.episode is not None
+        """Whether no more steps will follow."""
+        return self.capped or self.episode is not None
 
     def obs(self, index: int) -> dict[str, np.ndarray]:
-        """What the agent saw after ``index`` steps."""
-        return {key: packed.array() for key, packed in self._seen[index][0].items()}
+        """Return the observation after ``index`` steps."""
+        return {key: packed.array() for key, packed in self._views[index][0].items()}
 
     def rendered(self, index: int) -> np.ndarray | None:
-        """The environment's own picture after ``index`` steps, u8 ``[height, width, 3]``; None if it draws none."""
-        packed = self._seen[index][1]
+        """Return the environment's rendering after ``index`` steps, u8 ``[height, width, 3]``, or None without one."""
+        packed = self._views[index][1]
         return None if packed is None else packed.array()
 
-    def see(self, obs: dict[str, np.ndarray], rendered: np.ndarray | None) -> None:
-        """Add what there is to see after the last step."""
-        picture = None if rendered is None else _Packed.of(rendered)
-        self._seen.append(({key: _Packed.of(array) for key, array in obs.items()}, picture))
+    def add_view(self, obs: dict[str, np.ndarray], rendered: np.ndarray | None) -> None:
+        """Append the observation and rendering after the last step."""
+        picture = None if rendered is None else _Compressed.of(rendered)
+        self._views.append(({key: _Compressed.of(array) for key, array in obs.items()}, picture))
 
 
-def begin(policy: Policy, env: Env, seed: int, *, greedy: bool = False) -> Recording:
-    """Start an episode of level ``seed`` and choose the first action. The same seed samples the same actions.
+def begin_episode(policy: Policy, env: Env, seed: int, *, greedy: bool = False) -> Recording:
+    """Reset to level ``seed`` and choose the first action. The same seed samples the same actions.
 
     Raises:
         EnvError: the environment does not fit the agent.
@@ -92,22 +94,22 @@ def begin(policy: Policy, env: Env, seed: int, *, greedy: bool = False) -> Recor
     policy.reset(seed=seed)
     recording = Recording(spec=policy.spec, seed=seed, greedy=greedy)
     obs = env.reset(seed)
-    recording.see(obs, env.render())
-    _act(policy, recording, obs)
+    recording.add_view(obs, env.render())
+    _choose_action(policy, recording, obs)
     return recording
 
 
-def step(policy: Policy, env: Env, recording: Recording, *, max_steps: int) -> None:
-    """Do the last action chosen, and choose the next one unless the episode is over by then."""
+def step_episode(policy: Policy, env: Env, recording: Recording, *, max_steps: int) -> None:
+    """Step with the last action, and choose the next one unless the episode has ended."""
     obs, reward, _, _, recording.episode = env.step(recording.actions[-1])
     recording.rewards.append(reward)
-    recording.see(obs, env.render())
+    recording.add_view(obs, env.render())
     if recording.episode is None:
-        recording.cut = recording.num_steps >= max_steps
-        _act(policy, recording, obs)
+        recording.capped = recording.num_steps >= max_steps
+        _choose_action(policy, recording, obs)
 
 
-def _act(policy: Policy, recording: Recording, obs: dict[str, np.ndarray]) -> None:
+def _choose_action(policy: Policy, recording: Recording, obs: dict[str, np.ndarray]) -> None:
     action = policy.act(obs, greedy=recording.greedy)
     recording.actions.append(np.atleast_1d(np.asarray(action, dtype=np.int64)))
     recording.probs.append(policy.probs)
@@ -115,20 +117,20 @@ def _act(policy: Policy, recording: Recording, obs: dict[str, np.ndarray]) -> No
     recording.states.append(policy.state)
 
 
-def record(policy: Policy, env: Env, *, seed: int, greedy: bool = False, max_steps: int = 16_384) -> Recording:
-    """Play one episode of level ``seed``, and cut it after ``max_steps`` steps."""
-    recording = begin(policy, env, seed, greedy=greedy)
+def record_episode(policy: Policy, env: Env, *, seed: int, greedy: bool = False, max_steps: int = 16_384) -> Recording:
+    """Play one episode of level ``seed``, capped at ``max_steps`` steps."""
+    recording = begin_episode(policy, env, seed, greedy=greedy)
     while not recording.over:
-        step(policy, env, recording, max_steps=max_steps)
+        step_episode(policy, env, recording, max_steps=max_steps)
     return recording
 
 
 @contextmanager
 def watched_env(config: EnvConfig) -> Iterator[SingleEnv]:
-    """The environment, with its picture of the ground truth where it can draw one.
+    """Make the environment, rendering the ground truth where it can.
 
     Raises:
-        EnvError: see :func:`~ppo_tbptt.envs.make_env`.
+        EnvError: the environment cannot be made.
     """
     options, limit = config.options, config.max_episode_steps
     env = make_env(config.id, options=options, max_episode_steps=limit, render_mode="ground_truth")
@@ -139,9 +141,10 @@ def watched_env(config: EnvConfig) -> Iterator[SingleEnv]:
 
 
 def failed(recording: Recording) -> bool | None:
-    """Whether the task was not solved: its headline measure, or "success", is below its maximum.
+    """Whether the headline measure or "success" is below its maximum.
 
-    None where that can't be said: the episode was cut, or the task has no maximum.
+    Returns:
+        None where the episode was capped or the task has no maximum.
     """
     if recording.episode is None:
         return None

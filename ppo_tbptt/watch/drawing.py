@@ -6,7 +6,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from ppo_tbptt.envs import MEMORY_GYM_IDS, EnvSpec
-from ppo_tbptt.watch.record import Recording, failed
+from ppo_tbptt.watch.recording import Recording, failed
 
 VIEW = 336
 """Edge of each view in pixels; the ground truth of MemoryGym's tasks has this size."""
