@@ -58,7 +58,7 @@ def untrained(env_id: str, core: str, num_layers: int = 1) -> Policy:
 def test_onnx_plays_the_same_episode(env_id: str, core: str, num_layers: int, tmp_path: Path) -> None:
     onnxruntime = pytest.importorskip("onnxruntime")
     policy = untrained(env_id, core, num_layers)
-    assert export_onnx(policy, tmp_path / "a.onnx").run
+    assert export_onnx(policy, tmp_path / "a.onnx").compared
     session = onnxruntime.InferenceSession(tmp_path / "a.onnx")
     names = list(policy.spec.obs)
     size = policy.agent.core.state_size
@@ -280,7 +280,7 @@ def test_a_file_is_not_given_more_memory_than_it_brings(tmp_path: Path, monkeypa
 def test_onnxruntime_is_not_needed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("onnxscript")
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
-    assert not export_onnx(untrained("PocMemory", "gru"), tmp_path / "a.onnx").run
+    assert not export_onnx(untrained("PocMemory", "gru"), tmp_path / "a.onnx").compared
     assert (tmp_path / "a.onnx").exists()
 
 

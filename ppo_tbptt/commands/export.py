@@ -62,7 +62,9 @@ def _export_onnx(policy: Policy, path: Path, console: Console) -> None:
             table.add_row(kind, port.name, f"{port.dtype} {_shape(port)}")
     console.print(table, markup=False)
     console.print(
-        "one step in onnxruntime equals the agent's" if exported.run else f"checked but not run: that needs {PACKAGES}"
+        "one step in onnxruntime equals the agent's"
+        if exported.compared
+        else f"checked but not run: that needs {PACKAGES}"
     )
     for line in _usage(policy, path, exported.inputs):
         console.print(f"  {line}", highlight=False, markup=False, soft_wrap=True)

@@ -1,4 +1,4 @@
-"""One step of an agent as an ONNX graph: ``(observations, state) -> (logits, value, next state)``."""
+"""Export of one step of an agent as an ONNX graph: ``(observations, state) -> (logits, value, next state)``."""
 
 import json
 from collections.abc import Iterator
@@ -20,17 +20,17 @@ from ppo_tbptt.models.compile import quiet
 from ppo_tbptt.run.files import replacing
 
 TOLERANCE = 1e-3
-"""By how much a written graph's outputs may differ from the agent's, absolute and relative."""
+"""Largest difference between the outputs of graph and agent, absolute and relative."""
 PACKAGES = "pip install 'ppo-tbptt[onnx]'"
 
 
 class ExportError(ValueError):
-    """One line: why no graph was written."""
+    """Why no graph was written, in one line."""
 
 
 @dataclass(frozen=True, slots=True)
 class Port:
-    """An input or output: its name, its shape after the batch axis, its dtype by NumPy's name."""
+    """An input or output of the graph: its name, its shape without the batch axis, and NumPy's name of its dtype."""
 
     name: str
     shape: tuple[int, ...]
@@ -42,15 +42,15 @@ class Exported:
     """What :func:`export_onnx` wrote."""
 
     inputs: list[Port]
-    """The observations in the environment's order, then the state if the agent has one."""
+    """The observations in the environment's order, then the recurrent state if there is one."""
     outputs: list[Port]
-    """Logits of all branches side by side, value, and the state for the next step if the agent has one."""
-    run: bool
-    """Whether onnxruntime was there to run it and compare; otherwise it was only checked."""
+    """Concatenated logits of all action branches, value, and the next recurrent state if there is one."""
+    compared: bool
+    """Whether onnxruntime was installed to compare it with the agent; otherwise it was only checked for validity."""
 
 
 class _Step(nn.Module):
-    """The agent with its inputs in a row. Without memory it has no state, neither as input nor as output."""
+    """The agent with positional inputs, and without a state where it has no memory."""
 
     def __init__(self, agent: Agent, keys: tuple[str, ...]) -> None:
         super().__init__()
@@ -66,16 +66,15 @@ class _Step(nn.Module):
 
 
 def export_onnx(policy: Policy, path: Path) -> Exported:
-    """Write one step of the agent in float32, for any batch size, and compare the file with the agent.
+    """Write one step of the agent in float32, for any batch size, and compare the graph with the agent.
 
-    Observations go in as the environment gives them (frames uint8 and channels-last), the state as zeros at an
-    episode's start and as the last step's output after it. The model's metadata are strings: ``config`` (TOML),
-    ``env_id``, ``observations`` and ``action_nvec`` (JSON), ``discrete``, ``state_size``, ``env_steps`` and
-    ``version``.
+    Observations are those of the environment (frames uint8 and channels-last). The state is zero at an episode's
+    start. The graph's metadata are strings: ``config`` (TOML), ``env_id``, ``observations`` and ``action_nvec``
+    (JSON), ``discrete``, ``state_size``, ``env_steps`` and ``version``.
 
     Raises:
-        ExportError: packages are missing, this torch can't export the agent, or the graph is too large for one file,
-            is not valid or differs from the agent. Nothing is written then.
+        ExportError: packages are missing, this torch can't export the agent, or the graph is larger than 2 GiB,
+            invalid or different from the agent. Nothing is written then.
     """
     try:
         import onnx
@@ -88,7 +87,7 @@ def export_onnx(policy: Policy, path: Path) -> Exported:
     inputs, outputs = _ports(policy)
     example = _example(inputs, batch=2)
     batch = torch.export.Dim("batch")
-    with _telling(path), quiet("torch.onnx", "torch.export"), torch.no_grad():
+    with _as_export_error(path), quiet("torch.onnx", "torch.export"), torch.no_grad():
         program = torch.onnx.export(
             step,
             example,
@@ -109,17 +108,17 @@ def export_onnx(policy: Policy, path: Path) -> Exported:
     with replacing(path) as file:
         file.write(content)
         file.flush()
-        with _telling(path):
+        with _as_export_error(path):
             onnx.checker.check_model(file.name, full_check=True)
-            run = _compare(Path(file.name), step, inputs, path)
-    return Exported(inputs=inputs, outputs=outputs, run=run)
+            compared = _compare(Path(file.name), step, inputs, path)
+    return Exported(inputs=inputs, outputs=outputs, compared=compared)
 
 
 def _ports(policy: Policy) -> tuple[list[Port], list[Port]]:
     taken = set(policy.spec.obs)
 
     def port(name: str, *shape: int) -> Port:
-        while name in taken:  # names are unique in a graph, and an observation may be called "state"
+        while name in taken:  # names must be unique, and an observation may be called "state"
             name = f"agent_{name}"
         return Port(name, shape, "float32")
 
@@ -159,7 +158,14 @@ def _metadata(policy: Policy) -> dict[str, str]:
 
 
 def _compare(file: Path, step: _Step, inputs: list[Port], path: Path) -> bool:
-    """Whether onnxruntime is there; then one step of the file, for several batch sizes, must equal the agent's."""
+    """Compare one step of graph and agent for several batch sizes.
+
+    Returns:
+        Whether onnxruntime is installed.
+
+    Raises:
+        ExportError: the outputs differ.
+    """
     try:
         import onnxruntime
     except ImportError:
@@ -177,15 +183,15 @@ def _compare(file: Path, step: _Step, inputs: list[Port], path: Path) -> bool:
 
 
 @contextmanager
-def _telling(path: Path) -> Iterator[None]:
-    """Whatever torch's exporter, ONNX's checker or onnxruntime raises as one line; what works differs by version."""
+def _as_export_error(path: Path) -> Iterator[None]:
+    """Turn what torch's exporter, ONNX's checker or onnxruntime raises into an :class:`ExportError` of one line."""
     try:
         yield
     except ExportError:
         raise
     except Exception as error:
         cause: BaseException = error
-        while cause.__cause__ is not None:  # the exporter's own text is advice to its developers
+        while cause.__cause__ is not None:  # the first cause; the exporter's own message is advice to its developers
             cause = cause.__cause__
         reason = shorten(f"{type(cause).__name__}: {' '.join(str(cause).split())}", 200)
         raise ExportError(

@@ -1,4 +1,4 @@
-"""Means with 95 % intervals over level seeds."""
+"""Means with 95 % intervals, over level seeds or over runs."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -9,58 +9,59 @@ import numpy as np
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Estimate:
-    """A mean and the 95 % interval around it; ``ci95`` is None where a single level seed allows no interval."""
+    """A mean and its 95 % interval; ``ci95`` is None for a single sample."""
 
     mean: float
     ci95: tuple[float, float] | None
 
     def to_dict(self) -> dict[str, Any]:
+        """Return the figures as JSON takes them."""
         return {"mean": self.mean, "ci95": None if self.ci95 is None else list(self.ci95)}
 
 
 def estimate(per_level: Sequence[Sequence[float]], *, proportion: bool) -> Estimate:
-    """Mean of a measure over levels, each played one or more times (every level weighs the same).
+    """Estimate a measure from its values on each level, played one or more times; all levels weigh the same.
 
-    Episodes of one level are not independent, so levels are the unit: the interval is the percentile bootstrap over
-    the levels' means (10,000 resamples, fixed seed). Where all levels agree the bootstrap has no width; a
-    ``proportion`` (a measure between 0 and 1) that is 0 or 1 everywhere then gets Wilson's interval with one trial
-    per level, anything else that is constant an interval of width 0.
+    Episodes of one level are not independent, so the interval is a percentile bootstrap over the levels' means. Where
+    all levels agree, its width is 0.
+
+    Args:
+        per_level: the values of each level's episodes.
+        proportion: the measure is between 0 and 1. If it is 0 or 1 everywhere, the interval is Wilson's, with one
+            trial per level.
     """
-    from scipy import stats  # here, because it takes 60 MB and a second that training without evaluation can spare
-
     means = np.array([np.mean(values) for values in per_level], dtype=np.float64)
     mean = float(means.mean())
     if len(means) < 2:
         return Estimate(mean=mean, ci95=None)
     if np.ptp(means) == 0:
         if proportion and means[0] in (0.0, 1.0):
+            from scipy import stats
+
             wilson = stats.binomtest(int(means.sum()), len(means)).proportion_ci(method="wilson")
             return Estimate(mean=mean, ci95=(float(wilson.low), float(wilson.high)))
         return Estimate(mean=mean, ci95=(mean, mean))
-    interval = stats.bootstrap(
-        (means,), np.mean, n_resamples=10_000, method="percentile", rng=np.random.default_rng(0)
-    ).confidence_interval
-    return Estimate(mean=mean, ci95=(float(interval.low), float(interval.high)))
+    return Estimate(mean=mean, ci95=_bootstrap((means,), np.mean))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class OverRuns:
-    """``iqm`` is the mean of the middle half of the runs (of all, where there are fewer than four)."""
+    """Mean and interquartile mean over runs; the latter is the mean where there are fewer than four."""
 
     mean: Estimate
     iqm: Estimate
 
 
 def over_runs(scores: Sequence[Sequence[float]]) -> OverRuns:
-    """Summarise ``scores``, one list for each task with one score for each run on it.
+    """Estimate mean and interquartile mean over runs, pooled over tasks.
 
-    The intervals are 95 % percentile intervals of a stratified bootstrap (10,000 resamples, fixed seed): within each
-    task as many runs as there are get drawn with replacement, then mean and interquartile mean are taken over the runs
-    of all tasks together. What is resampled are runs, never levels or episodes, so the interval says how another
-    training with other seeds might turn out. Of few runs it is too narrow: of two it never goes beyond them, and runs
-    that all agree leave it no width. A task with a single run can't be resampled: no interval then.
+    The bootstrap resamples runs within each task, never levels or episodes, so the interval says how training with
+    other seeds might turn out. With few runs it is too narrow: it never goes beyond the runs themselves.
+
+    Args:
+        scores: one list for each task with the score of each run. If any task has a single run, there is no interval.
     """
-    from scipy import stats  # here, because it takes a second
+    from scipy import stats
 
     def mean(*samples: np.ndarray, axis: int = -1) -> Any:
         return np.mean(np.concatenate(samples, axis=axis), axis=axis)
@@ -68,16 +69,19 @@ def over_runs(scores: Sequence[Sequence[float]]) -> OverRuns:
     def iqm(*samples: np.ndarray, axis: int = -1) -> Any:
         return stats.trim_mean(np.concatenate(samples, axis=axis), 0.25, axis=axis)
 
-    strata = tuple(np.array(values, dtype=np.float64) for values in scores)
+    tasks = tuple(np.array(values, dtype=np.float64) for values in scores)
 
     def summary(statistic: Callable[..., Any]) -> Estimate:
-        value = float(statistic(*strata))
-        if any(len(values) < 2 for values in strata):
-            return Estimate(mean=value, ci95=None)
-        rng = np.random.default_rng(0)
-        interval = stats.bootstrap(
-            strata, statistic, n_resamples=10_000, method="percentile", vectorized=True, rng=rng
-        ).confidence_interval
-        return Estimate(mean=value, ci95=(float(interval.low), float(interval.high)))
+        resampled = all(len(values) > 1 for values in tasks)
+        return Estimate(mean=float(statistic(*tasks)), ci95=_bootstrap(tasks, statistic) if resampled else None)
 
     return OverRuns(mean=summary(mean), iqm=summary(iqm))
+
+
+def _bootstrap(samples: tuple[np.ndarray, ...], statistic: Callable[..., Any]) -> tuple[float, float]:
+    """Return the 95 % percentile interval of 10,000 resamples with a fixed seed."""
+    from scipy import stats  # slow to import, and 60 MB that training without evaluation can spare
+
+    rng = np.random.default_rng(0)
+    result = stats.bootstrap(samples, statistic, n_resamples=10_000, method="percentile", vectorized=True, rng=rng)
+    return float(result.confidence_interval.low), float(result.confidence_interval.high)

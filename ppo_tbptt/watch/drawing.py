@@ -1,4 +1,4 @@
-"""A recording and an index as a picture: what is seen, what the agent makes of it, and what it remembers."""
+"""Pictures of a recording: observations, action probabilities, and recurrent state, value and reward over time."""
 
 from functools import cache
 
@@ -9,13 +9,13 @@ from ppo_tbptt.envs import MEMORY_GYM_IDS, EnvSpec
 from ppo_tbptt.watch.recording import Recording, failed
 
 VIEW = 336
-"""Edge of each view in pixels; the ground truth of MemoryGym's tasks has this size."""
+"""Edge of a view in pixels; that of MemoryGym's ground truth."""
 MARGIN, GAP, PANEL = 24, 16, 256
-"""Around everything, between views, and the width of the column beside them."""
+"""Pixels around everything, between views, and across the panel beside them."""
 MOST_ROWS = 11
-"""Lines that there is room for beside the views to show the action's probabilities."""
+"""Lines of the panel that can show action probabilities."""
 MOST_UNITS = 64
-"""Rows of the strip; of more units those that change most are shown."""
+"""Units of the recurrent state that are shown; of more, those that vary most."""
 
 GROUND, TEXT, MUTED, LINE, EMPTY = "#fcfcfa", "#1f2328", "#6e7681", "#d0d4da", "#eceef1"
 CHOSEN, OTHER, REWARD, FAILURE = "#0b62a8", "#c3cbd6", "#e08214", "#b3480e"  # told apart by the colour-blind too
@@ -23,7 +23,7 @@ CHOSEN, OTHER, REWARD, FAILURE = "#0b62a8", "#c3cbd6", "#e08214", "#b3480e"  # t
 Box = tuple[int, int, int, int]
 """Left, top, right, bottom."""
 Branch = tuple[str, tuple[str, ...]]
-"""A branch's name, empty where there is but one, and its choices' names."""
+"""The name of an action branch, empty where there is one only, and the names of its choices."""
 
 _GRID: tuple[Branch, ...] = (("", ("stay", "turn left", "turn right", "forward")),)
 _AXES: tuple[Branch, ...] = (("horizontal", ("stay", "left", "right")), ("vertical", ("stay", "up", "down")))
@@ -36,10 +36,10 @@ _KNOWN: dict[str, tuple[Branch, ...]] = {
 
 
 def draw(recording: Recording, index: int, note: str = "") -> np.ndarray:
-    """What there was to see after ``index`` steps: u8 ``[height, width, 3]``, of even sizes as H.264 wants them.
+    """Draw a recording after ``index`` steps, with ``note`` in the header.
 
-    All pictures of a recording have the same size, and so have those of recordings of the same agent and environment.
-    ``note`` is for the top of it.
+    Returns:
+        u8 ``[height, width, 3]``, both even as H.264 needs. Pictures of the same agent and environment have one size.
     """
     views = _views(recording, index)
     vectors = [(key, x) for key, x in recording.obs(index).items() if x.ndim == 1]
@@ -49,7 +49,7 @@ def draw(recording: Recording, index: int, note: str = "") -> np.ndarray:
     canvas = Image.new("RGB", (width + width % 2, 2400), GROUND)
     pen = ImageDraw.Draw(canvas)
 
-    _header(pen, recording, index, note, MARGIN, width - MARGIN)
+    _draw_header(pen, recording, index, note, MARGIN, width - MARGIN)
     top = 84
     x = MARGIN
     for caption, view in views:
@@ -59,26 +59,26 @@ def draw(recording: Recording, index: int, note: str = "") -> np.ndarray:
     bottom = top + below + (36 if views else 0)
     for caption, vector in vectors:
         box = (MARGIN, bottom, MARGIN + left, bottom + (22 if views else 64))
-        bottom = _vector(pen, recording, caption, vector, box) + 36
+        bottom = _draw_vector(pen, recording, caption, vector, box) + 36
     panel = (MARGIN + left + 2 * GAP, top, width - MARGIN, top + max(below, 256))
-    _panel(pen, recording, index, panel)
+    _draw_panel(pen, recording, index, panel)
     bottom = max(bottom, panel[3] + 36)
     ends = (MARGIN, width - MARGIN)
     if recording.states and recording.states[0].size:
-        bottom = _memory(canvas, pen, recording, index, bottom + 8, *ends) + 32
-    bottom = _curve(canvas, pen, recording, index, bottom, *ends) + MARGIN
+        bottom = _draw_states(canvas, pen, recording, index, bottom + 8, *ends) + 32
+    bottom = _draw_value_and_reward(canvas, pen, recording, index, bottom, *ends) + MARGIN
     return np.asarray(canvas.crop((0, 0, canvas.width, bottom + bottom % 2)))
 
 
-# --- what is seen ------------------------------------------------------------------------------------------------
+# --- observations ------------------------------------------------------------------------------------------------
 
 
 def _views(recording: Recording, index: int) -> list[tuple[str, Image.Image]]:
-    """Each image that the agent sees, and the environment's own picture to the right of them."""
+    """Return the observed images, then the environment's rendering, each with a caption."""
     views = []
     images = {key: x for key, x in recording.obs(index).items() if x.ndim == 3 and x.shape[2] in (1, 3)}
     for key, image in images.items():
-        if bare_id(recording.spec) in MEMORY_GYM_IDS:
+        if _bare_id(recording.spec) in MEMORY_GYM_IDS:
             image = image.transpose(1, 0, 2)  # its frames are (column, row, channel)
         views.append(("what the agent sees" + (f": {key}" if len(images) > 1 else ""), _enlarge(image)))
     rendered = recording.rendered(index)
@@ -88,7 +88,7 @@ def _views(recording: Recording, index: int) -> list[tuple[str, Image.Image]]:
 
 
 def _enlarge(image: np.ndarray) -> Image.Image:
-    """To about :data:`VIEW`, by whole pixels or, where it is larger, scaled down; grey becomes RGB."""
+    """Scale to at most :data:`VIEW`: by a whole factor if smaller, down if larger. Grey becomes RGB."""
     picture = Image.fromarray(np.repeat(image, 3, axis=2) if image.shape[2] == 1 else image[..., :3])
     edge = max(picture.size)
     if edge > VIEW:
@@ -97,8 +97,8 @@ def _enlarge(image: np.ndarray) -> Image.Image:
     return picture.resize((picture.width * factor, picture.height * factor), Image.Resampling.NEAREST)
 
 
-def _vector(pen: ImageDraw.ImageDraw, recording: Recording, key: str, vector: np.ndarray, box: Box) -> int:
-    """Cells of at most the height of ``box``, with their numbers where these fit; returns their lower edge."""
+def _draw_vector(pen: ImageDraw.ImageDraw, recording: Recording, key: str, vector: np.ndarray, box: Box) -> int:
+    """Draw a vector as coloured cells, with numbers where these fit. Returns the lower edge."""
     left, top, right, bottom = box
     several = len(recording.spec.obs) > 1
     _text(pen, (left, top - 8), f"{key}: " * several + f"{len(vector)} numbers", 13, MUTED, "ls")
@@ -119,10 +119,12 @@ def _vector(pen: ImageDraw.ImageDraw, recording: Recording, key: str, vector: np
     return top + rows * height
 
 
-# --- what the agent makes of it ----------------------------------------------------------------------------------
+# --- header and panel ----------------------------------------------------------------------------------
 
 
-def _header(pen: ImageDraw.ImageDraw, recording: Recording, index: int, note: str, left: float, right: float) -> None:
+def _draw_header(
+    pen: ImageDraw.ImageDraw, recording: Recording, index: int, note: str, left: float, right: float
+) -> None:
     _text(pen, (left, 42), recording.spec.env_id, 22, TEXT, "ls")
     _text(pen, (right, 42), f"step {index}", 18, TEXT, "rs")
     how = "most probable actions" if recording.greedy else "sampled actions"
@@ -131,17 +133,17 @@ def _header(pen: ImageDraw.ImageDraw, recording: Recording, index: int, note: st
     pen.line((left, 54, right, 54), fill=LINE)
 
 
-def _panel(pen: ImageDraw.ImageDraw, recording: Recording, index: int, box: Box) -> None:
+def _draw_panel(pen: ImageDraw.ImageDraw, recording: Recording, index: int, box: Box) -> None:
     left, top, right, bottom = box
-    asked = index < len(recording.probs)
-    if asked:
+    acted = index < len(recording.probs)
+    if acted:
         _text(pen, (left, top - 8), "what it does", 13, MUTED, "ls")
-        _actions(pen, recording, index, (left, top, right, bottom - 3 * 26 - 24))
+        _draw_actions(pen, recording, index, (left, top, right, bottom - 3 * 26 - 24))
     else:
-        _outcome(pen, recording, box)
+        _draw_outcome(pen, recording, box)
     rewards = recording.rewards[:index]
     figures = {
-        "value": f"{recording.values[index]:.3f}" if asked else "",
+        "value": f"{recording.values[index]:.3f}" if acted else "",
         "last reward": f"{rewards[-1]:.3f}" if rewards else "",
         "return so far": f"{sum(rewards):.3f}",
     }
@@ -153,8 +155,8 @@ def _panel(pen: ImageDraw.ImageDraw, recording: Recording, index: int, box: Box)
         _text(pen, (right, y - 8), figure, 18, TEXT, "rs")
 
 
-def _actions(pen: ImageDraw.ImageDraw, recording: Recording, index: int, box: Box) -> None:
-    """Bars, with the chosen one in colour. Where there are too many, the most probable ones and the chosen one."""
+def _draw_actions(pen: ImageDraw.ImageDraw, recording: Recording, index: int, box: Box) -> None:
+    """Draw probabilities as bars: all of them, or where there are too many the chosen and the most probable ones."""
     left, y, right, bottom = box
     labels = action_labels(recording.spec)
     named = sum(1 for name, _ in labels if name)
@@ -189,8 +191,8 @@ def _actions(pen: ImageDraw.ImageDraw, recording: Recording, index: int, box: Bo
 
 
 def action_labels(spec: EnvSpec) -> tuple[Branch, ...]:
-    """Each branch of the action with its choices: by name where the environment is known, else by number."""
-    known = _KNOWN.get(bare_id(spec))
+    """Name the action branches and their choices; in unknown environments by number."""
+    known = _KNOWN.get(_bare_id(spec))
     if known is not None and tuple(len(choices) for _, choices in known) == spec.action_nvec:
         return known
     several = len(spec.action_nvec) > 1
@@ -200,12 +202,12 @@ def action_labels(spec: EnvSpec) -> tuple[Branch, ...]:
     )
 
 
-def bare_id(spec: EnvSpec) -> str:
-    """The environment's id without the module that registers it."""
+def _bare_id(spec: EnvSpec) -> str:
+    """Return the environment's id without the module that registers it."""
     return spec.env_id.rpartition(":")[2]
 
 
-def _outcome(pen: ImageDraw.ImageDraw, recording: Recording, box: Box) -> None:
+def _draw_outcome(pen: ImageDraw.ImageDraw, recording: Recording, box: Box) -> None:
     left, top, right, _ = box
     episode, lost = recording.episode, failed(recording)
     word = {True: "failed", False: "solved", None: "the end"}[lost]
@@ -223,14 +225,19 @@ def _outcome(pen: ImageDraw.ImageDraw, recording: Recording, box: Box) -> None:
         _text(pen, (right, y - 6), f"{value:.4g}", 16, TEXT, "rs")
 
 
-# --- what it remembers ---------------------------------------------------------------------------------------------
+# --- over time ---------------------------------------------------------------------------------------------
 
 
 def select_units(states: np.ndarray) -> np.ndarray:
-    """Which units to show, and in which order from top to bottom: i64 ``[R]`` with R <= :data:`MOST_UNITS`.
+    """Select the units that vary most and order them so that correlated ones are neighbours.
 
-    ``states`` is f32 ``[T, D]``. Units that rise and fall together become neighbours: each unit is a point in the plane
-    of the two strongest common movements, and they are taken by their angle.
+    Each unit is a point in the plane of the first two principal components; they are sorted by angle.
+
+    Args:
+        states: f32 ``[T, D]``.
+
+    Returns:
+        i64 ``[R]`` with R <= :data:`MOST_UNITS`.
     """
     changes = states - states.mean(0)
     units = np.argsort(-(changes**2).mean(0), kind="stable")[:MOST_UNITS]
@@ -239,8 +246,8 @@ def select_units(states: np.ndarray) -> np.ndarray:
     return units[np.argsort(np.arctan2(axes[:, -1], axes[:, 0]), kind="stable")]
 
 
-def largest(values: np.ndarray) -> float:
-    """The end of a colour scale that is even about 0: almost all of ``values`` are within, single outliers are not."""
+def _scale_end(values: np.ndarray) -> float:
+    """Return the end of a colour scale symmetric about 0, past which lie only outliers."""
     return max(1e-3, float(np.quantile(np.abs(values), 0.995))) if values.size else 1.0
 
 
@@ -260,50 +267,50 @@ def colours(values: np.ndarray, end: float) -> np.ndarray:
     return (colormaps["RdBu_r"](position.round().astype(np.int64))[..., :3] * 255).round().astype(np.uint8)
 
 
-def _columns(recording: Recording, index: int) -> int:
-    """Steps that the time axis has room for: all of them once the episode is over."""
+def _axis_length(recording: Recording, index: int) -> int:
+    """Return the length of the time axis in steps: exact once the episode is over, else a power of two."""
     if recording.over:
         return max(1, recording.num_steps)
     return max(32, 1 << index.bit_length())
 
 
-def _settled(recording: Recording) -> np.ndarray:
-    """The states ``[T, D]`` that decide about order and colours. While it is live they seldom change, as T doubles."""
+def _reference_states(recording: Recording) -> np.ndarray:
+    """Return the states ``[T, D]`` that order and scale the units: T doubles, so both seldom change in an episode."""
     known = len(recording.states)
     if not recording.over:
         known = 1 << (known.bit_length() - 1)
     return np.stack(recording.states[:known])
 
 
-def _memory(
+def _draw_states(
     canvas: Image.Image, pen: ImageDraw.ImageDraw, recording: Recording, index: int, top: int, left: int, right: int
 ) -> int:
-    """A row for each unit and a column for each step up to now; returns its lower edge."""
-    settled = _settled(recording)
-    units = select_units(settled)
-    end = largest(settled[:, units])
-    size = settled.shape[1]
+    """Draw the recurrent state, one row per unit and one column per step. Returns the lower edge."""
+    reference = _reference_states(recording)
+    units = select_units(reference)
+    end = _scale_end(reference[:, units])
+    size = reference.shape[1]
     which = f"{size} units" if len(units) == size else f"the {len(units)} of its {size} units that change most"
     _text(pen, (left, top - 16), f"what it remembers: {which}, alike ones together, over time", 13, MUTED, "ls")
-    _scale(canvas, pen, end, top - 27, right)
+    _draw_scale(canvas, pen, end, top - 27, right)
 
     row = max(3, min(16, 176 // len(units)))
     height = row * len(units)
     pen.rectangle((left, top, right, top + height - 1), fill=EMPTY)
     states = np.stack(recording.states[: index + 1])[:, units]
-    column = (right - left) / _columns(recording, index)
+    column = (right - left) / _axis_length(recording, index)
     cells = Image.fromarray(np.ascontiguousarray(colours(states, end).transpose(1, 0, 2)))
     width = max(1, min(right - left, round(column * len(states))))
     shrink = Image.Resampling.NEAREST if width >= len(states) else Image.Resampling.BOX
     canvas.paste(
         cells.resize((width, len(units)), shrink).resize((width, height), Image.Resampling.NEAREST), (left, top)
     )
-    _now(pen, left + column * index, column, top, top + height, right)
+    _mark_step(pen, left + column * index, column, top, top + height, right)
     return top + height
 
 
-def _now(pen: ImageDraw.ImageDraw, x: float, column: float, top: int, bottom: int, right: int) -> None:
-    """Mark the present column."""
+def _mark_step(pen: ImageDraw.ImageDraw, x: float, column: float, top: int, bottom: int, right: int) -> None:
+    """Mark the current step."""
     x = min(x, right)
     end = min(x + column, right)
     middle = (x + end) / 2
@@ -314,8 +321,8 @@ def _now(pen: ImageDraw.ImageDraw, x: float, column: float, top: int, bottom: in
     pen.polygon([(middle - 6, top - 9), (middle + 6, top - 9), (middle, top - 2)], fill=TEXT)
 
 
-def _scale(canvas: Image.Image, pen: ImageDraw.ImageDraw, end: float, top: int, right: int) -> None:
-    """The colours' meaning, to the left of ``right``."""
+def _draw_scale(canvas: Image.Image, pen: ImageDraw.ImageDraw, end: float, top: int, right: int) -> None:
+    """Draw the colour scale, its right edge at ``right``."""
     bar = colours(np.linspace(-end, end, 80), end)[None].repeat(10, 0)
     text = f"{end:.2g}"
     _text(pen, (right, top + 10), text, 13, MUTED, "rs")
@@ -324,10 +331,10 @@ def _scale(canvas: Image.Image, pen: ImageDraw.ImageDraw, end: float, top: int, 
     _text(pen, (right - 126, top + 10), f"-{text}", 13, MUTED, "rs")
 
 
-def _curve(
+def _draw_value_and_reward(
     canvas: Image.Image, pen: ImageDraw.ImageDraw, recording: Recording, index: int, top: int, left: int, right: int
 ) -> int:
-    """The value as a line, the rewards as bars, on one scale, over the memory's columns; returns its lower edge."""
+    """Draw value (line) and reward (bars) over time on one scale. Returns the lower edge."""
     height = 72
     figures = [0.0, *recording.values, *recording.rewards]
     low, high = min(figures), max(figures)
@@ -335,16 +342,16 @@ def _curve(
     _text(pen, (left + 156, top - 8), "and what it gets (reward)", 13, REWARD, "ls")
     _text(pen, (right, top - 8), f"{low:.2g} to {high:.2g}", 13, MUTED, "rs")
 
-    fine = 3  # drawn so many times as large, because lines are not smoothed
+    fine = 3  # draw at this multiple and scale down, because Pillow does not smooth lines
     plot = Image.new("RGB", ((right - left) * fine, height * fine), EMPTY)
     fine_pen = ImageDraw.Draw(plot)
     unit = (height - 12) * fine / max(high - low, 1e-3)
     zero = 6 * fine + high * unit
-    column = plot.width / _columns(recording, index)
+    column = plot.width / _axis_length(recording, index)
     half = max(0.5 * fine, min(3 * fine, column / 6))
     for step, reward in enumerate(recording.rewards[:index]):
         if reward:
-            x = min(column * (step + 1), plot.width - half)  # where the next observation comes
+            x = min(column * (step + 1), plot.width - half)  # at the observation that it came with
             y = zero - reward * unit
             fine_pen.rectangle((x - half, min(y, zero), x + half, max(y, zero)), fill=REWARD)
     fine_pen.line((0, zero, plot.width, zero), fill=MUTED, width=fine)
@@ -361,7 +368,7 @@ def _curve(
 
 
 def text_line(text: str, width: int, height: int = 32) -> np.ndarray:
-    """A line of text on a strip of its own: u8 ``[height, width, 3]``."""
+    """Draw a line of text: u8 ``[height, width, 3]``."""
     canvas = Image.new("RGB", (width, height), EMPTY)
     _text(ImageDraw.Draw(canvas), (MARGIN, height / 2), text, 14, MUTED, "lm")
     return np.asarray(canvas)
