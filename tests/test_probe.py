@@ -10,7 +10,7 @@ import pytest
 from configs_for_tests import tiny
 from test_evaluation import tracer_agent
 
-from ppo_tbptt.analysis.probe import Probe, probe
+from ppo_tbptt.analysis.probe import ProbeResult, probe_memory
 from ppo_tbptt.analysis.probe_figure import draw_probe
 from ppo_tbptt.cli import main
 from ppo_tbptt.commands import probe as command
@@ -22,8 +22,8 @@ TRACER = EnvConfig(id="fixture_envs:fixture/Tracer-v0")
 LEVELS: dict[str, Any] = {"seeds": range(100, 130), "repeats": 3}
 
 
-def play(**changes: Any) -> Probe:
-    return probe(tracer_agent(), TRACER, **{**LEVELS, "num_workers": 0, **changes})
+def play(**changes: Any) -> ProbeResult:
+    return probe_memory(tracer_agent(), TRACER, **{**LEVELS, "num_workers": 0, **changes})
 
 
 def test_it_plays_each_disturbance_once() -> None:
@@ -113,15 +113,15 @@ def test_a_signal_stops_it_and_nothing_is_written(
 ) -> None:
     before = set(run.rglob("*"))
 
-    def interrupted(*args: Any, progress: Any, **kwargs: Any) -> Probe:
+    def interrupted(*args: Any, progress: Any, **kwargs: Any) -> ProbeResult:
         def report(finished: int, total: int | None) -> None:
             if total is not None:  # in the midst of the disturbed episodes
                 os.kill(os.getpid(), signal.SIGINT)
             progress(finished, total)
 
-        return probe(*args, progress=report, **kwargs)
+        return probe_memory(*args, progress=report, **kwargs)
 
-    monkeypatch.setattr(command, "probe", interrupted)
+    monkeypatch.setattr(command, "probe_memory", interrupted)
     assert main(["probe", str(run), *SMALL]) == 130
     assert "nothing was written" in capsys.readouterr().out
     assert set(run.rglob("*")) == before

@@ -1,1 +1,1 @@
-"""What finished and unfinished runs say: read from their folders, grouped, compared and drawn."""
+"""Runs read from their folders, grouped, compared and drawn; and the memory probe."""

@@ -1,4 +1,4 @@
-"""Learning curves as a figure for print: legible in grey and for the colour-blind."""
+"""Learning curves as a figure for print, legible in grey and for the colour-blind."""
 
 import textwrap
 from collections.abc import Sequence
@@ -13,29 +13,29 @@ from matplotlib.ticker import EngFormatter
 
 from ppo_tbptt.analysis.curves import LearningCurve, held_out_curve, training_curve
 from ppo_tbptt.analysis.groups import Group, task_titles
-from ppo_tbptt.analysis.published import AGENTS, SOURCE, Curve, published_curves
+from ppo_tbptt.analysis.published import AGENTS, SOURCE, PublishedCurve, published_curves
 
-# Okabe and Ito's colours, told apart by the colour-blind, without the yellow, which is
-# faint on paper; black and grey are the published curves'.
+# Okabe and Ito's colours, which the colour-blind can tell apart, without yellow (faint on paper) and black (the
+# published curves').
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 DASHES = ("-", "--", "-.", ":")
 PUBLISHED_DASHES = dict(zip(AGENTS, ("-", "-", (0, (5, 2)), (0, (1, 1.5)), (0, (5, 1.5, 1, 1.5)), "-."), strict=True))
 
 WIDTH = 7.2
-"""Inches: a page between its margins, so that 8 points stay 8 points in print."""
+"""Inches, the text width of a page: 8 points stay 8 points in print."""
 PANELS, CAPTION_LINE, LEGEND_LINE = 2.4, 0.155, 0.19
 """Inches of height."""
 SHORT = 0.1
-"""Runs shorter than this share of the published ones are drawn over a logarithmic axis: they would be a dot else."""
+"""Runs shorter than this share of the published ones get a logarithmic axis, where they are more than a dot."""
 
 
 def learning_curves(tasks: Sequence[Sequence[Group]]) -> Figure:
-    """One row for each task, its groups in it: held-out measure over environment steps and over hours."""
+    """Draw a row for each task: its groups' held-out headline measure over environment steps and over hours."""
     published = [published_curves(groups[0].runs[0].config.env) for groups in tasks]
     caption = textwrap.wrap(_caption([group for groups in tasks for group in groups], published), 116)
     entries = [
-        len(groups) + sum(map(_is_scarce, groups)) + len(curves)
+        len(groups) + sum(map(_needs_training_curve, groups)) + len(curves)
         for groups, curves in zip(tasks, published, strict=True)
     ]
     heights = [PANELS + LEGEND_LINE * (-(-number // 2) + 1) for number in entries]
@@ -45,19 +45,19 @@ def learning_curves(tasks: Sequence[Sequence[Group]]) -> Figure:
         FigureCanvasAgg(figure)
         rows = figure.subfigures(len(heights), 1, height_ratios=heights, squeeze=False)[:, 0]
         for row, title, groups, curves in zip(rows, task_titles(tasks), tasks, published, strict=False):
-            _task(row, title, groups, curves)
+            _draw_task(row, title, groups, curves)
         rows[-1].text(0.015, 0.95, "\n".join(caption), fontsize=8, va="top", ha="left", linespacing=1.25)
     return figure
 
 
 def save(figure: Figure, file: BinaryIO, kind: str) -> None:
-    """``kind``: png, svg or pdf. The same figure gives the same bytes."""
+    """Write ``figure`` as ``kind`` (png, svg or pdf); the same figure gives the same bytes."""
     metadata = {"svg": {"Date": None}, "pdf": {"CreationDate": None}}.get(kind)
     with rc_context({"svg.hashsalt": "ppo_tbptt"}):
         figure.savefig(file, format=kind, metadata=metadata)
 
 
-def _task(row: SubFigure, title: str, groups: Sequence[Group], published: Sequence[Curve]) -> None:
+def _draw_task(row: SubFigure, title: str, groups: Sequence[Group], published: Sequence[PublishedCurve]) -> None:
     row.suptitle(title, fontsize=9, fontweight="bold")
     by_steps, by_time = row.subplots(1, 2, sharey=True)
     short = all(run.hours < 1 for group in groups for run in group.runs)
@@ -70,29 +70,30 @@ def _task(row: SubFigure, title: str, groups: Sequence[Group], published: Sequen
         marker = MARKERS[number % len(MARKERS)]
         held_out, training = held_out_curve(group), training_curve(group)
         for axes in (by_steps, by_time):
-            for curve in (training if _is_scarce(group) else None, held_out):
+            for curve in (training if _needs_training_curve(group) else None, held_out):
                 if curve is None:
                     continue
                 x = curve.env_steps if axes is by_steps else curve.hours * (60 if short else 1)
                 if curve is held_out:
-                    _held_out(axes, x, curve, _label(group), look, marker)
+                    _draw_held_out(axes, x, curve, _label(group), look, marker)
                 else:
                     label = f"{_label(group)}: training episodes"
                     axes.plot(x, curve.mean, linewidth=0.8, alpha=0.6, label=label, **look)
     for curve in published:
-        _published(by_steps, curve)
-    _axes(by_steps, by_time, groups, published)
+        _draw_published(by_steps, curve)
+    _set_axes(by_steps, by_time, groups, published)
     handles, labels = by_steps.get_legend_handles_labels()
     row.legend(handles, labels, loc="outside lower center", ncols=2, frameon=False, handlelength=3.2)
 
 
-def _is_scarce(group: Group) -> bool:
-    """Held-out results only of the end (of the checkpoints that were kept, say), or too few for a line: training's own
-    episodes have to show how it went."""
+def _needs_training_curve(group: Group) -> bool:
+    """Whether held-out results are too few or too late for a curve, so that training episodes are drawn too."""
     return any(len(run.held_out) < 2 or run.held_out[0].env_steps > run.env_steps / 2 for run in group.runs)
 
 
-def _held_out(axes: Axes, x: np.ndarray, curve: LearningCurve, label: str, look: dict[str, Any], marker: str) -> None:
+def _draw_held_out(
+    axes: Axes, x: np.ndarray, curve: LearningCurve, label: str, look: dict[str, Any], marker: str
+) -> None:
     known = np.isfinite(curve.low)
     every = max(1, len(x) // 12)
     axes.plot(x, curve.mean, linewidth=1.5, marker=marker, markersize=4, markevery=every, label=label, zorder=3, **look)
@@ -104,8 +105,8 @@ def _held_out(axes: Axes, x: np.ndarray, curve: LearningCurve, label: str, look:
         axes.errorbar(x[known], mean, yerr=errors, fmt="none", ecolor=look["color"], capsize=2.5, linewidth=1, zorder=2)
 
 
-def _published(axes: Axes, curve: Curve) -> None:
-    """Behind the runs; the greys differ in their dashes, and GRU, the one to beat, is the darkest."""
+def _draw_published(axes: Axes, curve: PublishedCurve) -> None:
+    """Draw a published curve behind the runs, grey with dashes of its own; GRU is the darkest."""
     axes.plot(
         curve.env_steps,
         curve.means,
@@ -117,7 +118,7 @@ def _published(axes: Axes, curve: Curve) -> None:
     )
 
 
-def _axes(by_steps: Axes, by_time: Axes, groups: Sequence[Group], published: Sequence[Curve]) -> None:
+def _set_axes(by_steps: Axes, by_time: Axes, groups: Sequence[Group], published: Sequence[PublishedCurve]) -> None:
     runs = [run for group in groups for run in group.runs]
     headline, largest = runs[0].headline, runs[0].headline_max
     unit = "sum of rewards" if headline == "return" else "number" if largest is None else "share"
@@ -145,14 +146,14 @@ def _label(group: Group) -> str:
     return f"{name} ({core}, {number} runs)" if number > 1 else f"{name} ({core})"
 
 
-def _caption(groups: Sequence[Group], published: Sequence[Sequence[Curve]]) -> str:
+def _caption(groups: Sequence[Group], published: Sequence[Sequence[PublishedCurve]]) -> str:
     text = "Held-out levels."
     if any(len(group.runs) > 1 for group in groups):
         text += " Several runs of one config: mean of those with results, as far as all have come, and shaded its 95 %"
         text += " interval over runs."
     if any(len(group.runs) == 1 for group in groups):
         text += " A single run: 95 % interval over level seeds, where an evaluation's file tells it."
-    if any(map(_is_scarce, groups)):
+    if any(map(_needs_training_curve, groups)):
         text += " Thin: training episodes, on training levels, of runs without held-out results on the way."
     if any(published):
         text += f" Published curves (without times): means over 5 runs, {SOURCE}."

@@ -1,20 +1,18 @@
-"""Runs that differ in nothing but chance, and what groups of them differ in."""
+"""Groups of runs that differ only in chance, their summaries, and the settings in which groups differ."""
 
 import json
 import os
 import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import takewhile
 from pathlib import Path
 from statistics import median
 from typing import Any
 
 from ppo_tbptt.analysis.runs import Point, Run
-from ppo_tbptt.config import Config
 from ppo_tbptt.evaluation.statistics import Estimate, over_runs
 
-NO_MATTER = frozenset(
+IGNORED_SETTINGS = frozenset(
     {
         "seed",
         "device",
@@ -35,7 +33,7 @@ NO_MATTER = frozenset(
         "train.max_unwritable_minutes",
     }
 )
-"""Settings that runs of one group may differ in: chance, where and how safely a run is done, what it keeps of it."""
+"""Settings in which runs of one group may differ: chance, hardware, fault handling and what is saved."""
 
 FRACTIONS = (0.5, 0.9, 0.99)
 
@@ -44,47 +42,51 @@ Settings = dict[str, Any]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Group:
-    """Runs of one config but for ``NO_MATTER``, in the order they were named."""
+    """Runs whose configs differ only in ``IGNORED_SETTINGS``, in the order given."""
 
     letter: str
-    """A, B, ...: short for tables."""
+    """A, B, ...: its label in tables."""
     name: str
-    """The run's folder, or what the folders of its runs have in common."""
+    """The run's folder, or the common prefix of several."""
     runs: tuple[Run, ...]
 
     @property
     def task(self) -> str:
-        return task_key(self.runs[0].config)
+        """The task as a key: results of one environment, options and limit on steps can be compared."""
+        env = self.runs[0].config.env
+        return json.dumps([env.id, env.options, env.max_episode_steps], sort_keys=True)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Summary:
-    """One figure of a group: over its runs, or for one run with the interval over level seeds."""
+    """One result of a group: over its runs, or for a single run with its interval over level seeds."""
 
     estimate: Estimate
     iqm: Estimate | None
-    """None for one run."""
+    """Interquartile mean; None for a single run."""
     runs: int
-    """Those that have the figure."""
+    """Number of runs that have the result."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Reach:
-    """When ``value`` was first reached or passed. The median over runs, where one that has not yet counts as later than
-    all others: None where that is half of them or more."""
+    """When held-out results first reached ``value``: the median over runs.
+
+    Runs that have not reached it count as infinitely late; the median is None where it is infinite.
+    """
 
     fraction: float
     value: float
     runs: int
-    """Those that have reached it."""
+    """Number of runs that have reached it."""
     env_steps: float | None
     hours: float | None
     at_the_latest: bool
-    """It was passed at the very first held-out result of a run, so when exactly is not known."""
+    """Whether some run reached it by its first held-out result, so that the time is only an upper bound."""
 
 
 def settings_of(run: Run) -> Settings:
-    """``{"ppo.gamma": 0.99, "env.options.arena_size": 5, ...}`` but for ``NO_MATTER``; a schedule is one of them."""
+    """Flatten a config without ``IGNORED_SETTINGS``: ``{"ppo.gamma": 0.99, "env.options.arena_size": 5, ...}``."""
     settings: Settings = {"ranks": run.ranks}
     for name, value in run.config.to_dict().items():
         for key, inner in value.items() if isinstance(value, dict) else [("", value)]:
@@ -93,17 +95,11 @@ def settings_of(run: Run) -> Settings:
                 settings |= {f"{dotted}.{option}": setting for option, setting in inner.items()}
             else:
                 settings[dotted] = inner
-    return {key: value for key, value in settings.items() if key not in NO_MATTER}
-
-
-def task_key(config: Config) -> str:
-    """Equal for runs whose results can be held against each other: environment, options and limit on episodes."""
-    env = config.env
-    return json.dumps([env.id, env.options, env.max_episode_steps], sort_keys=True)
+    return {key: value for key, value in settings.items() if key not in IGNORED_SETTINGS}
 
 
 def group_runs(runs: Sequence[Run]) -> list[Group]:
-    """Groups in the order of their first runs."""
+    """Group runs, in the order of the groups' first runs."""
     together: dict[str, list[Run]] = {}
     for run in runs:
         together.setdefault(json.dumps(settings_of(run), sort_keys=True), []).append(run)
@@ -115,7 +111,7 @@ def group_runs(runs: Sequence[Run]) -> list[Group]:
 
 
 def by_task(groups: Sequence[Group]) -> list[list[Group]]:
-    """Groups whose results can be held against each other, in the order of their first."""
+    """Collect the groups of each task, in the order of the tasks' first groups."""
     tasks: dict[str, list[Group]] = {}
     for group in groups:
         tasks.setdefault(group.task, []).append(group)
@@ -123,7 +119,7 @@ def by_task(groups: Sequence[Group]) -> list[list[Group]]:
 
 
 def task_titles(tasks: Sequence[Sequence[Group]]) -> list[str]:
-    """The environments' ids; with the options that tell them apart where an id occurs more than once."""
+    """Title tasks by environment id, with the options that distinguish tasks of one id."""
     envs = [groups[0].runs[0].config.env for groups in tasks]
     settings = [{"max_episode_steps": env.max_episode_steps, **env.options} for env in envs]
     titles = []
@@ -141,7 +137,7 @@ def _letter(number: int) -> str:
 
 
 def _names(paths: Sequence[Path]) -> dict[Path, str]:
-    """The last folders of the paths, with those above them where that tells them apart."""
+    """Name paths relative to their common parent folder."""
     whole = {path: path.absolute() for path in paths}
     shared = Path(os.path.commonpath([path.parent for path in whole.values()]))
     return {path: str(absolute.relative_to(shared)) for path, absolute in whole.items()}
@@ -150,14 +146,12 @@ def _names(paths: Sequence[Path]) -> dict[Path, str]:
 def _common(names: Sequence[str]) -> str:
     if len(names) == 1:
         return names[0]
-    prefix = "".join(
-        letters[0] for letters in takewhile(lambda letters: len(set(letters)) == 1, zip(*names, strict=False))
-    )
+    prefix = os.path.commonprefix(list(names))  # noqa: RUF071 (by character, not by folder)
     return f"{prefix}*" if prefix else f"{names[0]}, ..."
 
 
 def differences(groups: Sequence[Group]) -> dict[str, dict[str, Any]]:
-    """The settings in which groups differ, each with its value by the groups' letters; None where one has none."""
+    """Map each setting in which groups differ to its values by the groups' letters; None where it is not set."""
     settings = {group.letter: settings_of(group.runs[0]) for group in groups}
     keys = dict.fromkeys(key for of_one in settings.values() for key in of_one)
     found = {}
@@ -169,7 +163,7 @@ def differences(groups: Sequence[Group]) -> dict[str, dict[str, Any]]:
 
 
 def summarise(points: Sequence[Point | None]) -> Summary | None:
-    """``points``: of each run its last, or its best. None where no run has one."""
+    """Summarise the last or the best results, one of each run; None where no run has one."""
     known = [point for point in points if point is not None]
     if not known:
         return None
@@ -180,13 +174,14 @@ def summarise(points: Sequence[Point | None]) -> Summary | None:
 
 
 def goal(groups: Sequence[Group]) -> float | None:
-    """What the fractions are of, for groups of one task: the measure's maximum, else the best value any run got."""
+    """Return the value that fractions refer to in one task: the headline's maximum, else the best result."""
     runs = [run for group in groups for run in group.runs]
     best = [run.best.mean for run in runs if run.best is not None]
     return runs[0].headline_max if runs[0].headline_max is not None else max(best, default=None)
 
 
 def reach(group: Group, fraction: float, of: float) -> Reach:
+    """Find when the runs of a group first reached ``fraction`` of the value ``of``."""
     value = fraction * of
     firsts = [next((point for point in run.held_out if point.mean >= value), None) for run in group.runs]
     reached = [point for point in firsts if point is not None]

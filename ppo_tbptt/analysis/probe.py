@@ -1,4 +1,4 @@
-"""Does an agent use its memory, and how far back? It plays the same levels with its recurrent state disturbed."""
+"""The memory probe: evaluations with the recurrent state disturbed show whether, and how far back, it is used."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -11,22 +11,22 @@ from ppo_tbptt.evaluation.statistics import Estimate
 from ppo_tbptt.models import Agent
 
 NOISE = (0.1, 0.3, 1.0)
-"""Standard deviations, in root mean squares of each unit of the undisturbed state."""
+"""Standard deviations, in multiples of each unit's root mean square in the undisturbed state."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Trial:
-    """All episodes with the recurrent state treated in one way."""
+    """The evaluation of one disturbance of the recurrent state."""
 
     kind: Literal["intact", "forget", "shuffle", "noise"]
     amount: float | None
-    """forget: every so many steps of an episode. noise: see :data:`NOISE`."""
+    """forget: the steps of an episode between wipes. noise: one of :data:`NOISE`."""
     measures: dict[str, Estimate]
     capped: int
 
     @property
     def label(self) -> str:
-        """What was done to the state."""
+        """The disturbance in words."""
         if self.kind == "forget":
             return "wiped at every step" if self.amount == 1 else f"wiped every {self.amount:g} steps"
         if self.kind == "noise":
@@ -34,6 +34,7 @@ class Trial:
         return {"intact": "as it is", "shuffle": "another level's"}[self.kind]
 
     def to_dict(self) -> dict[str, Any]:
+        """Return the trial as JSON takes it."""
         return {
             "kind": self.kind,
             "amount": self.amount,
@@ -43,27 +44,28 @@ class Trial:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Probe:
-    """The outcome of :func:`probe`."""
+class ProbeResult:
+    """The outcome of :func:`probe_memory`."""
 
     intact: Evaluation
     longest: int
-    """Steps of the longest undisturbed episode: wiping no more often than that changes nothing."""
+    """Steps of the longest undisturbed episode; wipes further apart than that never occur."""
     state_rms: float
-    """Root mean square of the undisturbed state, over all of its units."""
+    """Root mean square of the undisturbed state over all units."""
     trials: list[Trial]
-    """The intact state first, then the shortest memory to the longest, another's state, and more and more noise."""
+    """Intact, then wiped at growing intervals, exchanged, and with growing noise."""
 
     def of(self, kind: str) -> list[Trial]:
+        """Return the trials of one kind."""
         return [trial for trial in self.trials if trial.kind == kind]
 
     def to_dict(self) -> dict[str, Any]:
-        """The undisturbed evaluation, as any other, and the trials beside it."""
+        """Return the undisturbed evaluation as JSON takes it, with the trials in it."""
         trials = [trial.to_dict() for trial in self.trials]
         return {**self.intact.to_dict(), "longest": self.longest, "state_rms": self.state_rms, "trials": trials}
 
 
-def probe(
+def probe_memory(
     agent: Agent,
     env: EnvConfig,
     *,
@@ -72,16 +74,25 @@ def probe(
     sampling_seed: int = 0,
     progress: Callable[[int, int | None], None] | None = None,
     **protocol: Any,
-) -> Probe:
-    """Play ``seeds`` x ``repeats`` episodes as :func:`~ppo_tbptt.evaluation.evaluate.evaluate` does, once for each disturbance.
+) -> ProbeResult:
+    """Evaluate the agent once for each disturbance of its recurrent state.
 
-    The state is left as it is; wiped every 1, 2, 4, ... steps of an episode, while that is less than the longest
-    undisturbed one; exchanged at every step with that of an episode of another level; and noisy at every step.
-    ``progress`` is called with the number of finished episodes, and that of all episodes once it is known.
+    The state is left intact; wiped every 1, 2, 4, ... steps of an episode, up to the longest undisturbed one;
+    exchanged at every step with that of an episode of another level; and given noise at every step.
+
+    Args:
+        agent: with a recurrent state.
+        env: the task.
+        seeds: level seeds.
+        repeats: episodes of each level seed.
+        sampling_seed: of action noise and disturbances.
+        progress: called with the number of finished episodes, and that of all episodes once it is known.
+        protocol: other arguments of :func:`~ppo_tbptt.evaluation.evaluate.evaluate`.
 
     Raises:
         ValueError: the agent has no recurrent state.
-        EnvError, WorkerError: see :mod:`ppo_tbptt.envs`.
+        EnvError: the environment cannot be made.
+        WorkerError: an environment keeps failing.
     """
     if not agent.core.state_size:
         raise ValueError("this agent has no recurrent state (core none), so there is no memory to disturb")
@@ -116,4 +127,6 @@ def probe(
     play("shuffle", disturb=Shuffle(sampling_seed))
     for amount in NOISE:
         play("noise", amount, disturb=AddNoise(measure.rms * amount, sampling_seed))
-    return Probe(intact=intact, longest=longest, state_rms=float(measure.rms.square().mean().sqrt()), trials=trials)
+    return ProbeResult(
+        intact=intact, longest=longest, state_rms=float(measure.rms.square().mean().sqrt()), trials=trials
+    )

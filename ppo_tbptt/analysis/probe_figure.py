@@ -1,4 +1,4 @@
-"""The picture of a probe: how well the agent plays over how long its memory lasts."""
+"""The figure of a memory probe."""
 
 from collections.abc import Sequence
 
@@ -6,17 +6,21 @@ import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from ppo_tbptt.analysis.probe import Probe, Trial
+from ppo_tbptt.analysis.probe import ProbeResult, Trial
 
 INK, CURVE, SHUFFLE, NOISE = "0.15", "#0072B2", "#D55E00", "0.42"  # dashes and labels tell them apart too
 NOISE_DASHES = ((0, (7, 2)), (0, (4, 2)), (0, (1.5, 1.5)))
 
 
-def draw_probe(probe: Probe, *, title: str, top: float | None) -> Figure:
-    """The headline measure over the number of steps after which the state is wiped, with bands of 95 %.
+def draw_probe(probe: ProbeResult, *, title: str, top: float | None) -> Figure:
+    """Draw the headline measure over the number of steps between wipes, with 95 % intervals.
 
-    Horizontal lines are the undisturbed agent, the one with another episode's state, and those with noise. ``top`` is
-    the measure's largest possible value, None where there is none.
+    Horizontal lines are the other trials.
+
+    Args:
+        probe: what to draw.
+        title: of the figure.
+        top: the measure's largest possible value, if there is one.
     """
     figure = Figure(figsize=(7.2, 4.2), dpi=200, layout="constrained")
     FigureCanvasAgg(figure)
@@ -24,7 +28,7 @@ def draw_probe(probe: Probe, *, title: str, top: float | None) -> Figure:
     name = probe.intact.headline
     (intact,), spans = probe.of("intact"), probe.of("forget")
 
-    never = 2.0 ** len(spans)  # the next power of two is as good as never
+    never = 2.0 ** len(spans)  # the next power of two stands for no wipes
     x = [*(float(trial.amount or 1) for trial in spans), never]
     points = [trial.measures[name] for trial in (*spans, intact)]
     means = [point.mean for point in points]
@@ -59,13 +63,13 @@ def draw_probe(probe: Probe, *, title: str, top: float | None) -> Figure:
 
 
 def _label(figure: Figure, lines: Sequence[tuple[Trial, str, str, object]], name: str) -> None:
-    """The names of horizontal lines at their right ends, moved apart where they would overlap."""
+    """Label horizontal lines at their right ends, without overlaps."""
     axes = figure.axes[0]
     bottom, top = axes.get_ylim()
     order = sorted(lines, key=lambda line: line[0].measures[name].mean, reverse=True)
-    order.reverse()  # of equals the first is the highest
+    order.reverse()  # reversed after sorting, so that the first of equals is the highest
     wanted = [(line[0].measures[name].mean - bottom) / (top - bottom) for line in order]
-    for (trial, text, color, _), y, place in zip(order, wanted, _apart(wanted, 0.06), strict=True):
+    for (trial, text, color, _), y, place in zip(order, wanted, _spread(wanted, 0.06), strict=True):
         axes.annotate(
             f"{text}: {trial.measures[name].mean:.2f}",
             xy=(1.0, y),
@@ -86,8 +90,8 @@ def _label(figure: Figure, lines: Sequence[tuple[Trial, str, str, object]], name
         )
 
 
-def _apart(places: Sequence[float], gap: float) -> list[float]:
-    """Rising ``places`` between 0 and 1, at least ``gap`` apart, and about where they were."""
+def _spread(places: Sequence[float], gap: float) -> list[float]:
+    """Move ascending ``places`` in [0, 1] to be at least ``gap`` apart."""
     moved = np.array(places, dtype=np.float64)
     for i in range(1, len(moved)):
         moved[i] = max(moved[i], moved[i - 1] + gap)

@@ -1,4 +1,4 @@
-"""The published learning curves of the tasks that they are of."""
+"""The published learning curves, by task."""
 
 import csv
 import tomllib
@@ -21,11 +21,11 @@ AGENTS = {
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Curve:
-    """Mean over five training runs of the ``measure`` on level seeds 200000 to 200049."""
+class PublishedCurve:
+    """The mean ``measure`` of five training runs on level seeds 200000 to 200049."""
 
     task: str
-    """Its name in the data file: the environment's id, and the setting where there are several."""
+    """The environment's id, and the setting where several are published."""
     agent: str
     """One of ``AGENTS``."""
     measure: str
@@ -33,11 +33,10 @@ class Curve:
     means: tuple[float, ...]
 
 
-def published_curves(env: EnvConfig) -> list[Curve]:
-    """The curves of the task that ``env`` is, in the order of ``AGENTS``; none where it is no published one.
+def published_curves(env: EnvConfig) -> list[PublishedCurve]:
+    """Return the published curves of a task, in the order of ``AGENTS``; none if its setting is not a published one.
 
-    It is one only if every reset option is as published, whether set or left at the environment's default, and no
-    limit on episodes is set.
+    Every reset option must be as published, whether set or default, and no limit on steps may be set.
     """
     task = _task(env)
     if task is None:
@@ -48,7 +47,7 @@ def published_curves(env: EnvConfig) -> list[Curve]:
         if row["task"] == task["name"]:
             points.setdefault(row["agent"], []).append((int(row["env_steps"]), float(row["mean"])))
     return [
-        Curve(
+        PublishedCurve(
             task=task["name"],
             agent=agent,
             measure=task["measure"],
@@ -62,10 +61,10 @@ def published_curves(env: EnvConfig) -> list[Curve]:
 
 def _task(env: EnvConfig) -> dict[str, Any] | None:
     text = files("ppo_tbptt.analysis").joinpath("published_tasks.toml").read_text(encoding="utf-8")
-    return next((task for task in tomllib.loads(text)["task"] if _is(task, env)), None)
+    return next((task for task in tomllib.loads(text)["task"] if _matches(task, env)), None)
 
 
-def _is(task: dict[str, Any], env: EnvConfig) -> bool:
+def _matches(task: dict[str, Any], env: EnvConfig) -> bool:
     published, defaults = task["options"], task["defaults"]
     return (
         task["env_id"] == env.id.rpartition(":")[2]

@@ -6,7 +6,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from ppo_tbptt.analysis.probe import Probe, probe
+from ppo_tbptt.analysis.probe import ProbeResult, probe_memory
 from ppo_tbptt.analysis.probe_figure import draw_probe
 from ppo_tbptt.commands import levels
 from ppo_tbptt.commands.parser import FIGURES, Parser, UsageError, check_target
@@ -36,7 +36,7 @@ def run(argv: list[str]) -> int:
         raise UsageError(f"{args.path}: this agent has no memory to probe (core.kind = 'none')")
     with Stop(quiet=True) as stop:
         result = evaluate_with_progress(
-            lambda progress: probe(policy.agent, asked.env, **asked.arguments, progress=progress),
+            lambda progress: probe_memory(policy.agent, asked.env, **asked.arguments, progress=progress),
             "episodes",
             stop,
             console,
@@ -65,7 +65,7 @@ def run(argv: list[str]) -> int:
     return 0
 
 
-def _print(result: Probe, env_steps: int, console: Console) -> None:
+def _print(result: ProbeResult, env_steps: int, console: Console) -> None:
     intact = result.intact
     console.print(
         f"\n{intact.env_id} after {env_steps:,} steps: {len(intact.per_episode)} "
