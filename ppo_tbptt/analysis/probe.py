@@ -1,7 +1,7 @@
 """The memory probe: evaluations with the recurrent state disturbed show whether, and how far back, it is used."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 from ppo_tbptt.config import EnvConfig
@@ -33,15 +33,6 @@ class Trial:
             return f"noise of {self.amount:g} x RMS"
         return {"intact": "as it is", "shuffle": "another level's"}[self.kind]
 
-    def to_dict(self) -> dict[str, Any]:
-        """Return the trial as JSON takes it."""
-        return {
-            "kind": self.kind,
-            "amount": self.amount,
-            "measures": {name: estimate.to_dict() for name, estimate in self.measures.items()},
-            "capped": self.capped,
-        }
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ProbeResult:
@@ -61,7 +52,7 @@ class ProbeResult:
 
     def to_dict(self) -> dict[str, Any]:
         """Return the undisturbed evaluation as JSON takes it, with the trials in it."""
-        trials = [trial.to_dict() for trial in self.trials]
+        trials = [asdict(trial) for trial in self.trials]
         return {**self.intact.to_dict(), "longest": self.longest, "state_rms": self.state_rms, "trials": trials}
 
 

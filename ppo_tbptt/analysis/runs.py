@@ -93,14 +93,9 @@ def read_run(path: Path) -> Run:
     speeds = [row["time/steps_per_second"] for row in rows if "time/steps_per_second" in row]
     iterations = max(1.0, rows[-1]["iteration"])
     train = config.train
-    first, count = train.eval_first_seed, train.eval_num_seeds
+    seeds = range(train.eval_first_seed, train.eval_first_seed + train.eval_num_seeds)
     results = [
-        _Result(
-            point=point,
-            greedy=train.eval_greedy,
-            published=_is_published(range(first, first + count), train.eval_repeats, 0),
-            episodes=count * train.eval_repeats,
-        )
+        _result(point, seeds=seeds, repeats=train.eval_repeats, sampling_seed=0, greedy=train.eval_greedy)
         for point in points(f"eval/{spec.headline}")
     ]
     for file in sorted(run.evaluations.glob("*.json")):
@@ -148,23 +143,21 @@ def _spec(run: RunDir, config: Config) -> EnvSpec:
         env.close()
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True)
 class _Result:
-    """A held-out result, and what its preference depends on."""
+    """A held-out result, and its precedence over others of the same agent."""
 
     point: Point
     greedy: bool
-    published: bool
-    episodes: int
-
-    @property
-    def preference(self) -> tuple[bool, int, bool]:
-        return self.published, self.episodes, self.point.ci95 is not None
+    precedence: tuple[bool, int, bool]
 
 
-def _is_published(seeds: Sequence[int], repeats: int, sampling_seed: int) -> bool:
+def _result(point: Point, *, seeds: Sequence[int], repeats: int, sampling_seed: int, greedy: bool) -> _Result:
+    """Prefer the published protocol, then more episodes, then a known interval."""
     first, count = PROTOCOL.eval_first_seed, PROTOCOL.eval_num_seeds
-    return (list(seeds), repeats, sampling_seed) == (list(range(first, first + count)), PROTOCOL.eval_repeats, 0)
+    protocol = list(range(first, first + count)), PROTOCOL.eval_repeats, 0
+    published = (list(seeds), repeats, sampling_seed) == protocol
+    return _Result(point, greedy, (published, len(seeds) * repeats, point.ci95 is not None))
 
 
 def _from_file(path: Path, config: Config, headline: str, hours: Mapping[int, float]) -> list[_Result]:
@@ -177,14 +170,8 @@ def _from_file(path: Path, config: Config, headline: str, hours: Mapping[int, fl
     measure = tree["measures"][headline]
     ci95 = None if measure["ci95"] is None else (float(measure["ci95"][0]), float(measure["ci95"][1]))
     steps = tree["env_steps"]
-    return [
-        _Result(
-            point=Point(env_steps=steps, hours=hours[steps], mean=float(measure["mean"]), ci95=ci95),
-            greedy=tree["greedy"],
-            published=_is_published(seeds, tree["repeats"], tree["sampling_seed"]),
-            episodes=len(seeds) * tree["repeats"],
-        )
-    ]
+    point = Point(env_steps=steps, hours=hours[steps], mean=float(measure["mean"]), ci95=ci95)
+    return [_result(point, **{key: tree[key] for key in ("seeds", "repeats", "sampling_seed", "greedy")})]
 
 
 def _choose(results: Sequence[_Result]) -> tuple[Point, ...]:
@@ -193,6 +180,6 @@ def _choose(results: Sequence[_Result]) -> tuple[Point, ...]:
     best: dict[int, _Result] = {}
     for result in results:
         steps = result.point.env_steps
-        if result.greedy == kind and (steps not in best or result.preference > best[steps].preference):
+        if result.greedy == kind and (steps not in best or result.precedence > best[steps].precedence):
             best[steps] = result
     return tuple(best[steps].point for steps in sorted(best))
