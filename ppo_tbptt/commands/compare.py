@@ -1,7 +1,8 @@
-"""``compare``: runs side by side, grouped by what they were trained on and how."""
+"""``compare``: print the results of runs side by side, by task and config."""
 
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -22,13 +23,14 @@ from ppo_tbptt.analysis.groups import (
     summarise,
     task_titles,
 )
-from ppo_tbptt.analysis.runs import Point, read_runs
+from ppo_tbptt.analysis.runs import read_runs
+from ppo_tbptt.commands.console import figure, interval, say, wide_console
 from ppo_tbptt.commands.parser import Parser, check_target, writing
-from ppo_tbptt.commands.results import wide_console
-from ppo_tbptt.run.files import write_text
+from ppo_tbptt.commands.results import write_json
 
 
 def run(argv: list[str]) -> int:
+    """Run the command."""
     parser = Parser(
         "compare", "Runs side by side: held-out results, steps and hours to get there, what they differ in."
     )
@@ -41,12 +43,12 @@ def run(argv: list[str]) -> int:
     _print(groups, console)
     if args.json is not None:
         with writing("--json", args.json):
-            write_text(args.json, json.dumps(_tree(groups), indent=1))
-        console.print(f"written to {args.json}", highlight=False, soft_wrap=True)
+            write_json(args.json, _tree(groups))
+        say(console, f"written to {args.json}")
     return 0
 
 
-# --- for a person --------------------------------------------------------------------------------------------------
+# --- tables --------------------------------------------------------------------------------------------------
 
 
 def _print(groups: Sequence[Group], console: Console) -> None:
@@ -55,7 +57,7 @@ def _print(groups: Sequence[Group], console: Console) -> None:
         first = members[0].runs[0]
         at_most = "" if first.headline_max is None else f" (at most {first.headline_max:g})"
         console.print(f"\n{title}", style="bold", highlight=False, markup=False)
-        console.print(f"{first.headline} on held-out levels{at_most}", highlight=False, markup=False)
+        say(console, f"{first.headline} on held-out levels{at_most}")
         console.print(_results(members, narrow))
         target = goal(members)
         if target is not None:
@@ -69,7 +71,7 @@ def _results(groups: Sequence[Group], narrow: bool) -> Table:
     for group in groups:
         best = summarise([run.best for run in group.runs])
         last = summarise([run.last for run in group.runs])
-        steps = [short(end(run.env_steps for run in group.runs)) for end in (min, max)]
+        steps = [_short(end(run.env_steps for run in group.runs)) for end in (min, max)]
         speeds = [run.steps_per_second for run in group.runs if run.steps_per_second is not None]
         table.add_row(
             group.letter,
@@ -77,9 +79,9 @@ def _results(groups: Sequence[Group], narrow: bool) -> Table:
             str(len(group.runs)),
             steps[0] if steps[0] == steps[1] else " - ".join(steps),
             _hours(median(run.hours for run in group.runs)),
-            short(median(speeds)) if speeds else "-",
-            _interval(best),
-            _interval(last),
+            _short(median(speeds)) if speeds else "-",
+            _summary(best),
+            _summary(last),
             "-" if last is None or last.iqm is None else figure(last.iqm.mean),
         )
     return table
@@ -95,7 +97,7 @@ def _reached(groups: Sequence[Group], target: float, narrow: bool) -> Table:
 
 
 def _table(*columns: str, narrow: bool) -> Table:
-    """Names are folded; in a narrow terminal that is not enough, and intervals wrap too."""
+    """Make a table whose names are folded, and whose intervals wrap in a narrow terminal."""
     table = Table(box=None, padding=(0, 1))
     for number, name in enumerate(columns):
         if number < 2:
@@ -105,15 +107,8 @@ def _table(*columns: str, narrow: bool) -> Table:
     return table
 
 
-def _interval(summary: Summary | None) -> str:
-    if summary is None:
-        return "-"
-    e = summary.estimate
-    return figure(e.mean) if e.ci95 is None else f"{figure(e.mean)} [{figure(e.ci95[0])}, {figure(e.ci95[1])}]"
-
-
-def figure(value: float) -> str:
-    return f"{value:.3f}" if abs(value) < 10 else f"{value:.1f}"
+def _summary(summary: Summary | None) -> str:
+    return "-" if summary is None else interval(summary.estimate.mean, summary.estimate.ci95)
 
 
 def _reach(result: Reach, runs: int) -> str:
@@ -121,11 +116,11 @@ def _reach(result: Reach, runs: int) -> str:
     if result.env_steps is None or result.hours is None:
         return f"-{share}"
     bound = "≤ " if result.at_the_latest else ""
-    return f"{bound}{short(result.env_steps)}, {_hours(result.hours)} h{share}"
+    return f"{bound}{_short(result.env_steps)}, {_hours(result.hours)} h{share}"
 
 
-def short(number: float) -> str:
-    """``840``, ``61.4k``, ``1.2M``."""
+def _short(number: float) -> str:
+    """Format a count: ``840``, ``61.4k``, ``1.2M``."""
     for size, letter in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
         if number >= size:
             return f"{number / size:.3g}{letter}" if number < 999.5 * size else f"{number / size:.0f}{letter}"
@@ -181,7 +176,7 @@ def _print_differences(groups: Sequence[Group], console: Console) -> None:
 
 
 def _shared(values: Mapping[str, Any]) -> dict[str, list[str]]:
-    """Letters by value."""
+    """Map each value, as text, to the letters of the groups that have it."""
     shared: dict[str, list[str]] = {}
     for letter, value in values.items():
         text = "not set" if value is None else value if isinstance(value, str) else json.dumps(value)
@@ -189,7 +184,7 @@ def _shared(values: Mapping[str, Any]) -> dict[str, list[str]]:
     return shared
 
 
-# --- for a program -------------------------------------------------------------------------------------------------
+# --- JSON -------------------------------------------------------------------------------------------------
 
 
 def _tree(groups: Sequence[Group]) -> dict[str, Any]:
@@ -212,7 +207,7 @@ def _group_tree(group: Group, target: float | None) -> dict[str, Any]:
         "headline_max": first.headline_max,
         "best": _summary_tree(summarise([run.best for run in group.runs])),
         "last": _summary_tree(summarise([run.last for run in group.runs])),
-        "reach": [] if target is None else [_reach_tree(reach(group, fraction, target)) for fraction in FRACTIONS],
+        "reach": [] if target is None else [asdict(reach(group, fraction, target)) for fraction in FRACTIONS],
         "runs": [
             {
                 "path": str(run.path),
@@ -220,7 +215,7 @@ def _group_tree(group: Group, target: float | None) -> dict[str, Any]:
                 "env_steps": run.env_steps,
                 "hours": run.hours,
                 "steps_per_second": run.steps_per_second,
-                "held_out": [_point_tree(point) for point in run.held_out],
+                "held_out": [asdict(point) for point in run.held_out],
             }
             for run in group.runs
         ],
@@ -231,28 +226,8 @@ def _summary_tree(summary: Summary | None) -> dict[str, Any] | None:
     if summary is None:
         return None
     return {
-        **summary.estimate.to_dict(),
+        **asdict(summary.estimate),
         "interval_over": "level seeds" if summary.iqm is None else "runs",
-        "iqm": None if summary.iqm is None else summary.iqm.to_dict(),
+        "iqm": None if summary.iqm is None else asdict(summary.iqm),
         "runs": summary.runs,
-    }
-
-
-def _reach_tree(result: Reach) -> dict[str, Any]:
-    return {
-        "fraction": result.fraction,
-        "value": result.value,
-        "env_steps": result.env_steps,
-        "hours": result.hours,
-        "at_the_latest": result.at_the_latest,
-        "runs": result.runs,
-    }
-
-
-def _point_tree(point: Point) -> dict[str, Any]:
-    return {
-        "env_steps": point.env_steps,
-        "hours": point.hours,
-        "mean": point.mean,
-        "ci95": None if point.ci95 is None else list(point.ci95),
     }

@@ -1,6 +1,6 @@
-"""What a person sees while training: a live display in a terminal, plain lines otherwise."""
+"""Console output: lines, figures, and the display of a training."""
 
-from collections.abc import Mapping
+from collections.abc import Sequence
 from time import monotonic
 from types import TracebackType
 
@@ -12,29 +12,73 @@ from rich.table import Table
 from rich.text import Text
 
 from ppo_tbptt.config import Config
-from ppo_tbptt.evaluation.statistics import Estimate
 from ppo_tbptt.run.metrics import Report
 
 PLAIN_SECONDS = 5.0
-"""Plain lines are at least this far apart, but for the first, the last and those with an evaluation."""
+"""Smallest interval between plain lines, except the first, the last and those with an evaluation."""
+PLAIN_COLUMNS = 100
+"""Width of a plain line, and of tables without a terminal."""
+PLAIN_SCALARS = {
+    "episode/return": "return",
+    "episode/length": "length",
+    "episode/success": "success",
+    "episode/commands_completed": "commands",
+    "episode/tiles_visited": "tiles",
+    "episode/coins_collected": "coins",
+    "policy/entropy": "entropy",
+    "loss/policy": "policy loss",
+    "loss/value": "value loss",
+}
+"""Scalars of a plain line and their names there, the most important first."""
 
 
-COLUMNS = 100
-"""What a plain line has room for."""
+def say(console: Console, text: str) -> None:
+    """Print lines as they are, without markup, highlighting or wrapping."""
+    console.print(text, highlight=False, markup=False, soft_wrap=True)
+
+
+def wide_console() -> Console:
+    """Make a console for tables: as wide as the terminal, 100 columns without one (rich's default is 80)."""
+    console = Console(markup=False, emoji=False)
+    return console if console.is_terminal else Console(width=PLAIN_COLUMNS, markup=False, emoji=False)
+
+
+def figure(value: float) -> str:
+    """Format a measure: ``0.951``, ``10.2``."""
+    return f"{value:.3f}" if abs(value) < 10 else f"{value:.1f}"
+
+
+def interval(mean: float, ci95: Sequence[float] | None) -> str:
+    """Format a mean and its 95 % interval: ``0.951 [0.900, 0.990]``."""
+    return figure(mean) if ci95 is None else f"{figure(mean)} [{figure(ci95[0])}, {figure(ci95[1])}]"
+
+
+def _duration(seconds: float) -> str:
+    """Format a time: ``1:02:03``, ``2:03``."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
 
 
 class Display:
-    """Shows reports as they come; a context manager."""
+    """Display of the newest report: live in a terminal, else plain lines from time to time. A context manager.
+
+    Args:
+        config: the run's config.
+        console: where to print.
+        batch_size: steps of an iteration over all ranks.
+        num_iterations: iterations of the whole run.
+    """
 
     def __init__(self, config: Config, console: Console, *, batch_size: int, num_iterations: int) -> None:
         self._config = config
-        self._batch_size = batch_size  # over all ranks, as num_iterations
+        self._batch_size = batch_size
         self._num_iterations = num_iterations
         self._console = console
         self._began = monotonic()
         self._first_step: int | None = None
         self._last_line = float("-inf")
-        self._known: dict[str, float] = {}  # the newest figure of each tag, for iterations without one
+        self._known: dict[str, float] = {}  # the newest figure of each tag
         self._progress = Progress(
             TextColumn("{task.fields[steps]} steps"),
             BarColumn(),
@@ -45,8 +89,9 @@ class Display:
         self._live = Live(console=console, refresh_per_second=4) if console.is_terminal else None
 
     def update(self, report: Report) -> None:
+        """Show a report."""
         for note in report.notes:
-            self._console.print(note, highlight=False, soft_wrap=True)
+            say(self._console, note)
         fresh = report.scalars
         self._known |= fresh
         left = self._left(report)
@@ -59,13 +104,13 @@ class Display:
         due = monotonic() - self._last_line >= PLAIN_SECONDS
         if due or last or report.iteration == 1 or any(tag.startswith("eval/") for tag in fresh):
             self._last_line = monotonic()
-            self._console.print(self._line(report, left), highlight=False, soft_wrap=True)
+            say(self._console, self._line(report, left))
 
     def _left(self, report: Report) -> str:
         if self._first_step is None:
             self._first_step = report.env_steps - self._batch_size
         rate = (report.env_steps - self._first_step) / (monotonic() - self._began)
-        return duration(max(0, self._config.total_steps - report.env_steps) / rate)
+        return _duration(max(0, self._config.total_steps - report.env_steps) / rate)
 
     def _line(self, report: Report, left: str) -> str:
         parts = [
@@ -76,10 +121,10 @@ class Display:
         evaluated = {tag: value for tag, value in report.scalars.items() if tag.startswith("eval/")}
         general = ("eval/return", "eval/length")  # the task's own measures come first
         parts += [f"{tag} {evaluated[tag]:.3f}" for tag in sorted(evaluated, key=general.__contains__)]
-        parts += [f"{name} {self._known[tag]:.3f}" for tag, name in _SHOWN.items() if tag in self._known]
+        parts += [f"{name} {self._known[tag]:.3f}" for tag, name in PLAIN_SCALARS.items() if tag in self._known]
         line = parts.pop(0)
-        for part in parts:  # as many as fit; the first matter most
-            line += f"  {part}" if len(line) + 2 + len(part) <= COLUMNS else ""
+        for part in parts:  # as many as fit
+            line += f"  {part}" if len(line) + 2 + len(part) <= PLAIN_COLUMNS else ""
         return line
 
     def _table(self, report: Report) -> Table:
@@ -104,35 +149,3 @@ class Display:
     ) -> None:
         if self._live is not None:
             self._live.__exit__(kind, error, traceback)
-
-
-_SHOWN = {
-    "episode/return": "return",
-    "episode/length": "length",
-    "episode/success": "success",
-    "episode/commands_completed": "commands",
-    "episode/tiles_visited": "tiles",
-    "episode/coins_collected": "coins",
-    "policy/entropy": "entropy",
-    "loss/policy": "policy loss",
-    "loss/value": "value loss",
-}
-
-
-def duration(seconds: float) -> str:
-    """``1:02:03``, ``2:03``."""
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
-
-
-def measures_table(measures: Mapping[str, Estimate]) -> Table:
-    """Measures as rows: name, mean and 95 % interval."""
-    table = Table(box=None, padding=(0, 2))
-    table.add_column("measure")
-    table.add_column("mean", justify="right")
-    table.add_column("95 % interval", justify="right")
-    for name, e in measures.items():
-        interval = "-" if e.ci95 is None else f"{e.ci95[0]:.3f} to {e.ci95[1]:.3f}"
-        table.add_row(name, f"{e.mean:.3f}", interval)
-    return table

@@ -1,4 +1,4 @@
-"""``enjoy``: watch an agent play, in a window or as a video."""
+"""``enjoy``: show an agent's episodes in a window or write them as a video."""
 
 from argparse import Namespace
 from pathlib import Path
@@ -14,12 +14,13 @@ from ppo_tbptt.watch.video import SUFFIXES, VideoError, frames_of, write_video
 from ppo_tbptt.watch.window import Viewer, WindowError, has_screen, show_window
 
 MOST_TRIES = 200
-"""Episodes in a row that ``--pick`` plays without finding one before it gives up."""
+"""Episodes that ``--pick`` plays in a row without finding one before it gives up."""
 HOLD_S = 1.0
-"""Seconds that the last picture of each episode stays in a video."""
+"""Seconds for which a video shows the last picture of each episode."""
 
 
 def run(argv: list[str]) -> int:
+    """Run the command."""
     parser = Parser(
         "enjoy",
         "Watch episodes: what the agent sees beside the ground truth, what it does, expects and remembers.",
@@ -45,7 +46,7 @@ def run(argv: list[str]) -> int:
     console = Console(highlight=False, soft_wrap=True, markup=False, emoji=False)
     if video is not None:
         check_suffix("--video", video, SUFFIXES)
-        if video.parent.is_dir():  # else it is made
+        if video.parent.is_dir():  # otherwise it is made later
             check_target("--video", video)
     try:
         policy = Policy.load(args.path, device=args.device)
@@ -78,24 +79,17 @@ def _window(policy: Policy, config: EnvConfig, args: Namespace, console: Console
             levels, first = [recording.seed for recording in _episodes(policy, env, args, console)], 0
         if not levels:
             return 1
-        viewer = Viewer(
-            policy,
-            env,
-            levels,
-            first=first,
-            episodes=args.episodes,
-            greedy=args.greedy,
-            max_steps=args.max_steps,
-        )
+        protocol = {"episodes": args.episodes, "greedy": args.greedy, "max_steps": args.max_steps}
+        viewer = Viewer(policy, env, levels, first=first, **protocol)
         show_window(viewer, args.fps, policy.spec.env_id)
     return 0
 
 
 def _episodes(policy: Policy, env: Env, args: Namespace, console: Console) -> list[Recording]:
-    """Play level seeds from ``--seed`` on until there are as many of the wanted kind as were asked for.
+    """Record episodes from level ``--seed`` on until ``--episodes`` of the kind ``--pick`` are found.
 
     Raises:
-        UsageError: there is no telling failures from successes.
+        UsageError: the task does not tell failures from successes.
     """
     found: list[Recording] = []
     capped = level = tries = 0

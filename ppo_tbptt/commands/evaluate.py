@@ -1,18 +1,20 @@
-"""``evaluate``: a checkpoint, or all that a run has kept, on held-out level seeds."""
+"""``evaluate``: play held-out level seeds with a checkpoint, or with all that a run has kept."""
 
 from pathlib import Path
 
 from rich.console import Console
 
 from ppo_tbptt.commands import levels
+from ppo_tbptt.commands.console import say
 from ppo_tbptt.commands.evaluate_all import evaluate_all
 from ppo_tbptt.commands.parser import Parser, check_target, env_overrides, positive
-from ppo_tbptt.commands.results import default_path, evaluate_with_progress, print_evaluation, save_evaluation
+from ppo_tbptt.commands.results import default_path, evaluate_with_progress, print_evaluation, save_result
 from ppo_tbptt.commands.stop import Stop
 from ppo_tbptt.evaluation.evaluate import evaluate
 
 
 def run(argv: list[str]) -> int:
+    """Run the command."""
     parser = Parser(
         "evaluate",
         "Play held-out level seeds with a trained agent; the defaults are the published protocol.",
@@ -42,7 +44,7 @@ def run(argv: list[str]) -> int:
         if evaluation is None:
             return stop.code
     target = args.json or (None if asked.changed else default_path(asked.checkpoint, evaluation))
-    print_evaluation(save_evaluation(target, evaluation, asked.checkpoint, asked.policy.env_steps), console)
+    print_evaluation(save_result(target, evaluation.to_dict(), asked.checkpoint, asked.policy.env_steps), console)
     if target is not None:
-        console.print(f"written to {target}", highlight=False, soft_wrap=True)
+        say(console, f"written to {target}")
     return 0

@@ -1,14 +1,14 @@
-"""``evaluate --all``: every checkpoint that a run has kept, on the same held-out levels."""
+"""``evaluate --all``: play the same held-out level seeds with every checkpoint of a run."""
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
 from rich.table import Table
 
+from ppo_tbptt.commands.console import interval, say, wide_console
 from ppo_tbptt.commands.parser import UsageError, writing
-from ppo_tbptt.commands.results import evaluate_with_progress, file_name, note_overlap, wide_console, write_result
+from ppo_tbptt.commands.results import evaluate_with_progress, file_name, note_overlap, save_result, write_json
 from ppo_tbptt.commands.stop import Stop
 from ppo_tbptt.config import Config
 from ppo_tbptt.evaluation.evaluate import evaluate
@@ -24,10 +24,20 @@ Tree = dict[str, Any]
 def evaluate_all(
     path: Path, protocol: Mapping[str, Any], overrides: dict[str, str], *, device: str, json_file: Path | None
 ) -> int:
-    """Evaluate by ``protocol`` (arguments of ``evaluate``), write a file for each checkpoint and print a table.
+    """Evaluate all checkpoints, write a file for each and print a table.
 
-    What has its file already, written for a checkpoint of as many steps, is read from it. With ``overrides`` it is
-    another task than the run's: nothing is written into the run's folder then, nor read from it.
+    A result that already has its file is read from it. With ``overrides`` the task is another than the run's, and no
+    result is read from the run's folder or written there.
+
+    Args:
+        path: the run's folder.
+        protocol: arguments of :func:`~ppo_tbptt.evaluation.evaluate.evaluate`.
+        overrides: of the config's ``env``.
+        device: to evaluate on.
+        json_file: where to write all results together.
+
+    Returns:
+        The exit code.
     """
     try:
         run = RunDir.open(path)
@@ -35,7 +45,7 @@ def evaluate_all(
         raise UsageError(f"--all takes a run's folder; {error}") from error
     checkpoints = run.periodic() + ([run.best] if run.best.is_file() else [])
     if not checkpoints:
-        run.newest()  # says that there are none
+        run.newest()  # raises the error
     env = Config.load(run.config).override(overrides).env
     console = wide_console()
     note_overlap(env, protocol["seeds"], console)
@@ -47,17 +57,17 @@ def evaluate_all(
             before = number * episodes
             progress(before)
             if not checkpoint.is_file():
-                _say(console, f"{checkpoint.name}: the run has deleted it meanwhile")
+                say(console, f"{checkpoint.name}: the run has deleted it meanwhile")
                 continue
             try:
                 policy = Policy.load(checkpoint, device=device)
             except CheckpointError as error:
-                _say(console, f"left out: {error}")
+                say(console, f"left out: {error}")
                 continue
-            target = None if overrides else run.evaluations / _name(checkpoint, protocol)
-            tree = _done(target, policy.env_steps, protocol["max_steps"])
+            target = None if overrides else run.evaluations / file_name(checkpoint, protocol)
+            tree = _read_finished(target, policy.env_steps, protocol["max_steps"])
             if tree is not None and target is not None:
-                _say(console, f"{checkpoint.name}: evaluated already, {target.name}")
+                say(console, f"{checkpoint.name}: evaluated already, {target.name}")
             else:
                 same = [r for r in results.values() if r["env_steps"] == policy.env_steps]  # best.pt of a periodic one
                 tree = same[0] if same else None
@@ -68,47 +78,36 @@ def evaluate_all(
                         progress=lambda finished, before=before: progress(before + finished),
                         **protocol,
                     ).to_dict()
-                tree = {**tree, "checkpoint": str(checkpoint), "env_steps": policy.env_steps}
-                if target is not None:
-                    write_result(target, tree)
+                tree = save_result(target, tree, checkpoint, policy.env_steps)
             results[checkpoint] = tree
         return True
 
     with Stop(quiet=True) as stop:
         finished = evaluate_with_progress(play, "checkpoints", stop, console, total=len(checkpoints) * episodes)
         if finished is None:
-            _say(console, f"stopped after {len(results)} of {len(checkpoints)} checkpoints")
+            say(console, f"stopped after {len(results)} of {len(checkpoints)} checkpoints")
             return stop.code
     trees = sorted(results.values(), key=lambda tree: tree["env_steps"])
     seeds, way = protocol["seeds"], "greedy" if protocol["greedy"] else "sampled"
     levels = f"{len(seeds)} level seeds ({min(seeds)} to {max(seeds)})"
-    _say(
+    say(
         console, f"\n{len(trees)} checkpoints, {protocol['repeats']} {way} episodes on each of {levels}; 95 % intervals"
     )
     if trees:
         console.print(_table(trees))
     if not overrides:
-        _say(console, f"written to {run.evaluations}")
+        say(console, f"written to {run.evaluations}")
     if json_file is not None:
         with writing("--json", json_file):
-            write_result(json_file, trees)
-        _say(console, f"written to {json_file}")
+            write_json(json_file, trees)
+        say(console, f"written to {json_file}")
     return 0
 
 
-def _say(console: Console, text: str) -> None:
-    console.print(text, highlight=False, markup=False, soft_wrap=True)
+def _read_finished(target: Path | None, env_steps: int, max_steps: int) -> Tree | None:
+    """Read an earlier result if it is of the same agent (``best.pt`` changes) and protocol.
 
-
-def _name(checkpoint: Path, protocol: Mapping[str, Any]) -> str:
-    keys = ("seeds", "repeats", "greedy", "sampling_seed", "forget_every")
-    return file_name(checkpoint, *(protocol[key] for key in keys))
-
-
-def _done(target: Path | None, env_steps: int, max_steps: int) -> Tree | None:
-    """What stands in the file already, if it is of the same agent (``best.pt`` changes) and protocol.
-
-    The file's name tells the rest of the protocol. A file that can't be read is written anew.
+    The file's name tells the rest of the protocol. A file that can't be read is replaced.
     """
     if target is None or not target.is_file():
         return None
@@ -128,11 +127,6 @@ def _table(trees: list[Tree]) -> Table:
         if name in trees[0]["measures"]:
             table.add_column(name, justify="right", no_wrap=True)
     for tree in trees:
-        cells = [_cell(tree["measures"][name]) for name in names if name in tree["measures"]]
+        cells = [interval(m["mean"], m["ci95"]) for name in names if (m := tree["measures"].get(name)) is not None]
         table.add_row(f"{tree['env_steps']:,}", Path(tree["checkpoint"]).name, *cells)
     return table
-
-
-def _cell(measure: Mapping[str, Any]) -> str:
-    mean, ci95 = measure["mean"], measure["ci95"]
-    return f"{mean:.3f}" if ci95 is None else f"{mean:.3f} [{ci95[0]:.3f}, {ci95[1]:.3f}]"

@@ -1,10 +1,11 @@
-"""``export``: an agent for use elsewhere, as an ONNX graph or as weights alone."""
+"""``export``: write an agent as an ONNX graph, or its weights alone."""
 
 from pathlib import Path
 
 from rich.console import Console
 from rich.table import Table
 
+from ppo_tbptt.commands.console import say
 from ppo_tbptt.commands.parser import Parser, UsageError, check_target
 from ppo_tbptt.evaluation.export import PACKAGES, ExportError, Port, export_onnx
 from ppo_tbptt.evaluation.policy import Policy
@@ -13,6 +14,7 @@ from ppo_tbptt.run.weights import SUFFIX, save_weights
 
 
 def run(argv: list[str]) -> int:
+    """Run the command."""
     parser = Parser("export", "Write a trained agent for use elsewhere: one step as ONNX, or its weights alone.")
     parser.add_argument("path", type=Path, metavar="RUN_OR_CHECKPOINT", help="a run's folder (its newest checkpoint)")
     parser.option("--onnx", type=Path, metavar="FILE.onnx", help="(observations, state) -> (logits, value, next state)")
@@ -25,29 +27,19 @@ def run(argv: list[str]) -> int:
     checkpoint = resolve_checkpoint(args.path)
     policy = Policy.load(checkpoint)
     console = Console(markup=False, emoji=False)
-    console.print(
-        f"{checkpoint}: {policy.spec.env_id} after {policy.env_steps:,} steps", highlight=False, soft_wrap=True
-    )
+    say(console, f"{checkpoint}: {policy.spec.env_id} after {policy.env_steps:,} steps")
     if args.safetensors is not None:
         save_weights(args.safetensors, policy.agent.state_dict(), policy.config, policy.spec, policy.env_steps)
-        _print_weights(args.safetensors, console)
+        _print_file(args.safetensors, console)
+        load = f"policy = Policy.load({str(args.safetensors)!r})  # weights, config and spec are in it"
+        say(console, f"  from ppo_tbptt import Policy\n  {load}")
     if args.onnx is not None:
         _export_onnx(policy, args.onnx, console)
     return 0
 
 
-def _written(path: Path, console: Console) -> None:
-    console.print(f"\nwritten to {path} ({path.stat().st_size / 1e6:.1f} MB)", highlight=False, soft_wrap=True)
-
-
-def _print_weights(path: Path, console: Console) -> None:
-    _written(path, console)
-    console.print(
-        f"  from ppo_tbptt import Policy\n  policy = Policy.load({str(path)!r})  # weights, config and spec are in it",
-        highlight=False,
-        markup=False,
-        soft_wrap=True,
-    )
+def _print_file(path: Path, console: Console) -> None:
+    say(console, f"\nwritten to {path} ({path.stat().st_size / 1e6:.1f} MB)")
 
 
 def _export_onnx(policy: Policy, path: Path, console: Console) -> None:
@@ -55,19 +47,16 @@ def _export_onnx(policy: Policy, path: Path, console: Console) -> None:
         exported = export_onnx(policy, path)
     except ExportError as error:
         raise UsageError(str(error)) from error
-    _written(path, console)
+    _print_file(path, console)
     table = Table(box=None, padding=(0, 2), show_header=False)
     for kind, ports in (("input", exported.inputs), ("output", exported.outputs)):
         for port in ports:
             table.add_row(kind, port.name, f"{port.dtype} {_shape(port)}")
     console.print(table, markup=False)
-    console.print(
-        "one step in onnxruntime equals the agent's"
-        if exported.compared
-        else f"checked but not run: that needs {PACKAGES}"
-    )
+    compared, checked = "one step in onnxruntime equals the agent's", f"checked but not run: that needs {PACKAGES}"
+    say(console, compared if exported.compared else checked)
     for line in _usage(policy, path, exported.inputs):
-        console.print(f"  {line}", highlight=False, markup=False, soft_wrap=True)
+        say(console, f"  {line}")
 
 
 def _shape(port: Port) -> str:
@@ -75,7 +64,7 @@ def _shape(port: Port) -> str:
 
 
 def _usage(policy: Policy, path: Path, inputs: list[Port]) -> list[str]:
-    """Lines of Python that play one step greedily with a batch of one."""
+    """Return lines of Python that act greedily in one step of one environment."""
     size, observations = policy.agent.core.state_size, list(policy.spec.obs)
     fed = [f"{key!r}: {'obs' if observations == ['obs'] else f'obs[{key!r}]'}[None]" for key in observations]
     fed += [f"{inputs[-1].name!r}: state"] if size else []
@@ -83,8 +72,8 @@ def _usage(policy: Policy, path: Path, inputs: list[Port]) -> list[str]:
     if policy.spec.discrete:
         action = "int(logits[0].argmax())"
     else:
-        cuts = [sum(nvec[:i]) for i in range(1, len(nvec))]
-        action = f"[int(branch.argmax()) for branch in np.split(logits[0], {cuts})]"
+        splits = [sum(nvec[:i]) for i in range(1, len(nvec))]
+        action = f"[int(branch.argmax()) for branch in np.split(logits[0], {splits})]"
     lines = ["import numpy as np, onnxruntime", f"session = onnxruntime.InferenceSession({str(path)!r})"]
     lines += [f"state = np.zeros((1, {size}), np.float32)  # at the start of each episode"] if size else []
     outputs = "logits, value, state" if size else "logits, value"

@@ -1,15 +1,16 @@
-"""``plot``: learning curves of runs as a picture."""
+"""``plot``: draw the learning curves of runs."""
 
 from pathlib import Path
 
 from ppo_tbptt.analysis.groups import by_task, group_runs
 from ppo_tbptt.analysis.runs import read_runs
+from ppo_tbptt.commands.console import say, wide_console
 from ppo_tbptt.commands.parser import FIGURES, Parser, check_target, writing
-from ppo_tbptt.commands.results import wide_console
 from ppo_tbptt.run.files import replacing
 
 
 def run(argv: list[str]) -> int:
+    """Run the command."""
     parser = Parser(
         "plot", "Learning curves over steps and hours, with intervals, and the published ones where the task is theirs."
     )
@@ -24,5 +25,5 @@ def run(argv: list[str]) -> int:
     figure = learning_curves(by_task(groups))
     with writing("--out", args.out), replacing(args.out) as file:
         save(figure, file, args.out.suffix[1:].lower())
-    wide_console().print(f"written to {args.out}", highlight=False, markup=False, soft_wrap=True)
+    say(wide_console(), f"written to {args.out}")
     return 0

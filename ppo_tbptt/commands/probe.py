@@ -1,6 +1,5 @@
-"""``probe``: what an agent owes to its memory."""
+"""``probe``: evaluate an agent with its recurrent state disturbed."""
 
-import json
 from pathlib import Path
 
 from rich.console import Console
@@ -9,14 +8,15 @@ from rich.table import Table
 from ppo_tbptt.analysis.probe import ProbeResult, probe_memory
 from ppo_tbptt.analysis.probe_figure import draw_probe
 from ppo_tbptt.commands import levels
+from ppo_tbptt.commands.console import interval, say
 from ppo_tbptt.commands.parser import FIGURES, Parser, UsageError, check_target
-from ppo_tbptt.commands.results import default_path, evaluate_with_progress
+from ppo_tbptt.commands.results import default_path, evaluate_with_progress, save_result
 from ppo_tbptt.commands.stop import Stop
-from ppo_tbptt.evaluation.statistics import Estimate
-from ppo_tbptt.run.files import replacing, write_text
+from ppo_tbptt.run.files import replacing
 
 
 def run(argv: list[str]) -> int:
+    """Run the command."""
     parser = Parser(
         "probe",
         "Does an agent use its memory? It plays held-out levels with its recurrent state as it is, wiped every 1, 2, "
@@ -42,7 +42,7 @@ def run(argv: list[str]) -> int:
             console,
         )
         if result is None:
-            console.print("stopped; nothing was written")
+            say(console, "stopped; nothing was written")
             return stop.code
     default = None if asked.changed else default_path(asked.checkpoint, result.intact)
     if default is not None:
@@ -51,9 +51,8 @@ def run(argv: list[str]) -> int:
     data, figure = args.json or default, args.out or (default and default.with_suffix(".png"))
     _print(result, policy.env_steps, console)
     if data is not None:
-        tree = {"checkpoint": str(asked.checkpoint), "env_steps": policy.env_steps, **result.to_dict()}
-        write_text(data, json.dumps(tree, indent=1))
-        console.print(f"written to {data}", highlight=False, soft_wrap=True)
+        save_result(data, result.to_dict(), asked.checkpoint, policy.env_steps)
+        say(console, f"written to {data}")
     if figure is not None:
         top = policy.spec.headline_max if result.intact.headline == policy.spec.headline else None
         title = (
@@ -61,34 +60,27 @@ def run(argv: list[str]) -> int:
         )
         with replacing(figure) as file:
             draw_probe(result, title=title, top=top).savefig(file, format=figure.suffix[1:].lower())
-        console.print(f"figure: {figure}", highlight=False, soft_wrap=True)
+        say(console, f"figure: {figure}")
     return 0
 
 
 def _print(result: ProbeResult, env_steps: int, console: Console) -> None:
     intact = result.intact
-    console.print(
+    say(
+        console,
         f"\n{intact.env_id} after {env_steps:,} steps: {len(intact.per_episode)} "
         f"{'greedy' if intact.greedy else 'sampled'} episodes on {len(intact.seeds)} level seeds with each state",
-        highlight=False,
-        soft_wrap=True,
     )
     names = list(dict.fromkeys(name for name in (intact.headline, "success") if name in intact.measures))
     table = Table(box=None, padding=(0, 2))
     table.add_column("recurrent state")
     for name in names:
-        table.add_column(f"{name} (95 %)")
+        table.add_column(f"{name} [95 %]")
     for trial in result.trials:
-        table.add_row(trial.label, *(_cell(trial.measures[name]) for name in names))
+        table.add_row(trial.label, *(interval(trial.measures[name].mean, trial.measures[name].ci95) for name in names))
     console.print(table)
-    console.print(
-        f"the longest undisturbed episode has {result.longest:,} steps; the state's RMS is {result.state_rms:.3g}",
-        highlight=False,
-    )
+    rms = f"the state's RMS is {result.state_rms:.3g}"
+    say(console, f"the longest undisturbed episode has {result.longest:,} steps; {rms}")
     capped = sum(trial.capped for trial in result.trials)
     if capped:
-        console.print(f"{capped} episodes were cut at {intact.max_steps:,} steps")
-
-
-def _cell(e: Estimate) -> str:
-    return f"{e.mean:.3f}" if e.ci95 is None else f"{e.mean:.3f} ({e.ci95[0]:.3f} to {e.ci95[1]:.3f})"
+        say(console, f"{capped} episodes were cut at {intact.max_steps:,} steps")

@@ -1,33 +1,36 @@
-"""Evaluations: with a progress line, on the screen and in a file."""
+"""Evaluations as the commands run, print and save them."""
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
 from rich.console import Console
 from rich.progress import Progress
+from rich.table import Table
 
-from ppo_tbptt.commands.console import measures_table
+from ppo_tbptt.commands.console import say
 from ppo_tbptt.commands.stop import Stop
 from ppo_tbptt.config import EnvConfig
 from ppo_tbptt.evaluation.evaluate import Evaluation
-from ppo_tbptt.evaluation.statistics import Estimate
 from ppo_tbptt.run.files import write_text
 
 Outcome = TypeVar("Outcome")
 
 
 class _Stopped(Exception):
-    """The user asked to stop."""
+    """Raised in the progress callback after a signal."""
 
 
 def evaluate_with_progress(
     play: Callable[..., Outcome], title: str, stop: Stop, console: Console, total: int | None = None
 ) -> Outcome | None:
-    """Call ``play(progress=...)`` under a progress bar; None where it was stopped by a signal.
+    """Call ``play(progress=...)`` under a progress bar.
 
-    ``progress`` takes the number of finished episodes, and that of all where ``total`` is not known from the start.
+    ``progress`` takes the number of finished episodes, and optionally that of all.
+
+    Returns:
+        What ``play`` returns; None if a signal stopped it.
     """
     with Progress(console=console, transient=True, disable=not console.is_terminal) as bar:
         task = bar.add_task(title, total=total)
@@ -43,68 +46,62 @@ def evaluate_with_progress(
             return None
 
 
-def save_evaluation(
-    path: Path | None, evaluation: Evaluation, checkpoint: Path, env_steps: int, extra: dict[str, Any] | None = None
-) -> dict[str, Any]:
-    """Write the evaluation as JSON (whole or not at all; nowhere for None) and return it as a tree."""
-    tree = {"checkpoint": str(checkpoint), "env_steps": env_steps, **evaluation.to_dict(), **(extra or {})}
+def save_result(path: Path | None, result: dict[str, Any], checkpoint: Path, env_steps: int) -> dict[str, Any]:
+    """Add to a result what was evaluated, write it as JSON (nowhere for None) and return it."""
+    agent = {"checkpoint": str(checkpoint), "env_steps": env_steps}
+    tree = agent | result | agent  # first in the file, even where the result is another checkpoint's
     if path is not None:
-        write_result(path, tree)
+        write_json(path, tree)
     return tree
 
 
-def write_result(path: Path, tree: Any) -> None:
+def write_json(path: Path, tree: Any) -> None:
+    """Write a JSON file atomically, in a folder that is made if missing."""
     path.parent.mkdir(parents=True, exist_ok=True)
     write_text(path, json.dumps(tree, indent=1))
 
 
-def wide_console() -> Console:
-    """For tables: as wide as the terminal, and 100 columns where there is none (rich would take 80)."""
-    console = Console(markup=False, emoji=False)
-    return console if console.is_terminal else Console(width=100, markup=False, emoji=False)
-
-
 def note_overlap(env: EnvConfig, seeds: range, console: Console) -> None:
-    """Say so where levels were seen in training."""
+    """Print a note if some of the level seeds are training seeds."""
     if seeds.start < env.first_seed + env.num_seeds and env.first_seed < seeds.stop:
-        console.print("note: these level seeds overlap the training seeds, so this is not a held-out evaluation")
+        say(console, "note: these level seeds overlap the training seeds, so this is not a held-out evaluation")
 
 
 def print_evaluation(result: dict[str, Any], console: Console) -> None:
-    """A saved evaluation for a person."""
+    """Print a saved evaluation."""
     seeds = result["seeds"]
-    console.print(
+    say(
+        console,
         f"\n{result['env_id']} after {result['env_steps']:,} steps\n{result['episodes']} "
         f"{'greedy' if result['greedy'] else 'sampled'} episodes on {len(seeds)} held-out level seeds "
         f"({min(seeds)} to {max(seeds)})",
-        highlight=False,
-        soft_wrap=True,
     )
-    measures = {
-        name: Estimate(mean=m["mean"], ci95=None if m["ci95"] is None else tuple(m["ci95"]))
-        for name, m in result["measures"].items()
-    }
-    console.print(measures_table(measures))
+    table = Table(box=None, padding=(0, 2))
+    table.add_column("measure")
+    for column in ("mean", "95 % interval"):
+        table.add_column(column, justify="right")
+    for name, measure in result["measures"].items():
+        ci95 = measure["ci95"]
+        table.add_row(name, f"{measure['mean']:.3f}", "-" if ci95 is None else f"{ci95[0]:.3f} to {ci95[1]:.3f}")
+    console.print(table)
     if result["forget_every"] is not None:
-        console.print(f"the recurrent state was wiped every {result['forget_every']} steps", highlight=False)
+        say(console, f"the recurrent state was wiped every {result['forget_every']} steps")
     if result["capped"]:
-        console.print(f"{result['capped']} episodes were cut at {result['max_steps']:,} steps")
+        say(console, f"{result['capped']} episodes were cut at {result['max_steps']:,} steps")
 
 
 def default_path(checkpoint: Path, evaluation: Evaluation) -> Path | None:
-    """Where an evaluation goes when no file is named: into its run's folder; None for a lone checkpoint."""
+    """Return the file of an evaluation in its run's folder; None for a checkpoint outside a run."""
     run = checkpoint.parent.parent
     if not (run / "config.toml").is_file():
         return None
-    e = evaluation
-    return run / "evaluations" / file_name(checkpoint, e.seeds, e.repeats, e.greedy, e.sampling_seed, e.forget_every)
+    return run / "evaluations" / file_name(checkpoint, evaluation.to_dict())
 
 
-def file_name(
-    checkpoint: Path, seeds: Sequence[int], repeats: int, greedy: bool, sampling_seed: int, forget_every: int | None
-) -> str:
-    """Of an evaluation that is done in this way, without its folder."""
-    name = f"{checkpoint.stem}_levels{min(seeds)}-{max(seeds)}x{repeats}"
-    name += "_greedy" if greedy else f"_sampling{sampling_seed}"
+def file_name(checkpoint: Path, protocol: Mapping[str, Any]) -> str:
+    """Name the file of an evaluation by its checkpoint and protocol, arguments of ``evaluate``."""
+    seeds, forget_every = protocol["seeds"], protocol["forget_every"]
+    name = f"{checkpoint.stem}_levels{min(seeds)}-{max(seeds)}x{protocol['repeats']}"
+    name += "_greedy" if protocol["greedy"] else f"_sampling{protocol['sampling_seed']}"
     name += "" if forget_every is None else f"_forget{forget_every}"
     return f"{name}.json"

@@ -1,4 +1,4 @@
-"""``train``: a run from a config, or on from a checkpoint; at its end what was learnt, on held-out level seeds."""
+"""``train``: start or resume a run, and evaluate the agent on held-out level seeds at its end."""
 
 import shlex
 import sys
@@ -12,10 +12,10 @@ import torch
 from rich.console import Console
 from rich.progress import Progress, TaskID
 
-from ppo_tbptt.commands.console import Display
+from ppo_tbptt.commands.console import Display, say
 from ppo_tbptt.commands.parser import Parser, UsageError, minutes
-from ppo_tbptt.commands.results import evaluate_with_progress, print_evaluation, save_evaluation
-from ppo_tbptt.commands.stop import TIMED_OUT, Dropped, Stop
+from ppo_tbptt.commands.results import evaluate_with_progress, print_evaluation, save_result
+from ppo_tbptt.commands.stop import TIMED_OUT, IterationAborted, Stop
 from ppo_tbptt.config import Config, parse_overrides
 from ppo_tbptt.evaluation.evaluate import Evaluation
 from ppo_tbptt.evaluation.result_file import read_evaluation
@@ -27,6 +27,7 @@ from ppo_tbptt.watch.training_video import RecordVideos
 
 
 def run(argv: list[str]) -> int:
+    """Run the command."""
     parser = Parser(
         "train",
         "Train an agent, and evaluate it on held-out level seeds at the end.",
@@ -56,13 +57,13 @@ def run(argv: list[str]) -> int:
     config = Config.load(args.config, overrides)
     run_dir = args.run_dir or Path("runs") / f"{args.config.stem}_{strftime('%Y%m%d-%H%M%S')}"
     with World.join() as world:
-        # Rank 0 decides for all: the others may have another clock, and find files that it has just written.
+        # Rank 0 decides for all: another rank's clock may differ, and it may find files that rank 0 has just written.
         plan = _plan(run_dir, args.go_on) if world.rank == 0 else ""
         plan, name = world.gather_json([plan, str(run_dir)])[0]
         run_dir = Path(name)
-        if plan == "show":
-            return _show_finished(RunDir.open(run_dir), _console(world))
-        if plan == "go on":
+        if plan == "print":
+            return _print_finished(RunDir.open(run_dir), _console(world))
+        if plan == "resume":
             return _train(lambda parts: Trainer.resume(run_dir, overrides, **parts), world, stop)
         return _train(lambda parts: Trainer(config, run_dir, **parts), world, stop)
 
@@ -71,30 +72,29 @@ def _console(world: World) -> Console:
     return Console(quiet=world.rank > 0, markup=False, emoji=False)
 
 
-def _plan(run_dir: Path, go_on: bool) -> Literal["start", "go on", "show"]:
+def _plan(run_dir: Path, go_on: bool) -> Literal["start", "resume", "print"]:
     run = RunDir(run_dir)
     if go_on:
         if (run.evaluations / "final.json").is_file():
-            return "show"
+            return "print"
         if run.periodic():
-            return "go on"
+            return "resume"
         if run.config.is_file():
             _clear_unstarted(run)
     return "start"
 
 
 def _clear_unstarted(run: RunDir) -> None:
-    """A run that was killed before its first checkpoint has nothing to go on from: start it again.
+    """Empty the folder of a run that was killed before its first checkpoint, so that it can be started again.
 
-    Nothing is deleted behind a link, nor where anything lies that such a run does not leave: the folder then counts as
-    one that exists already.
+    Nothing is deleted if a folder is a link or holds anything that such a run does not write.
     """
     folders = [folder for folder in (run.checkpoints, run.evaluations, run.videos) if folder.is_dir()]
     files = [run.config, run.metrics, *run.path.glob("events.out.tfevents.*"), *run.videos.glob("*.mp4"), run.best]
     files += [path for folder in (run.path, *folders) for path in folder.glob(".*.tmp")]
     entries = {path for folder in (run.path, *folders) for path in folder.iterdir()} - {run.path / LOCK}
     if entries <= {*files, *folders} and not any(folder.is_symlink() for folder in folders):
-        lock = RunLock(run.path)  # it may only just have begun, elsewhere
+        lock = RunLock(run.path)  # raises if another process has just started it
         for path in files:
             path.unlink(missing_ok=True)
         for folder in folders:
@@ -107,33 +107,33 @@ def _train(make: Callable[[dict[str, Any]], Trainer], world: World, stop: Stop) 
     stop.quiet = world.size > 1
     with (
         stop,
-        _replaying(console) as progress,
+        _restore_progress(console) as progress,
         make({"world": world, "progress": progress, "callbacks": [RecordVideos()]}) as trainer,
     ):
         assert trainer.run is not None
         if trainer.writer is not None:
             trainer.writer.show(lambda board: board.text("command", shlex.join(sys.argv), trainer.env_steps))
         _print_start(trainer, console)
-        stop.may_drop = trainer.break_off.allowed
+        stop.may_abort = trainer.break_off.allowed
         sizes = {"batch_size": trainer.batch_size, "num_iterations": trainer.num_iterations}
         try:
             with Display(trainer.config, console, **sizes) as display:
                 code = _iterate(trainer, display, stop, world)
             path = trainer.save() if code else None
-        except Dropped:
+        except IterationAborted:
             code, path = stop.code, trainer.break_off.save(trainer)
         if code:
             _print_stopped(trainer.run, path, console)
             return code
         code = _finish(trainer, trainer.run, stop, console) if world.rank == 0 else 0
-        return world.gather_json(code)[0]  # where the other ranks wait for rank 0
+        return world.gather_json(code)[0]  # the other ranks wait here for rank 0
 
 
 def _iterate(trainer: Trainer, display: Display, stop: Stop, world: World) -> int:
-    """Train to the end (0), or until a signal or the end of the budget (the exit code)."""
+    """Train until the end, a signal or the end of the time budget, and return the exit code."""
     for report in trainer:
         display.update(report)
-        # A signal to any rank stops all after the same iteration.
+        # The largest of all ranks, so that a signal to any stops all after the same iteration.
         code = world.largest(
             stop.code or TIMED_OUT * stop.is_late(ahead=1.5 * report.scalars["time/iteration_seconds"])
         )
@@ -143,8 +143,8 @@ def _iterate(trainer: Trainer, display: Display, stop: Stop, world: World) -> in
 
 
 @contextmanager
-def _replaying(console: Console) -> Iterator[Callable[[int, int], None]]:
-    """A progress line for environments that play their episodes again."""
+def _restore_progress(console: Console) -> Iterator[Callable[[int, int], None]]:
+    """Show the progress of environments that replay their episodes."""
     with Progress(console=console, transient=True, disable=not console.is_terminal) as bar:
         task: TaskID | None = None
 
@@ -161,10 +161,10 @@ def _replaying(console: Console) -> Iterator[Callable[[int, int], None]]:
 
 def _print_stopped(run: RunDir, path: Path | None, console: Console) -> None:
     if path is None:
-        console.print("stopped; a checkpoint could not be written, so the newest is an older one", soft_wrap=True)
+        say(console, "stopped; a checkpoint could not be written, so the newest is an older one")
     else:
-        console.print(f"stopped; checkpoint: {path}", highlight=False, soft_wrap=True)
-    console.print(f"go on with: {_typed('train', f'--resume {run.path}')}", highlight=False, soft_wrap=True)
+        say(console, f"stopped; checkpoint: {path}")
+    say(console, f"go on with: {_command_line('train', f'--resume {run.path}')}")
 
 
 def _print_start(trainer: Trainer, console: Console) -> None:
@@ -172,50 +172,48 @@ def _print_start(trainer: Trainer, console: Console) -> None:
     parameters = sum(p.numel() for p in trainer.agent.parameters())
     ranks = f" on each of {trainer.world.size} ranks" if trainer.world.size > 1 else ""
     threads = f", {torch.get_num_threads()} threads" if trainer.device.type == "cpu" else ""
-    console.print(
+    say(
+        console,
         f"{spec.env_id}: {config.env.num_envs} environments {trainer.envs.where}{ranks}\n"
         f"{config.core.kind} agent of {parameters:,} parameters in {config.precision} on {trainer.device}{threads}",
-        highlight=False,
-        soft_wrap=True,
     )
     if trainer.device.type == "cpu" and config.precision == "float32" and has_fast_bfloat16():
-        console.print("this CPU has bfloat16 arithmetic: --precision bfloat16 is faster", soft_wrap=True)
+        say(console, "this CPU has bfloat16 arithmetic: --precision bfloat16 is faster")
     for note in trainer.notes:
-        console.print(note, highlight=False, soft_wrap=True)
+        say(console, note)
     trainer.notes.clear()
     resumed = f"going on after {trainer.iteration:,} iterations: " if trainer.iteration else ""
-    console.print(
+    say(
+        console,
         f"{resumed}{trainer.num_iterations - trainer.iteration:,} iterations of {trainer.batch_size:,} steps; "
         f"run folder: {trainer.run.path if trainer.run else None}",
-        highlight=False,
-        soft_wrap=True,
     )
 
 
 def _finish(trainer: Trainer, run: RunDir, stop: Stop, console: Console) -> int:
-    """Evaluate the trained agent, with its memory and without, save and print the result."""
+    """Evaluate the trained agent with its memory and without; save and print the result."""
     checkpoint = run.checkpoint(trainer.iteration)
     evaluation = evaluate_with_progress(trainer.evaluate, "held-out levels", stop, console)
-    forgetful = None
+    wiped = None
     if trainer.agent.core.state_size and not stop.code:
-        forgetful = evaluate_with_progress(
+        wiped = evaluate_with_progress(
             lambda **kwargs: trainer.evaluate(forget_every=1, **kwargs), "the same without memory", stop, console
         )
-    if evaluation is None or (trainer.agent.core.state_size and forgetful is None):
-        again = _typed("train", f"--resume {run.path}")
-        console.print(f"stopped before the evaluation was done; go on with: {again}", soft_wrap=True)
+    if evaluation is None or (trainer.agent.core.state_size and wiped is None):
+        again = _command_line("train", f"--resume {run.path}")
+        say(console, f"stopped before the evaluation was done; go on with: {again}")
         return stop.code
-    without = None if forgetful is None else forgetful.measures[forgetful.headline].mean
-    extra = {"headline_without_memory": without}
+    without = None if wiped is None else wiped.measures[wiped.headline].mean
     if trainer.writer is not None:
         final = _final_measures(evaluation, without)
         trainer.writer.show(lambda board: board.hparams(trainer.config.to_dict(), final, trainer.env_steps))
-    save_evaluation(run.evaluations / "final.json", evaluation, checkpoint, trainer.env_steps, extra)
-    return _show_finished(run, console)
+    result = {**evaluation.to_dict(), "headline_without_memory": without}
+    save_result(run.evaluations / "final.json", result, checkpoint, trainer.env_steps)
+    return _print_finished(run, console)
 
 
 def _final_measures(evaluation: Evaluation, without_memory: float | None) -> dict[str, float]:
-    """What runs are sorted by: the headline under one name for all tasks, then under its own."""
+    """Return the means that TensorBoard sorts runs by: the headline as such, then measures by their own names."""
     means = {name: e.mean for name, e in evaluation.measures.items()}
     chosen = {"headline": means[evaluation.headline]}
     if without_memory is not None:
@@ -224,32 +222,30 @@ def _final_measures(evaluation: Evaluation, without_memory: float | None) -> dic
 
 
 def _python() -> Path:
-    """This interpreter, as short as it can be typed here."""
+    """Return this interpreter's path, relative to the current folder where possible."""
     python = Path(sys.executable)
     return python.relative_to(Path.cwd()) if python.is_relative_to(Path.cwd()) else python
 
 
-def _typed(command: str, arguments: object) -> str:
-    """How to type a command of this package in this folder."""
+def _command_line(command: str, arguments: object) -> str:
+    """Return a command of this package as it is typed in this folder."""
     script = Path("scripts", f"{command}.py")
     return f"{_python()} {script} {arguments}" if script.is_file() else f"ppo-tbptt {command} {arguments}"
 
 
-def _show_finished(run: RunDir, console: Console) -> int:
+def _print_finished(run: RunDir, console: Console) -> int:
     path = run.evaluations / "final.json"
     result = read_evaluation(path)
     print_evaluation(result, console)
     without = result.get("headline_without_memory")
     if without is not None:
-        console.print(
-            f"with its recurrent state wiped before every step the same agent gets {result['headline']} {without:.3f}",
-            soft_wrap=True,
-        )
+        wiped = "with its recurrent state wiped before every step the same agent gets"
+        say(console, f"{wiped} {result['headline']} {without:.3f}")
     for title, command in {
         "curves": f"{_python()} -m tensorboard.main --logdir {run.path.parent}",
-        "evaluate": _typed("evaluate", run.path),
-        "watch": _typed("enjoy", f"{run.path} --video episode.mp4"),
-        "a MemoryGym task": _typed("train", "configs/mortar_mayhem_grid.toml"),
+        "evaluate": _command_line("evaluate", run.path),
+        "watch": _command_line("enjoy", f"{run.path} --video episode.mp4"),
+        "a MemoryGym task": _command_line("train", "configs/mortar_mayhem_grid.toml"),
     }.items():
-        console.print(f"  {title:<17} {command}", highlight=False, soft_wrap=True)
+        say(console, f"  {title:<17} {command}")
     return 0
