@@ -96,14 +96,7 @@ def probe_memory(
                 progress(len(trials) * len(seeds) * repeats + finished, total)
 
         evaluation = evaluate(
-            agent,
-            env,
-            seeds=seeds,
-            repeats=repeats,
-            sampling_seed=sampling_seed,
-            progress=report,
-            **protocol,
-            **how,
+            agent, env, seeds=seeds, repeats=repeats, sampling_seed=sampling_seed, progress=report, **protocol, **how
         )
         trials.append(Trial(kind=kind, amount=amount, measures=evaluation.measures, capped=evaluation.capped))
         return evaluation
