@@ -18,8 +18,8 @@ from ppo_tbptt.envs import Episode, make_env
 from ppo_tbptt.evaluation.policy import Policy
 from ppo_tbptt.models.agent import build_agent
 from ppo_tbptt.watch.drawing import MOST_UNITS, action_labels, colours, draw, select_units
-from ppo_tbptt.watch.recording import Env, Recording, failed, record_episode, watched_env
-from ppo_tbptt.watch.remote import remote_env
+from ppo_tbptt.watch.environment import Env, remote_env, watched_env
+from ppo_tbptt.watch.recording import Recording, failed, record_episode
 from ppo_tbptt.watch.video import VideoError, frames_of, write_video
 from ppo_tbptt.watch.window import Viewer, WindowError, show_window
 

@@ -58,17 +58,18 @@ def draw_probe(probe: ProbeResult, *, title: str, top: float | None) -> Figure:
     axes.set_title(title, fontsize=10, loc="left")
     axes.grid(axis="y", color="0.9", linewidth=0.8)
     axes.spines[["top", "right"]].set_visible(False)
-    _label(figure, lines, name)
+    _label_lines(figure, lines, name)
     return figure
 
 
-def _label(figure: Figure, lines: Sequence[tuple[Trial, str, str, object]], name: str) -> None:
+def _label_lines(figure: Figure, lines: Sequence[tuple[Trial, str, str, object]], name: str) -> None:
     """Label horizontal lines at their right ends, without overlaps."""
     axes = figure.axes[0]
     bottom, top = axes.get_ylim()
     order = sorted(lines, key=lambda line: line[0].measures[name].mean, reverse=True)
     order.reverse()  # reversed after sorting, so that the first of equals is the highest
     wanted = [(line[0].measures[name].mean - bottom) / (top - bottom) for line in order]
+    arrow = {"arrowstyle": "-", "linewidth": 0.7, "shrinkA": 1, "shrinkB": 0, "relpos": (0, 0.5)}
     for (trial, text, color, _), y, place in zip(order, wanted, _spread(wanted, 0.06), strict=True):
         axes.annotate(
             f"{text}: {trial.measures[name].mean:.2f}",
@@ -79,14 +80,7 @@ def _label(figure: Figure, lines: Sequence[tuple[Trial, str, str, object]], name
             va="center",
             fontsize=8.5,
             color=color,
-            arrowprops={
-                "arrowstyle": "-",
-                "color": color,
-                "linewidth": 0.7,
-                "shrinkA": 1,
-                "shrinkB": 0,
-                "relpos": (0, 0.5),
-            },
+            arrowprops=arrow | {"color": color},
         )
 
 

@@ -8,8 +8,8 @@ from rich.console import Console
 from ppo_tbptt.commands.parser import Parser, UsageError, check_suffix, check_target, env_overrides, positive, seed
 from ppo_tbptt.config import SEED_LIMIT, EnvConfig
 from ppo_tbptt.evaluation.policy import Policy
-from ppo_tbptt.watch.recording import Env, Recording, failed, record_episode, watched_env
-from ppo_tbptt.watch.remote import remote_env
+from ppo_tbptt.watch.environment import Env, remote_env, watched_env
+from ppo_tbptt.watch.recording import Recording, failed, record_episode
 from ppo_tbptt.watch.video import SUFFIXES, VideoError, frames_of, write_video
 from ppo_tbptt.watch.window import Viewer, WindowError, has_screen, show_window
 

@@ -1,19 +1,14 @@
 """Recordings of episodes: observations, the agent's outputs and its recurrent state at every step."""
 
 import zlib
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 import numpy as np
 
-from ppo_tbptt.config import EnvConfig
-from ppo_tbptt.envs import EnvSpec, Episode, SingleEnv, make_env
+from ppo_tbptt.envs import EnvSpec, Episode, SingleEnv
 from ppo_tbptt.evaluation.policy import Policy
 from ppo_tbptt.models.agent import check_fits
-from ppo_tbptt.watch.remote import RemoteEnv
-
-Env = SingleEnv | RemoteEnv
+from ppo_tbptt.watch.environment import Env
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,21 +118,6 @@ def record_episode(policy: Policy, env: Env, *, seed: int, greedy: bool = False,
     while not recording.over:
         step_episode(policy, env, recording, max_steps=max_steps)
     return recording
-
-
-@contextmanager
-def watched_env(config: EnvConfig) -> Iterator[SingleEnv]:
-    """Make the environment, rendering the ground truth where it can.
-
-    Raises:
-        EnvError: the environment cannot be made.
-    """
-    options, limit = config.options, config.max_episode_steps
-    env = make_env(config.id, options=options, max_episode_steps=limit, render_mode="ground_truth")
-    try:
-        yield env
-    finally:
-        env.close()
 
 
 def failed(recording: Recording) -> bool | None:

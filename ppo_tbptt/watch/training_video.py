@@ -57,7 +57,8 @@ class RecordVideos(Callback):
 
 def _record(trainer: Trainer, writer: RunWriter, level: int) -> None:
     # Imported here, because training without videos needs neither matplotlib nor Pillow nor ffmpeg.
-    from ppo_tbptt.watch.recording import record_episode, watched_env
+    from ppo_tbptt.watch.environment import watched_env
+    from ppo_tbptt.watch.recording import record_episode
     from ppo_tbptt.watch.video import frames_of, gif, write_video
 
     env_steps = trainer.env_steps

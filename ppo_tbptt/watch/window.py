@@ -9,7 +9,8 @@ import numpy as np
 
 from ppo_tbptt.evaluation.policy import Policy
 from ppo_tbptt.watch.drawing import draw, text_line
-from ppo_tbptt.watch.recording import Env, Recording, begin_episode, step_episode
+from ppo_tbptt.watch.environment import Env
+from ppo_tbptt.watch.recording import Recording, begin_episode, step_episode
 
 KEYS = "space: play or pause     left, right: step     page up, page down: other level     R: restart     Esc, Q: close"
 REST_S = 1.5
@@ -114,7 +115,7 @@ class Viewer:
 def show_window(viewer: Viewer, fps: float, title: str) -> None:
     """Show ``viewer`` in a window until it is closed.
 
-    Its environment must run in another process (:mod:`ppo_tbptt.watch.remote`).
+    Its environment must run in another process (:mod:`ppo_tbptt.watch.environment`).
 
     Raises:
         WindowError: no window can be opened.

@@ -1,4 +1,4 @@
-"""An environment in a process of its own, so that a window can be shown.
+"""Environments to watch, in this process or in one of their own.
 
 A process has one pygame display: MemoryGym's environments use it without a screen, a window needs it with one.
 """
@@ -10,7 +10,7 @@ import socket
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, closing, contextmanager, suppress
 from dataclasses import asdict, astuple
 from typing import Any, SupportsInt
 
@@ -24,9 +24,19 @@ BOOTSTRAP = """\
 import json, sys
 path, descriptor = json.loads(sys.argv[1])
 sys.path[:] = path
-from ppo_tbptt.watch.remote import serve
+from ppo_tbptt.watch.environment import serve
 serve(descriptor)
 """
+
+
+def watched_env(config: EnvConfig) -> closing[SingleEnv]:
+    """Make the environment, rendering the ground truth where it can; to be used in a ``with`` statement.
+
+    Raises:
+        EnvError: the environment cannot be made.
+    """
+    options, limit = config.options, config.max_episode_steps
+    return closing(make_env(config.id, options=options, max_episode_steps=limit, render_mode="ground_truth"))
 
 
 class RemoteEnv:
@@ -72,9 +82,12 @@ class RemoteEnv:
         return arrays, reply["rest"]
 
 
+Env = SingleEnv | RemoteEnv
+
+
 @contextmanager
 def remote_env(config: EnvConfig) -> Iterator[RemoteEnv]:
-    """Make the environment in another process, rendering the ground truth; the first call raises its errors."""
+    """Make the environment of :func:`watched_env` in another process; the first call raises its errors."""
     ours, theirs = socket.socketpair()
     path = [entry or os.getcwd() for entry in sys.path]
     command = [sys.executable, "-c", BOOTSTRAP, json.dumps([path, theirs.fileno()])]
@@ -92,24 +105,17 @@ def serve(descriptor: int) -> None:
     """Execute the calls that arrive at the socket ``descriptor`` until its other end is closed."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the window handles Ctrl-C
     env: SingleEnv | None = None
-    with socket.socket(fileno=descriptor) as connection:
-        try:
-            config = EnvConfig(**channel.receive_json(connection))
-            while True:
-                name, argument = channel.receive_json(connection)
-                try:
-                    if env is None:
-                        limit = config.max_episode_steps
-                        env = make_env(
-                            config.id, options=config.options, max_episode_steps=limit, render_mode="ground_truth"
-                        )
-                    _reply(connection, *_execute(env, name, argument))
-                except channel.Closed:
-                    raise
-                except Exception as error:
-                    channel.send_json(connection, {"error": str(error), "by_user": isinstance(error, EnvError)})
-        except channel.Closed:
-            return
+    with socket.socket(fileno=descriptor) as connection, suppress(channel.Closed), ExitStack() as stack:
+        config = EnvConfig(**channel.receive_json(connection))
+        while True:
+            name, argument = channel.receive_json(connection)
+            try:
+                env = env or stack.enter_context(watched_env(config))
+                arrays, rest = _execute(env, name, argument)
+            except Exception as error:
+                channel.send_json(connection, {"error": str(error), "by_user": isinstance(error, EnvError)})
+            else:
+                _reply(connection, arrays, rest)
 
 
 def _execute(env: SingleEnv, name: str, argument: Any) -> tuple[dict[str, np.ndarray], Any]:
