@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 import torch
 from rich.console import Console
-from rich.progress import Progress, TaskID
+from rich.progress import Progress
 
 from ppo_tbptt.commands.console import Display, say
 from ppo_tbptt.commands.parser import Parser, UsageError, minutes
@@ -145,18 +145,19 @@ def _iterate(trainer: Trainer, display: Display, stop: Stop, world: World) -> in
 @contextmanager
 def _restore_progress(console: Console) -> Iterator[Callable[[int, int], None]]:
     """Show the progress of environments that replay their episodes."""
-    with Progress(console=console, transient=True, disable=not console.is_terminal) as bar:
-        task: TaskID | None = None
+    bar = Progress(console=console, transient=True, disable=not console.is_terminal)
+    task = bar.add_task("back into the environments' episodes")
 
-        def progress(done: int, total: int) -> None:
-            nonlocal task
-            if task is None:
-                task = bar.add_task("back into the environments' episodes", total=total)
-            bar.update(task, completed=done)
-            if done == total:
-                bar.stop()
+    def progress(done: int, total: int) -> None:
+        bar.start()  # only now, because a console has one live display at a time
+        bar.update(task, completed=done, total=total)
+        if done == total:
+            bar.stop()
 
+    try:
         yield progress
+    finally:
+        bar.stop()
 
 
 def _print_stopped(run: RunDir, path: Path | None, console: Console) -> None:
