@@ -36,6 +36,7 @@ IGNORED_SETTINGS = frozenset(
 """Settings in which runs of one group may differ: chance, hardware, fault handling and what is saved."""
 
 FRACTIONS = (0.5, 0.9, 0.99)
+"""Shares of the goal for which the time to reach them is compared."""
 
 Settings = dict[str, Any]
 

@@ -145,7 +145,7 @@ def _spec(run: RunDir, config: Config) -> EnvSpec:
 
 @dataclass(frozen=True, slots=True)
 class _Result:
-    """A held-out result, and its precedence over others of the same agent."""
+    """A held-out result, and its precedence over others after as many steps."""
 
     point: Point
     greedy: bool

@@ -9,7 +9,7 @@ from ppo_tbptt.envs import MEMORY_GYM_IDS, EnvSpec
 from ppo_tbptt.watch.recording import Recording, failed
 
 VIEW = 336
-"""Edge of a view in pixels; that of MemoryGym's ground truth."""
+"""Edge of a view in pixels, as large as MemoryGym's ground truth."""
 MARGIN, GAP, PANEL = 24, 16, 256
 """Pixels around everything, between views, and across the panel beside them."""
 MOST_ROWS = 11
@@ -23,7 +23,7 @@ CHOSEN, OTHER, REWARD, FAILURE = "#0b62a8", "#c3cbd6", "#e08214", "#b3480e"  # t
 Box = tuple[int, int, int, int]
 """Left, top, right, bottom."""
 Branch = tuple[str, tuple[str, ...]]
-"""The name of an action branch, empty where there is one only, and the names of its choices."""
+"""The name of an action branch, empty if it is the only one, and the names of its choices."""
 
 _GRID: tuple[Branch, ...] = (("", ("stay", "turn left", "turn right", "forward")),)
 _AXES: tuple[Branch, ...] = (("horizontal", ("stay", "left", "right")), ("vertical", ("stay", "up", "down")))
