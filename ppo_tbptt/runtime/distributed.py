@@ -137,10 +137,7 @@ class World:
         if self.size == 1:
             return [value]
         text = torch.frombuffer(bytearray(json.dumps(value).encode()), dtype=torch.uint8)
-        lengths = [int(n) for n in self.gather(torch.tensor(len(text)))]
-        padded = torch.zeros(max(lengths), dtype=torch.uint8)
-        padded[: len(text)] = text
-        return [json.loads(bytes(x[:n].numpy())) for x, n in zip(self.gather(padded), lengths, strict=True)]
+        return [json.loads(bytes(x.numpy())) for x in self.gather_rows(text)]
 
     def largest(self, value: int) -> int:
         """The largest of every rank's ``value``."""
