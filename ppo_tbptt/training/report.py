@@ -17,6 +17,26 @@ def headline(episode: Episode, name: str) -> float:
     return episode.ret if name == "return" else episode.measures[name]
 
 
+def iteration_scalars(
+    collected: Collected,
+    episodes: list[Episode],
+    targets: Targets,
+    update: UpdateStats,
+    faults: "FaultCounts",
+    timer: Timer,
+    world: World,
+) -> dict[str, float]:
+    """Collect the scalars of an iteration over all ranks, by TensorBoard tag; ``episodes`` are those of all ranks."""
+    rollout = collected.rollout
+    return {
+        **episode_scalars(episodes),
+        **update_scalars(update),
+        **explained_variance(rollout, targets, world),
+        **faults.scalars(),
+        **time_scalars(timer, rollout.num_steps * rollout.num_envs * world.size),
+    }
+
+
 def episode_scalars(episodes: list[Episode]) -> dict[str, float]:
     """Means over the episodes that ended in this iteration; nothing where none did."""
     columns: dict[str, list[float]] = {}

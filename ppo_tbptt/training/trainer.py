@@ -29,14 +29,7 @@ from ppo_tbptt.runtime.rng import TrainingRNG
 from ppo_tbptt.runtime.timing import Timer
 from ppo_tbptt.training import state
 from ppo_tbptt.training.callbacks import BreakOff, Callback, EvaluateHeldOut, Iteration, SaveCheckpoints, WriteMetrics
-from ppo_tbptt.training.report import (
-    FaultCounts,
-    episode_scalars,
-    explained_variance,
-    gather_episodes,
-    time_scalars,
-    update_scalars,
-)
+from ppo_tbptt.training.report import FaultCounts, gather_episodes, iteration_scalars
 from ppo_tbptt.types import Rollout
 
 
@@ -209,19 +202,21 @@ class Trainer(Iterator[Report]):
                 collected = self.collector.collect(self.carry, self.storage, uniforms, timer)
                 targets = compute_targets(collected.rollout, gamma=ppo.gamma, gae_lambda=ppo.gae_lambda)
                 iteration = Iteration(self, collected.rollout, targets)
-                epochs = {"before_epoch": iteration.before_epoch, "after_epoch": iteration.after_epoch}
-                update = self.learner.update(collected.rollout, targets, self.env_steps, timer, **epochs)
+                update = self.learner.update(
+                    collected.rollout,
+                    targets,
+                    self.env_steps,
+                    timer,
+                    before_epoch=iteration.before_epoch,
+                    after_epoch=iteration.after_epoch,
+                )
                 self.carry = collected.carry
             self.iteration, self.env_steps = iteration.number, iteration.env_steps
             self.faults.count(collected, update, iteration.number, self.notes)
             iteration.episodes = gather_episodes(self.world, collected.episodes)
-            iteration.scalars |= {
-                **episode_scalars(iteration.episodes),
-                **update_scalars(update),
-                **explained_variance(collected.rollout, targets, self.world),
-                **self.faults.scalars(),
-                **time_scalars(timer, self.batch_size),
-            }
+            iteration.scalars |= iteration_scalars(
+                collected, iteration.episodes, targets, update, self.faults, timer, self.world
+            )
             for callback in self.callbacks:
                 callback.after_iteration(iteration)
         return iteration.report
