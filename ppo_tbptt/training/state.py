@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import fields
 from importlib.metadata import version
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -87,6 +88,19 @@ def load_state_dict(trainer: "Trainer", tree: dict[str, Any], progress: Callable
         text = f"the checkpoint is of {len(tree['environments'])} rank(s), this run of {trainer.world.size}"
         trainer.notes.append(f"{text}: action noise, minibatches and dropout begin new random streams")
     return carry
+
+
+def check_handed_in(tree: dict[str, Any], parts: dict[str, Any], source: str | Path) -> None:
+    """Check that ``parts`` hold what was handed in to the trainer that saved ``tree``; ``source`` is named in errors.
+
+    Raises:
+        CheckpointError: a part is missing, which no config describes.
+    """
+    for name in tree.get("handed_in", []):
+        if parts.get(name) is None:
+            raise CheckpointError(
+                f"{source}: its {name} was handed in and no config describes it; resume with {name}=..."
+            )
 
 
 @contextmanager

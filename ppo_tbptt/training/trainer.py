@@ -3,23 +3,19 @@
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Literal
+from typing import Any
 
 import torch
 
 from ppo_tbptt.config import Config
 from ppo_tbptt.config.resume import continued, describe_changes
-from ppo_tbptt.envs import resolve_workers
-from ppo_tbptt.envs.workers.fleet import Fleet, build_fleet
+from ppo_tbptt.envs.workers.fleet import Fleet
 from ppo_tbptt.evaluation.evaluate import Evaluation, evaluate
 from ppo_tbptt.models import Agent
 from ppo_tbptt.models.agent import build_agent
-from ppo_tbptt.models.compile import CompileError, compile_encoder
 from ppo_tbptt.ppo.advantages import compute_targets
 from ppo_tbptt.ppo.all_reduce import share_weights
 from ppo_tbptt.ppo.collector import Sampler, rollout_storage
-from ppo_tbptt.ppo.learner import Learner
-from ppo_tbptt.run.checkpoint import CheckpointError
 from ppo_tbptt.run.folder import RunDir
 from ppo_tbptt.run.metrics import Report
 from ppo_tbptt.run.sinks import RunWriter
@@ -28,9 +24,9 @@ from ppo_tbptt.runtime.distributed import World
 from ppo_tbptt.runtime.rng import TrainingRNG
 from ppo_tbptt.runtime.timing import Timer
 from ppo_tbptt.training import state
+from ppo_tbptt.training.build import build_envs, build_learner, compile_updates, describe_storage
 from ppo_tbptt.training.callbacks import BreakOff, Callback, EvaluateHeldOut, Iteration, SaveCheckpoints, WriteMetrics
 from ppo_tbptt.training.report import FaultCounts, gather_episodes, iteration_scalars
-from ppo_tbptt.types import Rollout
 
 
 class Trainer(Iterator[Report]):
@@ -100,30 +96,17 @@ class Trainer(Iterator[Report]):
     def _build(self, envs: Fleet | None, agent: Agent | None) -> None:
         """Make the parts that compute; nothing is written yet."""
         config, world = self.config, self.world
-        self.envs = envs or build_fleet(
-            config.env,
-            seed=config.seed,
-            first_env=world.rank * config.env.num_envs,
-            num_workers=_workers_per_rank(config, world),
-            cuda=self.device.type == "cuda",
-        )
+        self.envs = envs or build_envs(config, world, self.device)
         self._end.append(self.envs.close)
         self.agent = build_agent(config, self.envs.spec, self.device) if agent is None else agent.to(self.device)
         share_weights(world, self.agent)
         self.collector = Sampler(self.envs, self.agent)
         self._end.append(self.collector.close)
         self.storage = rollout_storage(config, self.envs.spec, self.agent.core.state_size, self.device)
-        self.learner = Learner(
-            self.agent,
-            config.ppo,
-            total_steps=config.total_steps,
-            generator=self.rng.permutation,
-            world=world,
-            max_nonfinite=config.train.max_nonfinite_updates,
-        )
-        self.notes += _describe_storage(self.storage)
+        self.learner = build_learner(config, self.agent, self.rng.permutation, world)
+        self.notes += describe_storage(self.storage)
         if config.compile:
-            self.notes += _compile(self.learner, self.storage, config.batch_size // config.ppo.num_minibatches)
+            self.notes += compile_updates(self.learner, self.storage, config.batch_size // config.ppo.num_minibatches)
 
     def _add_callbacks(self, own: Sequence[Callback]) -> None:
         self.faults = FaultCounts(self.world, self.envs.restarts)
@@ -171,11 +154,7 @@ class Trainer(Iterator[Report]):
         saved = Config.from_dict(tree["config"], source="the config in the checkpoint")
         config = continued(saved, Config.load(run.config, overrides))
         parts: dict[str, Any] = {"envs": envs, "agent": agent, "callbacks": callbacks}
-        for name in tree.get("handed_in", []):
-            if parts.get(name) is None:
-                raise CheckpointError(
-                    f"{run_dir}: its {name} was handed in and no config describes it; resume with {name}=..."
-                )
+        state.check_handed_in(tree, parts, run_dir)
         trainer = cls(config, run_dir, **parts, restore=tree, world=world, progress=progress)
         trainer.notes[:0] = [f"changed: {line}" for line in describe_changes(saved, trainer.config)]
         return trainer
@@ -276,31 +255,3 @@ class Trainer(Iterator[Report]):
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         self.close()
-
-
-def _workers_per_rank(config: Config, world: World) -> int | Literal["auto"]:
-    """The ranks of a machine share its cores."""
-    env, ranks = config.env, world.local_size
-    if env.num_workers != "auto" or ranks == 1:
-        return env.num_workers
-    return max(1, resolve_workers("auto", env.num_envs * ranks) // ranks)
-
-
-def _describe_storage(storage: Rollout) -> list[str]:
-    """A note where observations lie on the host while all else lies on the GPU."""
-    elsewhere = [x for x in storage.obs.values() if x.device != storage.value.device]
-    return [f"observations are stored on the host: {sum(x.nbytes for x in elsewhere) / 1e9:.1f} GB"] * bool(elsewhere)
-
-
-def _compile(learner: Learner, storage: Rollout, num: int) -> list[str]:
-    """Compile the encoder for minibatches of about ``num`` steps; a note where that can't be."""
-    shape = (max(2, num),)
-    obs = {
-        key: torch.zeros(*shape, *x.shape[2:], dtype=x.dtype, device=storage.value.device)
-        for key, x in storage.obs.items()
-    }
-    try:
-        learner.encode = compile_encoder(learner.agent, obs)
-    except CompileError as error:
-        return [f"not compiled, training goes on without: {error}"]
-    return []
