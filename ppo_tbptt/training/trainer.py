@@ -1,6 +1,7 @@
 """The outer loop: collect, compute targets, update, report."""
 
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -78,7 +79,7 @@ class Trainer(Iterator[Report]):
         self.rng = TrainingRNG(config.seed, self.world, self.device)
         self.writer: RunWriter | None = None
         """Of rank 0, where there is a run folder."""
-        self._end: list[Callable[[], None]] = []
+        self._closing = ExitStack()
         try:
             with self.rng.installed():
                 self._build(envs, agent)
@@ -97,11 +98,11 @@ class Trainer(Iterator[Report]):
         """Make the parts that compute; nothing is written yet."""
         config, world = self.config, self.world
         self.envs = envs or build_envs(config, world, self.device)
-        self._end.append(self.envs.close)
+        self._closing.callback(self.envs.close)
         self.agent = build_agent(config, self.envs.spec, self.device) if agent is None else agent.to(self.device)
         share_weights(world, self.agent)
         self.collector = Sampler(self.envs, self.agent)
-        self._end.append(self.collector.close)
+        self._closing.callback(self.collector.close)
         self.storage = rollout_storage(config, self.envs.spec, self.agent.core.state_size, self.device)
         self.learner = build_learner(config, self.agent, self.rng.permutation, world)
         self.notes += describe_storage(self.storage)
@@ -122,7 +123,7 @@ class Trainer(Iterator[Report]):
         if self.run is not None and self.world.rank == 0:
             done = self.iteration if resumed else None
             self.writer = RunWriter(self.run.path, self.config, resumed_from=done, env_steps=self.env_steps)
-            self._end.append(self.writer.close)
+            self._closing.callback(self.writer.close)
             self.writer.introduce(self.envs.spec, self.config, self.device, self.env_steps)
 
     @classmethod
@@ -244,8 +245,7 @@ class Trainer(Iterator[Report]):
 
     def close(self) -> None:
         """End the workers, flush the metrics and release the run's folder. May be called again."""
-        while self._end:
-            self._end.pop()()
+        self._closing.close()
         self.writer = None
 
     def __enter__(self) -> "Trainer":
