@@ -19,7 +19,7 @@ from ppo_tbptt.commands.stop import TIMED_OUT, Dropped, Stop
 from ppo_tbptt.config import Config, parse_overrides
 from ppo_tbptt.evaluation.evaluate import Evaluation
 from ppo_tbptt.evaluation.result_file import read_evaluation
-from ppo_tbptt.run.folder import LOCK, RunDir, RunLock
+from ppo_tbptt.run.folder import LOCK_FILE, RunDir, RunLock
 from ppo_tbptt.runtime.device import has_fast_bfloat16
 from ppo_tbptt.runtime.distributed import World
 from ppo_tbptt.training.trainer import Trainer
@@ -92,7 +92,7 @@ def _clear_unstarted(run: RunDir) -> None:
     folders = [folder for folder in (run.checkpoints, run.evaluations, run.videos) if folder.is_dir()]
     files = [run.config, run.metrics, *run.path.glob("events.out.tfevents.*"), *run.videos.glob("*.mp4"), run.best]
     files += [path for folder in (run.path, *folders) for path in folder.glob(".*.tmp")]
-    entries = {path for folder in (run.path, *folders) for path in folder.iterdir()} - {run.path / LOCK}
+    entries = {path for folder in (run.path, *folders) for path in folder.iterdir()} - {run.path / LOCK_FILE}
     if entries <= {*files, *folders} and not any(folder.is_symlink() for folder in folders):
         lock = RunLock(run.path)  # it may only just have begun, elsewhere
         for path in files:
@@ -112,7 +112,9 @@ def _train(make: Callable[[dict[str, Any]], Trainer], world: World, stop: Stop) 
     ):
         assert trainer.run is not None
         if trainer.writer is not None:
-            trainer.writer.show(lambda board: board.text("command", shlex.join(sys.argv), trainer.env_steps))
+            trainer.writer.write_tensorboard(
+                lambda board: board.text("command", shlex.join(sys.argv), trainer.env_steps)
+            )
         _print_start(trainer, console)
         stop.may_drop = trainer.break_off.allowed
         sizes = {"batch_size": trainer.batch_size, "num_iterations": trainer.num_iterations}
@@ -209,7 +211,9 @@ def _finish(trainer: Trainer, run: RunDir, stop: Stop, console: Console) -> int:
     extra = {"headline_without_memory": without}
     if trainer.writer is not None:
         final = _final_measures(evaluation, without)
-        trainer.writer.show(lambda board: board.hparams(trainer.config.to_dict(), final, trainer.env_steps))
+        trainer.writer.write_tensorboard(
+            lambda board: board.hparams(trainer.config.to_dict(), final, trainer.env_steps)
+        )
     save_evaluation(run.evaluations / "final.json", evaluation, checkpoint, trainer.env_steps, extra)
     return _show_finished(run, console)
 

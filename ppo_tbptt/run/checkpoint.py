@@ -15,15 +15,15 @@ from ppo_tbptt.run.files import replacing
 
 FORMAT = 2
 """Raised whenever an older reader could misunderstand a newer file."""
-_LAST_LINE = re.compile(rb"\nppo_tbptt checkpoint, format (\d{4}), sha256 ([0-9a-f]{64})\n")
-_LENGTH = len(b"\nppo_tbptt checkpoint, format 0000, sha256 \n") + 64
+_FOOTER = re.compile(rb"\nppo_tbptt checkpoint, format (\d{4}), sha256 ([0-9a-f]{64})\n")
+_FOOTER_LENGTH = len(b"\nppo_tbptt checkpoint, format 0000, sha256 \n") + 64
 
 
 class CheckpointError(ValueError):
     """One line that names the file and what is wrong with it."""
 
 
-class _Hashing:
+class _HashingFile:
     """A file to write that remembers the digest of what was written."""
 
     def __init__(self, file: BinaryIO) -> None:
@@ -37,7 +37,7 @@ class _Hashing:
     def flush(self) -> None:
         self._file.flush()
 
-    def last_line(self) -> bytes:
+    def footer(self) -> bytes:
         return f"\nppo_tbptt checkpoint, format {FORMAT:04d}, sha256 {self._hash.hexdigest()}\n".encode()
 
 
@@ -50,14 +50,14 @@ def save_checkpoint(path: Path, tree: dict[str, Any]) -> None:
         OSError: it cannot be written.
     """
     with replacing(path) as file:
-        hashing = _Hashing(file)
+        hashing = _HashingFile(file)
         try:
             torch.save(tree, hashing)  # type: ignore[arg-type]  # it needs no more than these two methods
         except RuntimeError as error:  # torch's zip writer, on top of the OSError of the file
             if isinstance(error.__context__, OSError):
                 raise error.__context__ from None
             raise
-        file.write(hashing.last_line())
+        file.write(hashing.footer())
 
 
 def verify_checkpoint(path: Path) -> None:
@@ -74,11 +74,11 @@ def verify_checkpoint(path: Path) -> None:
 
 
 def _verify(path: Path, file: BinaryIO) -> None:
-    size = path.stat().st_size - _LENGTH
+    size = path.stat().st_size - _FOOTER_LENGTH
     if size <= 0:
         raise CheckpointError(f"{path}: not a checkpoint of ppo_tbptt (empty, or cut short)")
     file.seek(size)
-    last = _LAST_LINE.fullmatch(file.read())
+    last = _FOOTER.fullmatch(file.read())
     if last is None:
         raise CheckpointError(f"{path}: not a checkpoint of ppo_tbptt, or cut short (its last line is missing)")
     if int(last[1]) != FORMAT:

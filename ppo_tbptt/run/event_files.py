@@ -93,7 +93,7 @@ def read_events(path: Path) -> Iterator[tuple[Event, bytes]]:
         at = end
 
 
-def cut(folder: Path, keep: Callable[[Event], bool]) -> None:
+def filter_events(folder: Path, keep: Callable[[Event], bool]) -> None:
     """Leave only whole events, and those to ``keep``, in the files of ``folder``.
 
     Raises:

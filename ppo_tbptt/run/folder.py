@@ -36,7 +36,7 @@ class RunDir:
         """
         run = cls(path)
         try:
-            if path.exists() and (not path.is_dir() or any(entry.name != LOCK for entry in path.iterdir())):
+            if path.exists() and (not path.is_dir() or any(entry.name != LOCK_FILE for entry in path.iterdir())):
                 raise RunDirError(
                     f"{path}: exists already; choose another --run-dir, or go on with it: --resume {path}"
                 )
@@ -111,7 +111,7 @@ class RunDir:
         return path, load_verified(path)
 
 
-LOCK = ".lock"
+LOCK_FILE = ".lock"
 
 
 class RunLock:
@@ -125,7 +125,7 @@ class RunLock:
         """
         try:
             path.mkdir(parents=True, exist_ok=True)
-            self._file = (path / LOCK).open("ab+", buffering=0)
+            self._file = (path / LOCK_FILE).open("ab+", buffering=0)
         except OSError as error:
             raise RunDirError(f"{path}: can't write in this run folder ({error.strerror})") from error
         try:
@@ -144,7 +144,7 @@ class RunLock:
         self._file.close()
 
 
-def remove_leftovers(run: RunDir) -> None:
+def remove_temporary_files(run: RunDir) -> None:
     """Delete half-written files of a killed process. Only with the lock."""
     for folder in (run.path, run.checkpoints, run.evaluations, run.videos):
         for path in folder.glob(".*.tmp"):

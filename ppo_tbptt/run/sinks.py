@@ -12,7 +12,7 @@ from ppo_tbptt.config import Config
 from ppo_tbptt.envs import EnvSpec
 from ppo_tbptt.run.checkpoint import save_checkpoint
 from ppo_tbptt.run.files import write_text
-from ppo_tbptt.run.folder import RunDir, RunDirError, RunLock, remove_leftovers
+from ppo_tbptt.run.folder import RunDir, RunDirError, RunLock, remove_temporary_files
 from ppo_tbptt.run.metrics import MetricsWriter, Report
 from ppo_tbptt.run.tensorboard import TensorBoard
 from ppo_tbptt.runtime.device import versions
@@ -22,7 +22,7 @@ class UnwritableError(RuntimeError):
     """One line: what could not be written, for how long, and why."""
 
 
-class Patience:
+class WriteGuard:
     """Tries to write, and goes on without where that fails, for up to ``minutes``.
 
     notes: lines for the user, one when something can't be written and one when it can again; the caller takes them.
@@ -33,7 +33,7 @@ class Patience:
         self._since: dict[str, float] = {}
         self.notes: list[str] = []
 
-    def attempt(self, name: str, write: Callable[[], None]) -> bool:
+    def try_write(self, name: str, write: Callable[[], None]) -> bool:
         """Call ``write``; whether it worked. ``name`` says what it writes.
 
         Raises:
@@ -77,7 +77,7 @@ class RunWriter:
         self.run = RunDir.create(path) if resumed_from is None else RunDir.open(path)
         self._lock = RunLock(path)
         try:
-            remove_leftovers(self.run)
+            remove_temporary_files(self.run)
             write_text(self.run.config, config.to_toml())
             self._metrics = MetricsWriter(path, resume_from=resumed_from)
             self._board = TensorBoard(path, after=None if resumed_from is None else env_steps)
@@ -89,13 +89,13 @@ class RunWriter:
             raise
         self._keep = config.train.keep_checkpoints
         self._minutes = config.train.checkpoint_minutes
-        self.patience = Patience(config.train.max_unwritable_minutes)
+        self._guard = WriteGuard(config.train.max_unwritable_minutes)
         self.saved = resumed_from
         self._saved_at = self._tried_at = monotonic()
-        self._missed = False  # a checkpoint that was due
-        self._unshown: list[Report] = []  # in TensorBoard
+        self._last_failed = False  # a checkpoint that was due
+        self._unwritten: list[Report] = []  # in TensorBoard
 
-    def introduce(self, spec: EnvSpec, config: Config, device: torch.device, env_steps: int) -> None:
+    def write_run_info(self, spec: EnvSpec, config: Config, device: torch.device, env_steps: int) -> None:
         """Show in TensorBoard what a run is: its charts, its config, and the versions of what it runs on."""
 
         def write(board: TensorBoard) -> None:
@@ -103,35 +103,35 @@ class RunWriter:
             board.text("config", config.to_toml(), env_steps)
             board.text("versions", versions(device), env_steps)
 
-        self.show(write)
+        self.write_tensorboard(write)
 
     def take_notes(self) -> list[str]:
         """Hand out the lines for the user, once: what can't be written, and what can again."""
-        taken, self.patience.notes = self.patience.notes, []
+        taken, self._guard.notes = self._guard.notes, []
         return taken
 
     def report(self, report: Report) -> None:
         """Into the metrics and TensorBoard; what can't be written now comes with a later report."""
-        self.patience.attempt("metrics", lambda: self._metrics.write(report))
-        self._unshown.append(report)
-        self.patience.attempt("TensorBoard's file", self._show_reports)
+        self._guard.try_write("metrics", lambda: self._metrics.write(report))
+        self._unwritten.append(report)
+        self._guard.try_write("TensorBoard's file", self._write_reports)
 
-    def _show_reports(self) -> None:
-        while self._unshown:
-            self._board.write(self._unshown[0])
-            del self._unshown[0]
+    def _write_reports(self) -> None:
+        while self._unwritten:
+            self._board.write(self._unwritten[0])
+            del self._unwritten[0]
 
-    def show(self, write: Callable[[TensorBoard], None]) -> None:
+    def write_tensorboard(self, write: Callable[[TensorBoard], None]) -> None:
         """Something else into TensorBoard; it is left out where that can't be written now."""
-        self.patience.attempt("TensorBoard's file", lambda: write(self._board))
+        self._guard.try_write("TensorBoard's file", lambda: write(self._board))
 
-    def due(self) -> bool:
+    def checkpoint_due(self) -> bool:
         """Whether the clock asks for a checkpoint: the last is long ago, or could not be written a while ago."""
-        if self._missed:
+        if self._last_failed:
             return monotonic() - self._tried_at >= RETRY_SECONDS
         return self._minutes is not None and monotonic() - self._saved_at >= 60 * self._minutes
 
-    def checkpoint(self, iteration: int, tree: dict[str, Any]) -> bool:
+    def save(self, iteration: int, tree: dict[str, Any]) -> bool:
         """Write the checkpoint of ``iteration`` and delete those that retention no longer keeps; whether it worked."""
 
         def write() -> None:
@@ -140,25 +140,25 @@ class RunWriter:
             self.run.prune(self._keep)
 
         self._tried_at = monotonic()
-        self._missed = not self.patience.attempt("checkpoints", write)
-        if not self._missed:
+        self._last_failed = not self._guard.try_write("checkpoints", write)
+        if not self._last_failed:
             self.saved, self._saved_at = iteration, self._tried_at
-        return not self._missed
+        return not self._last_failed
 
-    def best(self, tree: dict[str, Any]) -> bool:
+    def save_best(self, tree: dict[str, Any]) -> bool:
         """Write ``best.pt``; whether it worked."""
-        return self.patience.attempt("best.pt", lambda: save_checkpoint(self.run.best, tree))
+        return self._guard.try_write("best.pt", lambda: save_checkpoint(self.run.best, tree))
 
-    def last(self, iteration: int, tree: dict[str, Any]) -> None:
+    def save_final(self, iteration: int, tree: dict[str, Any]) -> None:
         """Write the checkpoint of a finished run, trying until it works.
 
         Raises:
             UnwritableError: it did not work for as long as the patience lasts.
         """
-        while not self.checkpoint(iteration, tree):
-            for note in self.patience.notes:  # no report will carry them while this waits
+        while not self.save(iteration, tree):
+            for note in self._guard.notes:  # no report will carry them while this waits
                 warnings.warn(note, stacklevel=2)
-            self.patience.notes.clear()
+            self._guard.notes.clear()
             sleep(min(RETRY_SECONDS, 1.0))
 
     def close(self) -> None:

@@ -28,16 +28,16 @@ from tensorboard.plugins.hparams.plugin_data_pb2 import (
 from torch import Tensor
 from torch.utils.tensorboard import summary
 
-from ppo_tbptt.run.event_files import EventFile, cut
+from ppo_tbptt.run.event_files import EventFile, filter_events
 from ppo_tbptt.run.metrics import Report
 
-HISTOGRAMS = 50
+NUM_HISTOGRAMS = 50
 """About as many over a run, but at least 10 iterations apart."""
-SAMPLE = 4096
+SAMPLE_SIZE = 4096
 """Values that a histogram is made of."""
-SHOWN_FIRST = frozenset({"core.hidden_size", "core.kind", "env.id", "seed", "total_steps"})
+SHOWN_BY_DEFAULT = frozenset({"core.hidden_size", "core.kind", "env.id", "seed", "total_steps"})
 """Columns of the table of hyperparameters that are shown without asking: marked as what runs differ in."""
-FINAL = "final/"
+FINAL_PREFIX = "final/"
 """Prefix of what is known only when the run is done."""
 
 
@@ -52,7 +52,7 @@ class TensorBoard:
 
     def __init__(self, folder: Path, *, after: int | None = None) -> None:
         if after is not None:
-            cut(folder, lambda event: _stays(event, after))
+            filter_events(folder, lambda event: _is_kept(event, after))
         self._file = EventFile(folder, purge_from=None if after is None else after + 1)
 
     def write(self, report: Report) -> None:
@@ -96,7 +96,7 @@ class TensorBoard:
         self._append(content, env_steps)
 
     def histograms(self, tensors: Mapping[str, Tensor], env_steps: int) -> None:
-        """``hist/NAME`` of each tensor that has finite values, from :data:`SAMPLE` of them.
+        """``hist/NAME`` of each tensor that has finite values, from :data:`SAMPLE_SIZE` of them.
 
         Waits for the device once.
         """
@@ -125,8 +125,8 @@ class TensorBoard:
         for key, value in _flat(config):
             kind = "bool" if isinstance(value, bool) else "string" if isinstance(value, str) else "number"
             setattr(start.hparams[key], f"{kind}_value", value)
-            infos.append(HParamInfo(name=key, differs=key in SHOWN_FIRST))
-        metrics = [Summary.Value(tag=f"{FINAL}{name}", simple_value=value) for name, value in measures.items()]
+            infos.append(HParamInfo(name=key, differs=key in SHOWN_BY_DEFAULT))
+        metrics = [Summary.Value(tag=f"{FINAL_PREFIX}{name}", simple_value=value) for name, value in measures.items()]
         columns = [MetricInfo(name=MetricName(tag=value.tag)) for value in metrics]
         table = [
             _hparams_value(plugin.EXPERIMENT_TAG, experiment=Experiment(hparam_infos=infos, metric_infos=columns)),
@@ -144,14 +144,14 @@ class TensorBoard:
 
 def histograms_due(iteration: int, num_iterations: int) -> bool:
     """At the first iteration, then at equal distances."""
-    return (iteration - 1) % max(10, num_iterations // HISTOGRAMS) == 0
+    return (iteration - 1) % max(10, num_iterations // NUM_HISTOGRAMS) == 0
 
 
-def _stays(event: Event, after: int) -> bool:
+def _is_kept(event: Event, after: int) -> bool:
     """Whether an event stays in the files of a run that goes on: not the future, nor what each start writes anew."""
     for value in event.summary.value:
         kind = value.metadata.plugin_data.plugin_name
-        if value.tag.startswith(FINAL) or kind in ("hparams", "custom_scalars"):
+        if value.tag.startswith(FINAL_PREFIX) or kind in ("hparams", "custom_scalars"):
             return False
         if kind == "text" and event.step == after:
             return False
@@ -159,11 +159,11 @@ def _stays(event: Event, after: int) -> bool:
 
 
 def _sample(x: Tensor) -> Tensor:
-    """At most :data:`SAMPLE` values, without the generator: steps of a large prime, so that no axis is preferred."""
+    """At most :data:`SAMPLE_SIZE` values, without the generator: steps of a large prime, so that no axis is preferred."""
     flat = x.reshape(-1)
-    if len(flat) <= SAMPLE:
+    if len(flat) <= SAMPLE_SIZE:
         return flat
-    return flat[torch.arange(SAMPLE, device=x.device) * 2_654_435_761 % len(flat)]
+    return flat[torch.arange(SAMPLE_SIZE, device=x.device) * 2_654_435_761 % len(flat)]
 
 
 def _flat(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, bool | float | str]]:

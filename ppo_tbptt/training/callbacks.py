@@ -154,7 +154,7 @@ class BreakOff(Callback):
         """
         assert trainer.run is not None and trainer.writer is not None and self._state is not None
         iteration = self._state["iteration"]
-        if trainer.writer.saved == iteration or trainer.writer.checkpoint(iteration, self._state):
+        if trainer.writer.saved == iteration or trainer.writer.save(iteration, self._state):
             return trainer.run.checkpoint(iteration)
         return None
 
@@ -169,7 +169,7 @@ class WriteMetrics(Callback):
         writer.report(iteration.report)
         if histograms_due(iteration.number, iteration.trainer.num_iterations):
             tensors = {"state": rollout.state, "value": rollout.value, "advantage": iteration.targets.advantage}
-            writer.show(lambda board: board.histograms(tensors, iteration.env_steps))
+            writer.write_tensorboard(lambda board: board.histograms(tensors, iteration.env_steps))
 
 
 class SaveCheckpoints(Callback):
@@ -198,8 +198,8 @@ class SaveCheckpoints(Callback):
         if iteration.last:
             tree = trainer.state_dict()
             if trainer.writer is not None:
-                trainer.writer.last(iteration.number, tree)
-        elif due or trainer.world.largest(int(trainer.writer is not None and trainer.writer.due())):
+                trainer.writer.save_final(iteration.number, tree)
+        elif due or trainer.world.largest(int(trainer.writer is not None and trainer.writer.checkpoint_due())):
             trainer.save()
 
     def _save_best(self, trainer: "Trainer", score: float) -> None:
@@ -207,7 +207,7 @@ class SaveCheckpoints(Callback):
             return
         before, self.best = self.best, score
         tree = trainer.state_dict()
-        if not trainer.on_rank_0(lambda writer: writer.best(tree)):
+        if not trainer.on_rank_0(lambda writer: writer.save_best(tree)):
             self.best = before
 
     def state_dict(self) -> dict[str, Any]:

@@ -124,7 +124,7 @@ class Trainer(Iterator[Report]):
             done = self.iteration if resumed else None
             self.writer = RunWriter(self.run.path, self.config, resumed_from=done, env_steps=self.env_steps)
             self._closing.callback(self.writer.close)
-            self.writer.introduce(self.envs.spec, self.config, self.device, self.env_steps)
+            self.writer.write_run_info(self.envs.spec, self.config, self.device, self.env_steps)
 
     @classmethod
     def resume(
@@ -227,7 +227,7 @@ class Trainer(Iterator[Report]):
             return None
         if not self.on_rank_0(lambda writer: writer.saved == self.iteration):
             tree = self.state_dict()
-            if not self.on_rank_0(lambda writer: writer.checkpoint(self.iteration, tree)):
+            if not self.on_rank_0(lambda writer: writer.save(self.iteration, tree)):
                 return None
         return self.run.checkpoint(self.iteration)
 
