@@ -102,14 +102,14 @@ def test_dropped_in_the_middle_of_an_iteration(tmp_path: Path, monkeypatch: pyte
     monkeypatch.setattr("ppo_tbptt.training.callbacks.FINISH_SECONDS", -1.0)
     with Trainer(config, tmp_path / "parts") as trainer:
         next(trainer)
-        assert not trainer.break_off.allowed(), "between iterations there is nothing to drop"
+        assert not trainer.snapshot.may_drop(), "between iterations there is nothing to drop"
         with monkeypatch.context() as patch:
             update = trainer.learner.update
             patch.setattr(trainer.learner, "update", lambda *args, **hooks: (update(*args, **hooks), 1 / 0))
             with pytest.raises(ZeroDivisionError):
                 next(trainer)
-        assert trainer.break_off.allowed()
-        path = trainer.break_off.save(trainer)
+        assert trainer.snapshot.may_drop()
+        path = trainer.snapshot.save(trainer)
     assert path is not None and path.name == "iteration_0000001.pt"
     with Trainer.resume(tmp_path / "parts") as trainer:
         list(trainer)

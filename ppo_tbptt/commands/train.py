@@ -116,14 +116,14 @@ def _train(make: Callable[[dict[str, Any]], Trainer], world: World, stop: Stop) 
                 lambda board: board.text("command", shlex.join(sys.argv), trainer.env_steps)
             )
         _print_start(trainer, console)
-        stop.may_drop = trainer.break_off.allowed
+        stop.may_drop = trainer.snapshot.may_drop
         sizes = {"batch_size": trainer.batch_size, "num_iterations": trainer.num_iterations}
         try:
             with Display(trainer.config, console, **sizes) as display:
                 code = _iterate(trainer, display, stop, world)
             path = trainer.save() if code else None
         except Dropped:
-            code, path = stop.code, trainer.break_off.save(trainer)
+            code, path = stop.code, trainer.snapshot.save(trainer)
         if code:
             _print_stopped(trainer.run, path, console)
             return code

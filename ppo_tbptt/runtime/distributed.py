@@ -26,9 +26,9 @@ from torch import Tensor
 
 from ppo_tbptt.runtime.device import DeviceError
 
-PATIENCE = timedelta(hours=24)
+GLOO_TIMEOUT = timedelta(hours=24)
 """How long a rank waits for one that is there but busy, such as rank 0 while it evaluates."""
-NCCL_PATIENCE = timedelta(minutes=10)
+NCCL_TIMEOUT = timedelta(minutes=10)
 """The same within an update."""
 
 
@@ -66,8 +66,8 @@ class World:
         # Its functions have the group that exists when they are imported as a default: where torch imports it later
         # (with the first optimiser), the group outlives its destruction, and its threads can crash the process's end.
         import_module("torch.distributed.nn.functional")
-        with world._talking():
-            dist.init_process_group("gloo", timeout=PATIENCE, rank=rank, world_size=size)
+        with world._communicating():
+            dist.init_process_group("gloo", timeout=GLOO_TIMEOUT, rank=rank, world_size=size)
         return world
 
     def device_name(self, name: str) -> str:
@@ -82,28 +82,28 @@ class World:
             raise DeviceError(f'device: {name!r}: {self.size} ranks need a device each; use "cuda", "auto" or "cpu"')
         return f"cuda:{self.local_rank}" if name == "cuda" or torch.cuda.is_available() else "cpu"
 
-    def using(self, device: torch.device) -> "World":
+    def with_device(self, device: torch.device) -> "World":
         """This world, able to exchange tensors on ``device``."""
         if self.size == 1 or device.type != "cuda":
             return self
         torch.cuda.set_device(device)
-        with self._talking():
-            return replace(self, nccl=dist.new_group(backend="nccl", timeout=NCCL_PATIENCE))
+        with self._communicating():
+            return replace(self, nccl=dist.new_group(backend="nccl", timeout=NCCL_TIMEOUT))
 
     def sum_(self, x: Tensor) -> Tensor:
         """Replace ``x`` by its sum over all ranks: the same bits on each."""
         if self.size > 1:
-            with self._talking():
+            with self._communicating():
                 dist.all_reduce(x, group=self.nccl if x.is_cuda else None)
         return x
 
     def start_sum_(self, x: Tensor) -> Callable[[], None]:
         """Begin what `sum_` does; what is returned waits for it. All ranks begin and wait in the same order."""
-        with self._talking():
+        with self._communicating():
             work = dist.all_reduce(x, group=self.nccl if x.is_cuda else None, async_op=True)
 
         def wait() -> None:
-            with self._talking():
+            with self._communicating():
                 work.wait()  # type: ignore[union-attr]
 
         return wait
@@ -111,7 +111,7 @@ class World:
     def broadcast_(self, x: Tensor) -> None:
         """Replace ``x`` by rank 0's."""
         if self.size > 1:
-            with self._talking():
+            with self._communicating():
                 dist.broadcast(x, 0, group=self.nccl if x.is_cuda else None)
 
     def gather(self, x: Tensor) -> list[Tensor]:
@@ -119,7 +119,7 @@ class World:
         if self.size == 1:
             return [x]
         gathered = [torch.empty_like(x) for _ in range(self.size)]
-        with self._talking():
+        with self._communicating():
             dist.all_gather(gathered, x.contiguous())
         return gathered
 
@@ -153,7 +153,7 @@ class World:
         return float(self.sum_((x - mean).square().sum()) / (count - 1))
 
     @contextmanager
-    def _talking(self) -> Iterator[None]:
+    def _communicating(self) -> Iterator[None]:
         try:
             yield
         except RuntimeError as error:

@@ -28,11 +28,11 @@ class TrainingRNG:
         self._installed = False
         self.noise = torch.Generator()
         self.permutation = torch.Generator()
-        with _kept(device):
+        with _preserved_globals(device):
             torch.manual_seed(seed)  # of the weights: the same on every rank
             self._globals = _get_globals(device)
 
-    def begin(self, env_steps: int) -> None:
+    def seed(self, env_steps: int) -> None:
         """Seed all generators; on rank 0 of a new run torch's goes on from where it made the weights."""
         own = noise = self._seed
         permutation = self._seed + 1
@@ -53,7 +53,7 @@ class TrainingRNG:
         if self._installed:
             yield
             return
-        with _kept(self._device):
+        with _preserved_globals(self._device):
             _set_globals(self._globals, self._device)
             self._installed = True
             try:
@@ -80,7 +80,7 @@ class TrainingRNG:
 
 
 @contextmanager
-def _kept(device: torch.device) -> Iterator[None]:
+def _preserved_globals(device: torch.device) -> Iterator[None]:
     """Leave the global generators as they were before."""
     before = _get_globals(device)
     try:

@@ -116,7 +116,7 @@ FINISH_SECONDS = 10.0
 """An iteration that would take longer to finish may be broken off when the run is to stop; a resumed run repeats it."""
 
 
-class BreakOff(Callback):
+class IterationSnapshot(Callback):
     """Keep the state from before an iteration that is expected to take long, for a run that stops in the middle of it.
 
     Not where several ranks train, which have to stop after the same iteration.
@@ -124,27 +124,27 @@ class BreakOff(Callback):
 
     def __init__(self) -> None:
         self._seconds = {False: math.inf, True: math.inf}  # of the last iteration without and with an evaluation
-        self._began, self._evaluates = -math.inf, False
+        self._started, self._evaluating = -math.inf, False
         self._state: dict[str, Any] | None = None
 
-    def begin(self, trainer: "Trainer") -> None:
+    def take(self, trainer: "Trainer") -> None:
         """Note that an iteration begins."""
         every = trainer.config.train.eval_every
-        self._began, self._evaluates = perf_counter(), bool(every) and (trainer.iteration + 1) % every == 0
-        if trainer.writer is not None and trainer.world.size == 1 and self._seconds[self._evaluates] > FINISH_SECONDS:
+        self._started, self._evaluating = perf_counter(), bool(every) and (trainer.iteration + 1) % every == 0
+        if trainer.writer is not None and trainer.world.size == 1 and self._seconds[self._evaluating] > FINISH_SECONDS:
             self._state = deepcopy(trainer.state_dict())
 
-    def end(self) -> None:
+    def discard(self) -> None:
         """Note that the iteration can no longer be broken off."""
         self._state = None
 
     def after_iteration(self, iteration: Iteration) -> None:
-        self._seconds[self._evaluates] = perf_counter() - self._began
-        self.end()
+        self._seconds[self._evaluating] = perf_counter() - self._started
+        self.discard()
 
-    def allowed(self) -> bool:
+    def may_drop(self) -> bool:
         """Whether an exception may break off the iteration now, because it is expected to go on for long."""
-        left = self._began + self._seconds[self._evaluates] - perf_counter()
+        left = self._started + self._seconds[self._evaluating] - perf_counter()
         return self._state is not None and left > FINISH_SECONDS
 
     def save(self, trainer: "Trainer") -> Path | None:

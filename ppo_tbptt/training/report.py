@@ -115,7 +115,9 @@ class FaultCounts:
 
     def scalars(self) -> dict[str, float]:
         """Return ``faults/*``."""
-        worker_restarts, cut_episodes, _ = torch.stack(self._world.gather(torch.tensor(self._own()))).sum(0).tolist()
+        worker_restarts, cut_episodes, _ = (
+            torch.stack(self._world.gather(torch.tensor(self._local_counts()))).sum(0).tolist()
+        )
         return {
             "faults/worker_restarts": float(worker_restarts),
             "faults/cut_episodes": float(cut_episodes),
@@ -124,12 +126,12 @@ class FaultCounts:
 
     def state_dict(self) -> list[list[int]]:
         """Return the counts by rank."""
-        return self._world.gather_json(self._own())
+        return self._world.gather_json(self._local_counts())
 
     def load_state_dict(self, ranks: list[list[int]]) -> None:
         """Restore the counts; with another number of ranks every rank takes rank 0's."""
         own = ranks[self._world.rank if len(ranks) == self._world.size else 0]
         self._restarts_before, self.cut_episodes, self.nonfinite_updates = own
 
-    def _own(self) -> list[int]:
+    def _local_counts(self) -> list[int]:
         return [self._restarts_before + self._restarts.count, self.cut_episodes, self.nonfinite_updates]

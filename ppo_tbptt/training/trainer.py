@@ -26,7 +26,14 @@ from ppo_tbptt.runtime.rng import TrainingRNG
 from ppo_tbptt.runtime.timing import Timer
 from ppo_tbptt.training import state
 from ppo_tbptt.training.build import build_envs, build_learner, compile_updates, describe_storage
-from ppo_tbptt.training.callbacks import BreakOff, Callback, EvaluateHeldOut, Iteration, SaveCheckpoints, WriteMetrics
+from ppo_tbptt.training.callbacks import (
+    Callback,
+    EvaluateHeldOut,
+    Iteration,
+    IterationSnapshot,
+    SaveCheckpoints,
+    WriteMetrics,
+)
 from ppo_tbptt.training.report import FaultCounts, gather_episodes, iteration_scalars
 
 
@@ -69,7 +76,7 @@ class Trainer(Iterator[Report]):
     ) -> None:
         world = world or World()
         self.device = prepare_device(world.device_name(config.device), deterministic=config.deterministic)
-        self.world = world.using(self.device)
+        self.world = world.with_device(self.device)
         precision = str(resolve_precision(config.precision, self.device)).removeprefix("torch.")
         self.config = config = config.replace(precision=precision)  # what was used is what is saved
         self.handed_in = [name for name, part in {"envs": envs, "agent": agent}.items() if part is not None]
@@ -82,19 +89,19 @@ class Trainer(Iterator[Report]):
         self._closing = ExitStack()
         try:
             with self.rng.installed():
-                self._build(envs, agent)
-            self.rng.begin(0)
+                self._build_parts(envs, agent)
+            self.rng.seed(0)
             self._add_callbacks(callbacks)
             with self.rng.installed():
                 self.carry = (
                     self.collector.begin() if restore is None else state.load_state_dict(self, restore, progress)
                 )
-            self._open(run_dir, resumed=restore is not None)
+            self._open_run(run_dir, resumed=restore is not None)
         except BaseException:
             self.close()
             raise
 
-    def _build(self, envs: Fleet | None, agent: Agent | None) -> None:
+    def _build_parts(self, envs: Fleet | None, agent: Agent | None) -> None:
         """Make the parts that compute; nothing is written yet."""
         config, world = self.config, self.world
         self.envs = envs or build_envs(config, world, self.device)
@@ -111,13 +118,13 @@ class Trainer(Iterator[Report]):
 
     def _add_callbacks(self, own: Sequence[Callback]) -> None:
         self.faults = FaultCounts(self.world, self.envs.restarts)
-        self.break_off = BreakOff()
+        self.snapshot = IterationSnapshot()
         self.checkpoints = SaveCheckpoints()
-        self.own_callbacks = list(own)
-        built_in = [EvaluateHeldOut(), self.break_off, WriteMetrics(), self.checkpoints]
-        self.callbacks: list[Callback] = [*built_in, *self.own_callbacks]
+        self.user_callbacks = list(own)
+        built_in = [EvaluateHeldOut(), self.snapshot, WriteMetrics(), self.checkpoints]
+        self.callbacks: list[Callback] = [*built_in, *self.user_callbacks]
 
-    def _open(self, run_dir: str | Path | None, *, resumed: bool) -> None:
+    def _open_run(self, run_dir: str | Path | None, *, resumed: bool) -> None:
         """Begin to write, or to write again, in the run's folder."""
         self.run = None if run_dir is None else RunDir(Path(run_dir))
         if self.run is not None and self.world.rank == 0:
@@ -175,8 +182,8 @@ class Trainer(Iterator[Report]):
         if self.env_steps >= self.config.total_steps:
             raise StopIteration
         ppo, timer = self.config.ppo, Timer()
-        with self.rng.installed(), state.keeping_nonfinite_minibatch(self):
-            self.break_off.begin(self)
+        with self.rng.installed(), state.saving_nonfinite_minibatch(self):
+            self.snapshot.take(self)
             with timer.whole():
                 uniforms = torch.rand(self.storage.action.shape, generator=self.rng.noise)
                 collected = self.collector.collect(self.carry, self.storage, uniforms, timer)
