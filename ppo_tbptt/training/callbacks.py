@@ -1,4 +1,4 @@
-"""What happens around an update and between iterations: evaluation, metrics, checkpoints, and what users add."""
+"""Callbacks around epochs and iterations: evaluation, metrics, checkpoints, and the interface for users' own."""
 
 import math
 from collections import deque
@@ -21,14 +21,17 @@ if TYPE_CHECKING:
 
 
 class Iteration:
-    """One iteration as callbacks see it. On several ranks each has its own rollout, and all have the same scalars.
+    """One iteration as callbacks see it. Each rank has its own rollout; scalars and episodes are those of all ranks.
 
-    trainer: with its agent, learner, envs and config.  number: from 1 on.
-    env_steps: environment steps of the run, those of this iteration included.
-    rollout, targets: what the update learns from.
-    episodes: those that ended in this iteration, of all ranks; known after the update.
-    scalars: by TensorBoard tag; what is added until the metrics are written is in them.
-    score: the headline measure of a held-out evaluation, where there was one.
+    Attributes:
+        trainer: the trainer, with its agent, learner, envs and config.
+        number: number of the iteration, counted from 1.
+        env_steps: environment steps of the run, including this iteration.
+        rollout: the rollout of this rank.
+        targets: advantages and returns of that rollout.
+        episodes: episodes that ended in this iteration; filled after the update.
+        scalars: figures by TensorBoard tag; callbacks may add to them until the metrics are written.
+        score: headline measure that decides about ``best.pt``; None where there is none.
     """
 
     def __init__(self, trainer: "Trainer", rollout: Rollout, targets: Targets) -> None:
@@ -40,67 +43,69 @@ class Iteration:
 
     @property
     def last(self) -> bool:
-        """Whether the run is finished."""
+        """Whether this is the last iteration of the run."""
         return self.env_steps >= self.trainer.config.total_steps
 
     @cached_property
     def report(self) -> Report:
-        """What is written and returned; fixed when it is first asked for."""
+        """The iteration's report, fixed at the first access; it takes the trainer's notes."""
         notes = self.trainer.take_notes()
         return Report(iteration=self.number, env_steps=self.env_steps, scalars=dict(self.scalars), notes=notes)
 
     def before_epoch(self, epoch: int) -> None:
+        """Call `Callback.before_epoch` of all callbacks."""
         for callback in self.trainer.callbacks:
             callback.before_epoch(self, epoch)
 
     def after_epoch(self, epoch: int) -> None:
+        """Call `Callback.after_epoch` of all callbacks."""
         for callback in self.trainer.callbacks:
             callback.after_epoch(self, epoch)
 
 
 class Callback:
-    """Hooks of a training run; override what is needed. All ranks call them in the same order.
+    """Hooks of a training run; override those that are needed. All ranks call them in the same order.
 
-    A callback whose ``name`` is not empty is part of every checkpoint: ``state_dict`` returns tensors, numbers and text
-    (or dicts and lists of them), and ``load_state_dict`` gets them back when the run is resumed.
+    A callback with a ``name`` is saved in every checkpoint: ``state_dict`` returns tensors, numbers and text (or dicts
+    and lists of them), and ``load_state_dict`` receives them when the run is resumed.
     """
 
     name = ""
 
     def before_epoch(self, iteration: Iteration, epoch: int) -> None:
-        """Called before each pass over the rollout, from epoch 0 on; scalars added here are in the metrics."""
+        """Run before each epoch of the update, counted from 0."""
 
     def after_epoch(self, iteration: Iteration, epoch: int) -> None:
-        """Called after each pass over the rollout, with the gradients of its last minibatch still there."""
+        """Run after each epoch; parameters still have the gradients of its last minibatch."""
 
     def after_iteration(self, iteration: Iteration) -> None:
-        """Called when an iteration is done: held-out evaluation first, then metrics, best and periodic checkpoints,
-        then the user's callbacks in their order."""
+        """Run after the update. The user's callbacks come after evaluation, metrics and checkpoints."""
 
     def state_dict(self) -> dict[str, Any]:
-        """Return what a resumed run needs."""
+        """Return the callback's state for the checkpoint."""
         return {}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Restore what `state_dict` returned."""
+        """Restore the state that `state_dict` returned."""
 
 
 class EvaluateHeldOut(Callback):
-    """Evaluate on held-out levels every ``train.eval_every`` iterations: ``eval/*`` and the iteration's score."""
+    """Evaluates on held-out levels every ``train.eval_every`` iterations: ``eval/*`` and the iteration's score."""
 
     def after_iteration(self, iteration: Iteration) -> None:
+        """Evaluate on rank 0 and share the means with all ranks."""
         trainer, every = iteration.trainer, iteration.trainer.config.train.eval_every
         if not every or iteration.number % every:
             return
         began = perf_counter()
         measures = self._measures(trainer) if trainer.world.rank == 0 else {}
-        measures = trainer.world.gather_json(measures)[0]  # the other ranks wait for rank 0 here
+        measures = trainer.world.gather_json(measures)[0]  # the other ranks wait here
         iteration.score = measures[trainer.envs.spec.headline]
         iteration.scalars |= {f"eval/{name}": value for name, value in measures.items()}
         iteration.scalars["time/evaluation_seconds"] = perf_counter() - began
 
     def _measures(self, trainer: "Trainer") -> dict[str, float]:
-        """The means over levels; an evaluation whose worker fails is repeated while restarts are left."""
+        """Return the means over levels; repeat an evaluation whose worker failed while restarts are left."""
         restarts = trainer.envs.restarts
         while True:
             try:
@@ -113,44 +118,46 @@ class EvaluateHeldOut(Callback):
 
 
 FINISH_SECONDS = 10.0
-"""An iteration that would take longer to finish may be broken off when the run is to stop; a resumed run repeats it."""
+"""A run that is told to stop drops an iteration that would take longer to finish; a resumed run repeats it."""
 
 
 class IterationSnapshot(Callback):
-    """Keep the state from before an iteration that is expected to take long, for a run that stops in the middle of it.
+    """Keeps the state from before a long iteration, so that a run that stops may drop the iteration.
 
-    Not where several ranks train, which have to stop after the same iteration.
+    Several ranks have to stop after the same iteration, so they keep no snapshot.
     """
 
     def __init__(self) -> None:
-        self._seconds = {False: math.inf, True: math.inf}  # of the last iteration without and with an evaluation
+        self._seconds = {False: math.inf, True: math.inf}  # duration of the last iteration, by `_evaluating`
         self._started, self._evaluating = -math.inf, False
         self._state: dict[str, Any] | None = None
 
     def take(self, trainer: "Trainer") -> None:
-        """Note that an iteration begins."""
+        """Take the time of an iteration, and a snapshot where it is expected to be long."""
         every = trainer.config.train.eval_every
         self._started, self._evaluating = perf_counter(), bool(every) and (trainer.iteration + 1) % every == 0
         if trainer.writer is not None and trainer.world.size == 1 and self._seconds[self._evaluating] > FINISH_SECONDS:
             self._state = deepcopy(trainer.state_dict())
 
     def discard(self) -> None:
-        """Note that the iteration can no longer be broken off."""
+        """Discard the snapshot: the iteration can no longer be dropped."""
         self._state = None
 
     def after_iteration(self, iteration: Iteration) -> None:
+        """Note how long the iteration took and discard its snapshot."""
         self._seconds[self._evaluating] = perf_counter() - self._started
         self.discard()
 
     def may_drop(self) -> bool:
-        """Whether an exception may break off the iteration now, because it is expected to go on for long."""
+        """Return whether the iteration may be dropped now: there is a snapshot, and much of the iteration is left."""
         left = self._started + self._seconds[self._evaluating] - perf_counter()
         return self._state is not None and left > FINISH_SECONDS
 
     def save(self, trainer: "Trainer") -> Path | None:
-        """Write the state from before the iteration that was broken off; the trainer is of no further use then.
+        """Write the snapshot as a checkpoint after an iteration was dropped. The trainer can't train any further.
 
-        Returns the checkpoint's path, None where it can't be written.
+        Returns:
+            The checkpoint's path, or None where it can't be written.
         """
         assert trainer.run is not None and trainer.writer is not None and self._state is not None
         iteration = self._state["iteration"]
@@ -160,9 +167,10 @@ class IterationSnapshot(Callback):
 
 
 class WriteMetrics(Callback):
-    """Write the iteration's row to the metrics and TensorBoard, with histograms now and then."""
+    """Writes the report to ``metrics.jsonl`` and TensorBoard, with histograms now and then."""
 
     def after_iteration(self, iteration: Iteration) -> None:
+        """Write the iteration's report."""
         writer, rollout = iteration.trainer.writer, iteration.rollout
         if writer is None:
             return
@@ -173,9 +181,9 @@ class WriteMetrics(Callback):
 
 
 class SaveCheckpoints(Callback):
-    """Write ``best.pt`` when the score rises, and periodic checkpoints by iterations and by the clock.
+    """Writes ``best.pt`` when the score rises, and periodic checkpoints by iterations and by the clock.
 
-    Without evaluations the score is the mean headline measure of the last 100 training episodes, looked at when a
+    Without evaluations the score is the mean headline measure of the last 100 training episodes, computed whenever a
     checkpoint is due.
     """
 
@@ -186,6 +194,7 @@ class SaveCheckpoints(Callback):
         self.recent: deque[float] = deque(maxlen=100)
 
     def after_iteration(self, iteration: Iteration) -> None:
+        """Write the checkpoints that are due."""
         trainer, train = iteration.trainer, iteration.trainer.config.train
         self.recent.extend(headline(episode, trainer.envs.spec.headline) for episode in iteration.episodes)
         if trainer.run is None:
@@ -211,8 +220,10 @@ class SaveCheckpoints(Callback):
             self.best = before
 
     def state_dict(self) -> dict[str, Any]:
+        """Return the best score and the recent training scores."""
         return {"best": self.best, "recent": list(self.recent)}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restore the scores; other keys of ``state`` are ignored."""
         self.best = state["best"]
         self.recent.extend(state["recent"])

@@ -1,4 +1,4 @@
-"""What a checkpoint holds, part by part, and the one way back."""
+"""Collects the state that a checkpoint holds, checks it and restores it."""
 
 import math
 from collections.abc import Callable, Iterator
@@ -24,11 +24,11 @@ if TYPE_CHECKING:
     from ppo_tbptt.training.trainer import Trainer
 
 _MAX_COUNT = 10**15
-"""More than any count of steps."""
+"""Upper bound of every count in a checkpoint."""
 
 
 def state_dict(trainer: "Trainer") -> dict[str, Any]:
-    """Return all that a resumed run needs, as plain tensors, numbers and text. All ranks call it together."""
+    """Collect all that a resumed run needs, as plain tensors, numbers and text. All ranks call it together."""
     world, envs = trainer.world, trainer.envs
     replay = trainer.config.env.replay
     return {
@@ -50,13 +50,16 @@ def state_dict(trainer: "Trainer") -> dict[str, Any]:
 
 
 def load_state_dict(trainer: "Trainer", tree: dict[str, Any], progress: Callable[[int, int], None] | None) -> Carry:
-    """Restore all parts of ``tree``, which `state_dict` made, and return where the environments go on.
+    """Restore all parts of ``tree``, which `state_dict` returned.
 
-    The random generators come last, because anything before may have drawn from them. With another number of ranks they
-    begin anew; where environments can't return into their episodes they begin new ones. The trainer's notes say so.
+    The RNG states come last, because everything before may draw from them. With another number of ranks they are
+    seeded anew; environments that can't return into their episodes begin new ones. The trainer's notes say so.
+
+    Returns:
+        The carry from which the environments go on.
 
     Raises:
-        CheckpointError: what is in the checkpoint can't be, or is of another agent or environment.
+        CheckpointError: the checkpoint has invalid values, or is of another agent or environment.
     """
     try:
         _check_tree(tree, state_size=trainer.agent.core.state_size)
@@ -74,10 +77,10 @@ def load_state_dict(trainer: "Trainer", tree: dict[str, Any], progress: Callable
         _load_level_seeds(trainer, tree["level_seeds"])
         same_ranks = len(tree["environments"]) == trainer.world.size
         if same_ranks:
-            trainer.rng.load_state_dict(tree)  # for what it raises; what follows may draw from them
+            trainer.rng.load_state_dict(tree)  # raises where they are invalid; restored again below
     except (MemoryError, torch.OutOfMemoryError):
         raise
-    except Exception as error:  # torch and the rest raise many kinds at what they can't use
+    except Exception as error:  # loaders raise many kinds of errors for invalid values
         reason = " ".join(f"{error}".split())[:300] or type(error).__name__
         raise CheckpointError(f"the checkpoint can't be gone on with: {reason}") from error
     carry = _resume_episodes(trainer, tree, progress)
@@ -105,7 +108,7 @@ def check_handed_in(tree: dict[str, Any], parts: dict[str, Any], source: str | P
 
 @contextmanager
 def saving_nonfinite_minibatch(trainer: "Trainer") -> Iterator[None]:
-    """Write the last minibatch into the run's folder where too many updates in a row were not finite."""
+    """Write the last minibatch into the run folder where a `NonFiniteError` is raised."""
     try:
         yield
     except NonFiniteError as error:
@@ -127,14 +130,14 @@ def _check_spec(saved: EnvSpec, spec: EnvSpec) -> None:
 
 
 def _load_level_seeds(trainer: "Trainer", counts: list[int]) -> None:
-    """Environments that the checkpoint does not know begin with their first level seeds."""
+    """Load this rank's counts of level seeds; environments that the checkpoint lacks start from 0."""
     num_envs, world = trainer.config.env.num_envs, trainer.world
     padded = [*counts, *[0] * (num_envs * world.size - len(counts))]
     trainer.envs.load_seed_counts(padded[num_envs * world.rank : num_envs * (world.rank + 1)])
 
 
 def _resume_episodes(trainer: "Trainer", tree: dict[str, Any], progress: Callable[[int, int], None] | None) -> Carry:
-    """Return into the episodes of the checkpoint, or begin new ones where that can't be, with a note."""
+    """Replay the checkpoint's episodes; where that is impossible, begin new ones and add a note."""
     config, ranks = trainer.config, tree["environments"]
     saved, own = tree["config"]["env"], config.to_dict()["env"]
     changed = [key for key in ("options", "max_episode_steps", "num_envs") if saved.get(key) != own.get(key)]
@@ -157,10 +160,10 @@ def _resume_episodes(trainer: "Trainer", tree: dict[str, Any], progress: Callabl
 
 
 def _check_tree(tree: dict[str, Any], *, state_size: int) -> None:
-    """Types and ranges of what a trainer reads, but for weights and optimiser, which torch checks when it loads them.
+    """Check types and ranges, except of weights and optimizer, which torch checks when it loads them.
 
     Raises:
-        KeyError, TypeError, ValueError: something is missing, or can't be.
+        KeyError, TypeError, ValueError: something is missing or invalid.
     """
     _check_counts("iteration", [tree["iteration"]])
     _check_counts("env_steps", [tree["env_steps"]])
@@ -208,7 +211,7 @@ def _check_numbers(name: str, values: Any) -> None:
 
 
 def _gather_environments(world: World, fleet: Fleet, carry: Carry, *, replay: bool) -> list[dict[str, Tensor]]:
-    """By rank: ``start`` and ``state`` of the carry, and with ``replay`` each environment's episode (see `_pack_episodes`).
+    """Gather the carry's ``start`` and ``state``, and with ``replay`` the running episodes, by rank.
 
     All ranks call it together.
     """
@@ -222,10 +225,11 @@ def _gather_environments(world: World, fleet: Fleet, carry: Carry, *, replay: bo
 def _replay_episodes(
     sampler: Sampler, saved: dict[str, Tensor], progress: Callable[[int, int], None] | None
 ) -> tuple[Carry, np.ndarray]:
-    """Play a rank's saved episodes again, up to where they were.
+    """Replay a rank's saved episodes up to their saved steps.
 
-    Returns the carry from there, and bool ``[N]``: False where that did not repeat what had been seen, and an episode
-    of the next level begins instead.
+    Returns:
+        The carry after the replay, and bool ``[N]``: False where an environment returned other observations or rewards
+        than before and begins an episode of the next level instead.
     """
     exact = sampler.fleet.restore(_unpack_episodes(saved), progress)
     device = sampler.agent.device
@@ -234,7 +238,7 @@ def _replay_episodes(
 
 
 def _pack_episodes(journals: list[EpisodeJournal]) -> dict[str, Tensor]:
-    """``seed``, ``steps`` and ``digest`` i64 ``[N]``, and ``actions`` ``[sum of steps, A]`` in the order of N."""
+    """Return ``seed``, ``steps`` and ``digest``, each i64 ``[N]``, and ``actions`` ``[sum of steps, A]``."""
     return {
         "seed": torch.tensor([journal.seed for journal in journals]),
         "steps": torch.tensor([len(journal.actions) for journal in journals]),
@@ -244,10 +248,10 @@ def _pack_episodes(journals: list[EpisodeJournal]) -> dict[str, Tensor]:
 
 
 def _unpack_episodes(tree: dict[str, Tensor]) -> list[EpisodeJournal]:
-    """The inverse of `_pack_episodes`.
+    """Invert `_pack_episodes`.
 
     Raises:
-        ValueError, KeyError: ``tree`` is not what `_pack_episodes` made.
+        ValueError, KeyError: ``tree`` is not a result of `_pack_episodes`.
     """
     seeds, steps = tree["seed"].tolist(), tree["steps"].tolist()
     digests = tree["digest"].numpy().view(np.uint64).tolist()

@@ -1,4 +1,4 @@
-"""The outer loop: collect, compute targets, update, report."""
+"""The training loop: collect a rollout, compute targets, update, report."""
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
@@ -45,21 +45,20 @@ class Trainer(Iterator[Report]):
                 print(report.env_steps, report.scalars.get("episode/return"))
 
     Args:
-        config: what to train.
+        config: the settings of the run.
         run_dir: folder for checkpoints, metrics and TensorBoard; None writes nothing.
-        envs: environments to train in, instead of those that the config describes; the trainer closes them.
-        agent: the agent to train, instead of the one that the config describes.
-        callbacks: called after the built-in ones (see :class:`Callback`), in this order.
-        restore: a checkpoint's tree to resume from (see :meth:`resume`).
-        progress: called with how many environments, of how many, are back in their episodes (with ``restore``).
-        world: the ranks that train together. Each has ``env.num_envs`` environments of its own, and steps count over
-            all of them; each makes the same calls on its trainer and gets the same reports but for ``time/``; rank 0
-            evaluates and writes.
+        envs: environments to use instead of the config's; the trainer closes them.
+        agent: agent to train instead of the config's.
+        callbacks: callbacks that run after the built-in ones, in this order.
+        restore: tree of a checkpoint to resume from (see :meth:`resume`).
+        progress: called with the number of environments whose episodes are replayed, and of all (with ``restore``).
+        world: ranks that train together. Each has ``env.num_envs`` environments; steps are counted over all ranks. All
+            make the same calls and get the same reports, except for ``time/*``; rank 0 evaluates and writes.
 
     Raises:
-        ConfigError, EnvError, DeviceError: something in the config does not fit the environment or the machine.
+        ConfigError, EnvError, DeviceError: the config does not fit the environment or the machine.
         CheckpointError: ``restore`` does not fit the agent or the environment.
-        RunDirError: ``run_dir`` exists, can't be written, or another process trains there.
+        RunDirError: ``run_dir`` exists, can't be written, or is in use by another process.
     """
 
     def __init__(
@@ -78,14 +77,14 @@ class Trainer(Iterator[Report]):
         self.device = prepare_device(world.device_name(config.device), deterministic=config.deterministic)
         self.world = world.with_device(self.device)
         precision = str(resolve_precision(config.precision, self.device)).removeprefix("torch.")
-        self.config = config = config.replace(precision=precision)  # what was used is what is saved
+        self.config = config = config.replace(precision=precision)  # the saved config names the precision used
         self.handed_in = [name for name, part in {"envs": envs, "agent": agent}.items() if part is not None]
         self.iteration = self.env_steps = 0
         self.notes: list[str] = []
-        """Lines for the user that no report has carried yet."""
+        """Lines for the user that no report contains yet."""
         self.rng = TrainingRNG(config.seed, self.world, self.device)
         self.writer: RunWriter | None = None
-        """Of rank 0, where there is a run folder."""
+        """On rank 0 with a run folder only."""
         self._closing = ExitStack()
         try:
             with self.rng.installed():
@@ -102,7 +101,7 @@ class Trainer(Iterator[Report]):
             raise
 
     def _build_parts(self, envs: Fleet | None, agent: Agent | None) -> None:
-        """Make the parts that compute; nothing is written yet."""
+        """Build environments, agent, collector and learner."""
         config, world = self.config, self.world
         self.envs = envs or build_envs(config, world, self.device)
         self._closing.callback(self.envs.close)
@@ -125,7 +124,7 @@ class Trainer(Iterator[Report]):
         self.callbacks: list[Callback] = [*built_in, *self.user_callbacks]
 
     def _open_run(self, run_dir: str | Path | None, *, resumed: bool) -> None:
-        """Begin to write, or to write again, in the run's folder."""
+        """Create the run folder, or open that of the resumed run."""
         self.run = None if run_dir is None else RunDir(Path(run_dir))
         if self.run is not None and self.world.rank == 0:
             done = self.iteration if resumed else None
@@ -145,17 +144,26 @@ class Trainer(Iterator[Report]):
         world: World | None = None,
         progress: Callable[[int, int], None] | None = None,
     ) -> "Trainer":
-        """Go on with the run in ``run_dir`` from its newest whole checkpoint, as if it had never stopped.
+        """Resume the run in ``run_dir`` from its newest whole checkpoint.
 
-        The saved config holds, with ``overrides`` (dotted keys) over it; ``notes`` say what differs. Environments are
-        brought back into the middle of their episodes by playing these again. With the same settings, number of ranks
-        and of threads, the numbers are those of a run that was never interrupted, bit for bit on a CPU; where that
-        can't be, ``notes`` say why. With another number of ranks, or of environments, the generators of action noise,
-        minibatches and dropout and all episodes begin anew; level seeds go on. Environments and an agent that were
-        handed in must be handed in again, and so must callbacks.
+        Environments return into their episodes by episode replay. With the same settings and numbers of ranks and
+        threads, the metrics equal those of an uninterrupted run, bit for bit on a CPU; otherwise ``notes`` say why
+        not. With another number of ranks, action noise, minibatches and dropout begin new random streams; with another
+        number of ranks or environments, all episodes begin anew. Level seeds always go on.
+
+        Args:
+            run_dir: folder of the run.
+            overrides: settings by dotted key that replace those of the run; ``notes`` list what changes.
+            envs: environments; required where they were handed in before.
+            agent: agent; required where it was handed in before.
+            callbacks: callbacks; they have to be handed in again.
+            world: see the class.
+            progress: see the class.
 
         Raises:
-            RunDirError, CheckpointError, ConfigError: nothing to go on with, or overrides that don't fit it.
+            RunDirError: no run folder, or another process trains there.
+            CheckpointError: no usable checkpoint, or ``envs`` or ``agent`` is missing.
+            ConfigError: an override is invalid or can't change within a run.
         """
         run = RunDir.open(Path(run_dir))
         _, tree = run.load_newest()
@@ -174,7 +182,7 @@ class Trainer(Iterator[Report]):
 
     @property
     def num_iterations(self) -> int:
-        """Iterations of the whole run, those that are done included, whatever their batch size was."""
+        """Iterations of the whole run, including those already done."""
         left = max(0, self.config.total_steps - self.env_steps)
         return self.iteration + -(-left // self.batch_size)
 
@@ -209,7 +217,7 @@ class Trainer(Iterator[Report]):
         return iteration.report
 
     def evaluate(self, **kwargs: Any) -> Evaluation:
-        """Play the config's held-out level seeds with the current agent; ``kwargs`` as of ``evaluate``."""
+        """Evaluate the agent on the config's held-out level seeds; ``kwargs`` override arguments of `evaluate`."""
         train = self.config.train
         first = train.eval_first_seed
         defaults: dict[str, Any] = {
@@ -222,13 +230,14 @@ class Trainer(Iterator[Report]):
         return evaluate(self.agent, self.config.env, **{**defaults, **kwargs})
 
     def state_dict(self) -> dict[str, Any]:
-        """Return all that a resumed run needs, as plain tensors, numbers and text. All ranks call it together."""
+        """Return the content of a checkpoint. All ranks call it together."""
         return state.state_dict(self)
 
     def save(self) -> Path | None:
-        """Write a checkpoint now and delete those that retention no longer keeps. All ranks call it together.
+        """Write a checkpoint and delete those beyond ``train.keep_checkpoints``. All ranks call it together.
 
-        Returns its path; None without a run folder or where it can't be written (the notes say so then).
+        Returns:
+            The checkpoint's path; None without a run folder, or where writing fails (``notes`` say why).
         """
         if self.run is None:
             return None
@@ -239,11 +248,11 @@ class Trainer(Iterator[Report]):
         return self.run.checkpoint(self.iteration)
 
     def on_rank_0(self, write: Callable[[RunWriter], bool]) -> bool:
-        """Call ``write`` on the rank that writes and return its result on every rank."""
+        """Call ``write`` on rank 0 and return its result on every rank; True without a run folder."""
         return self.world.gather_json(self.writer is None or write(self.writer))[0]
 
     def take_notes(self) -> tuple[str, ...]:
-        """Hand out the lines for the user, once."""
+        """Return the lines for the user and clear them."""
         if self.writer is not None:
             self.notes += self.writer.take_notes()
         taken = tuple(self.notes)
@@ -251,7 +260,7 @@ class Trainer(Iterator[Report]):
         return taken
 
     def close(self) -> None:
-        """End the workers, flush the metrics and release the run's folder. May be called again."""
+        """End the workers, flush the metrics and release the run folder's lock. May be called again."""
         self._closing.close()
         self.writer = None
 
