@@ -1,4 +1,4 @@
-"""What a trainer writes into its run's folder: metrics, checkpoints and the config, through a full disk too."""
+"""All writes of a trainer into its run folder, tolerant of a disk that is full for a while."""
 
 import warnings
 from collections.abc import Callable
@@ -23,9 +23,10 @@ class UnwritableError(RuntimeError):
 
 
 class WriteGuard:
-    """Tries to write, and goes on without where that fails, for up to ``minutes``.
+    """Tolerates failing writes for up to ``minutes``.
 
-    notes: lines for the user, one when something can't be written and one when it can again; the caller takes them.
+    Attributes:
+        notes: lines for the user, one when writes begin to fail and one when they work again; the caller clears them.
     """
 
     def __init__(self, minutes: float, clock: Callable[[], float] = monotonic) -> None:
@@ -34,10 +35,10 @@ class WriteGuard:
         self.notes: list[str] = []
 
     def try_write(self, name: str, write: Callable[[], None]) -> bool:
-        """Call ``write``; whether it worked. ``name`` says what it writes.
+        """Call ``write``, which writes what ``name`` says, and return whether it succeeded.
 
         Raises:
-            UnwritableError: ``name`` has not been written for longer than the patience lasts.
+            UnwritableError: writes of ``name`` have failed for ``minutes``.
         """
         try:
             write()
@@ -57,22 +58,22 @@ class WriteGuard:
 
 
 RETRY_SECONDS = 30.0
-"""A checkpoint that could not be written is tried again so much later."""
+"""Seconds between attempts to write a checkpoint."""
 
 
 class RunWriter:
-    """Holds the folder's lock until it is closed.
+    """Writes config, metrics, TensorBoard and checkpoints of a run, and holds the run folder's lock until closed.
 
-    run: the folder.  patience: with the notes about what could not be written.
-    saved: iteration of the newest checkpoint, None where there is none.
+    Attributes:
+        run: the run folder.
+        saved: iteration of the newest checkpoint; None where there is none.
     """
 
     def __init__(self, path: Path, config: Config, *, resumed_from: int | None = None, env_steps: int = 0) -> None:
-        """``resumed_from``: the iteration to go on from, after ``env_steps``; None for a new run.
+        """Create the run folder, or open that of a run resumed after iteration ``resumed_from`` and ``env_steps``.
 
         Raises:
-            RunDirError: the folder exists (new run) or is missing (resumed), can't be written, or another process
-                trains there.
+            RunDirError: the folder exists (new run) or is missing (resumed run), can't be written, or is locked.
         """
         self.run = RunDir.create(path) if resumed_from is None else RunDir.open(path)
         self._lock = RunLock(path)
@@ -92,11 +93,11 @@ class RunWriter:
         self._guard = WriteGuard(config.train.max_unwritable_minutes)
         self.saved = resumed_from
         self._saved_at = self._tried_at = monotonic()
-        self._last_failed = False  # a checkpoint that was due
-        self._unwritten: list[Report] = []  # in TensorBoard
+        self._last_failed = False  # writing the last checkpoint
+        self._unwritten: list[Report] = []  # to TensorBoard
 
     def write_run_info(self, spec: EnvSpec, config: Config, device: torch.device, env_steps: int) -> None:
-        """Show in TensorBoard what a run is: its charts, its config, and the versions of what it runs on."""
+        """Write the layout of charts, the config and the versions to TensorBoard."""
 
         def write(board: TensorBoard) -> None:
             board.layout(spec.headline, env_steps, held_out=config.train.eval_every > 0)
@@ -106,12 +107,12 @@ class RunWriter:
         self.write_tensorboard(write)
 
     def take_notes(self) -> list[str]:
-        """Hand out the lines for the user, once: what can't be written, and what can again."""
+        """Return the lines for the user and clear them."""
         taken, self._guard.notes = self._guard.notes, []
         return taken
 
     def report(self, report: Report) -> None:
-        """Into the metrics and TensorBoard; what can't be written now comes with a later report."""
+        """Write a report to the metrics and TensorBoard; where that fails, a later report retries."""
         self._guard.try_write("metrics", lambda: self._metrics.write(report))
         self._unwritten.append(report)
         self._guard.try_write("TensorBoard's file", self._write_reports)
@@ -122,17 +123,17 @@ class RunWriter:
             del self._unwritten[0]
 
     def write_tensorboard(self, write: Callable[[TensorBoard], None]) -> None:
-        """Something else into TensorBoard; it is left out where that can't be written now."""
+        """Call ``write`` with the TensorBoard writer; a failed write is not repeated."""
         self._guard.try_write("TensorBoard's file", lambda: write(self._board))
 
     def checkpoint_due(self) -> bool:
-        """Whether the clock asks for a checkpoint: the last is long ago, or could not be written a while ago."""
+        """Return whether ``train.checkpoint_minutes`` are over, or a failed checkpoint is to be retried."""
         if self._last_failed:
             return monotonic() - self._tried_at >= RETRY_SECONDS
         return self._minutes is not None and monotonic() - self._saved_at >= 60 * self._minutes
 
     def save(self, iteration: int, tree: dict[str, Any]) -> bool:
-        """Write the checkpoint of ``iteration`` and delete those that retention no longer keeps; whether it worked."""
+        """Write the checkpoint of ``iteration``, delete the oldest ones, and return whether that succeeded."""
 
         def write() -> None:
             self._metrics.sync()
@@ -146,23 +147,23 @@ class RunWriter:
         return not self._last_failed
 
     def save_best(self, tree: dict[str, Any]) -> bool:
-        """Write ``best.pt``; whether it worked."""
+        """Write ``best.pt`` and return whether that succeeded."""
         return self._guard.try_write("best.pt", lambda: save_checkpoint(self.run.best, tree))
 
     def save_final(self, iteration: int, tree: dict[str, Any]) -> None:
-        """Write the checkpoint of a finished run, trying until it works.
+        """Write the checkpoint of a finished run, and retry until it succeeds.
 
         Raises:
-            UnwritableError: it did not work for as long as the patience lasts.
+            UnwritableError: it failed for ``train.max_unwritable_minutes``.
         """
         while not self.save(iteration, tree):
-            for note in self._guard.notes:  # no report will carry them while this waits
+            for note in self._guard.notes:  # no report follows that could contain them
                 warnings.warn(note, stacklevel=2)
             self._guard.notes.clear()
             sleep(min(RETRY_SECONDS, 1.0))
 
     def close(self) -> None:
-        """Flush the metrics and give the folder free. May be called again."""
+        """Flush the metrics and release the lock. May be called again."""
         self._metrics.close()
         self._board.close()
         self._lock.release()

@@ -42,7 +42,8 @@ def prepare_device(name: str, *, deterministic: bool = False) -> torch.device:
         device = torch.device("cuda", torch.cuda.current_device() if device.index is None else device.index)
         torch.cuda.set_device(device)  # streams and graphs are created on the current device
         if deterministic:
-            # cuBLAS reads it at its first call. cuDNN's recurrent kernels accept only ":16:8" of its two values.
+            # cuBLAS reads it at its first matrix product. Of the two values that make such products deterministic,
+            # recurrent cores accept only this one.
             os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":16:8")
             torch.use_deterministic_algorithms(True)
             torch.backends.cudnn.benchmark = False

@@ -151,19 +151,11 @@ class Trainer(Iterator[Report]):
         not. With another number of ranks, action noise, minibatches and dropout begin new random streams; with another
         number of ranks or environments, all episodes begin anew. Level seeds always go on.
 
-        Args:
-            run_dir: folder of the run.
-            overrides: settings by dotted key that replace those of the run; ``notes`` list what changes.
-            envs: environments; required where they were handed in before.
-            agent: agent; required where it was handed in before.
-            callbacks: callbacks; they have to be handed in again.
-            world: see the class.
-            progress: see the class.
+        ``overrides`` (by dotted key) replace settings of the run; ``notes`` list the changes. Environments, agent and
+        callbacks that were handed in before must be handed in again.
 
         Raises:
-            RunDirError: no run folder, or another process trains there.
-            CheckpointError: no usable checkpoint, or ``envs`` or ``agent`` is missing.
-            ConfigError: an override is invalid or can't change within a run.
+            RunDirError, CheckpointError, ConfigError: the run can't be resumed, or an override can't change in a run.
         """
         run = RunDir.open(Path(run_dir))
         _, tree = run.load_newest()
