@@ -10,7 +10,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from ppo_tbptt.config import Config
 from ppo_tbptt.envs import Episode, WorkerError
+from ppo_tbptt.evaluation.evaluate import Evaluation, evaluate
+from ppo_tbptt.models import Agent
 from ppo_tbptt.run.metrics import Report
 from ppo_tbptt.run.tensorboard import histograms_due
 from ppo_tbptt.training.report import headline
@@ -87,6 +90,19 @@ class Callback:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restore the state that `state_dict` returned."""
+
+
+def evaluate_held_out(agent: Agent, config: Config, **kwargs: Any) -> Evaluation:
+    """Evaluate ``agent`` on the config's held-out level seeds; ``kwargs`` override arguments of `evaluate`."""
+    train = config.train
+    arguments: dict[str, Any] = {
+        "seeds": range(train.eval_first_seed, train.eval_first_seed + train.eval_num_seeds),
+        "repeats": train.eval_repeats,
+        "greedy": train.eval_greedy,
+        "max_steps": train.eval_max_steps,
+        "num_workers": config.env.num_workers,
+    }
+    return evaluate(agent, config.env, **{**arguments, **kwargs})
 
 
 class EvaluateHeldOut(Callback):

@@ -11,7 +11,7 @@ import torch
 from ppo_tbptt.config import Config
 from ppo_tbptt.config.resume import continued, describe_changes
 from ppo_tbptt.envs.workers.fleet import Fleet
-from ppo_tbptt.evaluation.evaluate import Evaluation, evaluate
+from ppo_tbptt.evaluation.evaluate import Evaluation
 from ppo_tbptt.models import Agent
 from ppo_tbptt.models.agent import build_agent
 from ppo_tbptt.ppo.advantages import compute_targets
@@ -33,6 +33,7 @@ from ppo_tbptt.training.callbacks import (
     IterationSnapshot,
     SaveCheckpoints,
     WriteMetrics,
+    evaluate_held_out,
 )
 from ppo_tbptt.training.report import FaultCounts, gather_episodes, iteration_scalars
 
@@ -115,11 +116,11 @@ class Trainer(Iterator[Report]):
         if config.compile:
             self.notes += compile_updates(self.learner, self.storage, config.batch_size // config.ppo.num_minibatches)
 
-    def _add_callbacks(self, own: Sequence[Callback]) -> None:
+    def _add_callbacks(self, callbacks: Sequence[Callback]) -> None:
         self.faults = FaultCounts(self.world, self.envs.restarts)
         self.snapshot = IterationSnapshot()
         self.checkpoints = SaveCheckpoints()
-        self.user_callbacks = list(own)
+        self.user_callbacks = list(callbacks)
         built_in = [EvaluateHeldOut(), self.snapshot, WriteMetrics(), self.checkpoints]
         self.callbacks: list[Callback] = [*built_in, *self.user_callbacks]
 
@@ -210,16 +211,7 @@ class Trainer(Iterator[Report]):
 
     def evaluate(self, **kwargs: Any) -> Evaluation:
         """Evaluate the agent on the config's held-out level seeds; ``kwargs`` override arguments of `evaluate`."""
-        train = self.config.train
-        first = train.eval_first_seed
-        defaults: dict[str, Any] = {
-            "seeds": range(first, first + train.eval_num_seeds),
-            "repeats": train.eval_repeats,
-            "greedy": train.eval_greedy,
-            "max_steps": train.eval_max_steps,
-            "num_workers": self.config.env.num_workers,
-        }
-        return evaluate(self.agent, self.config.env, **{**defaults, **kwargs})
+        return evaluate_held_out(self.agent, self.config, **kwargs)
 
     def state_dict(self) -> dict[str, Any]:
         """Return the content of a checkpoint. All ranks call it together."""
