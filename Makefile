@@ -21,7 +21,7 @@ AGAIN := $(shell [ "$$(cat $(DONE) 2>/dev/null)" = '$(CURDIR)' ] && { $(SAME); }
 PIP := $(PY) -m pip --disable-pip-version-check install --constraint constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help install train test test-slow lint format tensorboard clean again
+.PHONY: help install train test test-slow mutants lint format tensorboard clean again
 
 help: ## show this help
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -36,6 +36,9 @@ test: lint ## lint, types and the tests
 
 test-slow: install ## all tests, the learning and stress tests among them
 	$(PY) -m pytest -m ""
+
+mutants: install ## change the code in a few thousand small ways and show those that no test notices (an hour)
+	$(PY) tests/mutants.py
 
 # pyright is not to ask the network for a newer one.
 lint: export PYRIGHT_PYTHON_IGNORE_WARNINGS = 1
@@ -53,7 +56,7 @@ tensorboard: install ## show the curves of everything in runs/
 	$(PY) -m tensorboard.main --logdir runs --samples_per_plugin images=100
 
 clean: ## remove .venv and caches; runs/ stays
-	rm -rf $(VENV) build dist .pytest_cache .ruff_cache .hypothesis *.egg-info
+	rm -rf $(VENV) build dist mutants .pytest_cache .ruff_cache .hypothesis *.egg-info
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # Written last, so that an unfinished install is completed by the next call.

@@ -4,18 +4,24 @@ import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from configs_for_tests import tiny
+from torch import Tensor
 
 from ppo_tbptt.config import Config
 from ppo_tbptt.evaluation.policy import Policy
+from ppo_tbptt.models import Agent
+from ppo_tbptt.models.compile import CompileError
 from ppo_tbptt.run.checkpoint import load_checkpoint
 from ppo_tbptt.run.folder import RunDir
 from ppo_tbptt.run.metrics import read_metrics
 from ppo_tbptt.training.trainer import Trainer
+from ppo_tbptt.types import Obs
 
 FRAMES = tiny(
     total_steps=192,
@@ -51,6 +57,39 @@ def train(folder: Path, config: Config, **environment: str) -> list[str]:
 
 def metrics(run: Path) -> list[dict[str, float]]:
     return [{k: v for k, v in row.items() if not k.startswith("time/")} for row in read_metrics(run / "metrics.jsonl")]
+
+
+@pytest.mark.parametrize(("num_minibatches", "num"), [(2, 32), (64, 2)])
+def test_it_is_compiled_once_on_a_minibatch_and_used_in_every_update(
+    num_minibatches: int, num: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What stands for the compiled encoder is the encoder; a minibatch of one step is compiled as one of two."""
+    tried: list[dict[str, tuple[Any, ...]]] = []
+    calls: list[int] = []
+
+    def compile_encoder(agent: Agent, obs: Obs) -> Callable[[Obs], Tensor]:
+        tried.append({key: (tuple(x.shape), x.dtype) for key, x in obs.items()})
+        return lambda obs: (calls.append(1), agent.encoder(obs))[1]
+
+    monkeypatch.setattr("ppo_tbptt.training.build.compile_encoder", compile_encoder)
+    config = FRAMES.replace(total_steps=64, ppo={"num_minibatches": num_minibatches}, compile=True)
+    with Trainer(config) as trainer:
+        report = next(trainer)
+        assert trainer.notes == [] and report.notes == ()
+    with Trainer(config.replace(compile=False)) as trainer:
+        plain = next(trainer)
+    assert tried == [{"obs": ((num, 84, 84, 3), torch.uint8)}]
+    assert len(calls) == report.scalars["optim/updates"]
+    assert report.scalars["loss/total"] == plain.scalars["loss/total"]
+
+
+def test_what_can_not_be_compiled_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    def compile_encoder(*_: Any) -> None:
+        raise CompileError("no g++")
+
+    monkeypatch.setattr("ppo_tbptt.training.build.compile_encoder", compile_encoder)
+    with Trainer(tiny(compile=True)) as trainer:
+        assert next(trainer).notes == ("not compiled, training goes on without: no g++",)
 
 
 @needs_compiler

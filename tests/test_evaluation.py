@@ -9,6 +9,7 @@ from configs_for_tests import tiny
 from fixture_envs import tracer_length, tracer_terminates
 
 from ppo_tbptt.config import EnvConfig
+from ppo_tbptt.envs import WorkerError
 from ppo_tbptt.evaluation.evaluate import PARALLEL_EPISODES, Evaluation, evaluate
 from ppo_tbptt.evaluation.statistics import estimate
 from ppo_tbptt.models import Agent
@@ -41,6 +42,14 @@ def test_each_seed_is_played_exactly_so_often_whatever_its_length() -> None:
     ]
     expected = np.mean([tracer_length(seed) for seed in range(100, 130)])
     assert result.measures["length"].mean == pytest.approx(expected)
+
+
+def test_defaults() -> None:
+    """Three repeats, sampled; one level seed is enough here."""
+    found = evaluate(tracer_agent(), EnvConfig(id="fixture_envs:fixture/Tracer-v0"), seeds=[100])
+    settings = (found.repeats, found.greedy, found.sampling_seed, found.max_steps, found.forget_every, found.capped)
+    assert settings == (3, False, 0, 16_384, None, 0)
+    assert found == play(seeds=[100])
 
 
 def test_the_number_of_workers_changes_nothing() -> None:
@@ -77,6 +86,21 @@ def test_long_episodes_are_cut_and_counted() -> None:
     ]
     assert result.capped == sum(cut)
     assert [bool(row["capped"]) for row in result.per_episode] == cut
+
+
+def test_progress_is_told_after_every_step() -> None:
+    told: list[int] = []
+    play(seeds=range(100, 104), repeats=2, progress=told.append)
+    lengths = [tracer_length(seed) for seed in range(100, 104) for _ in "12"]
+    assert told == [sum(length <= step for length in lengths) for step in range(1, max(lengths) + 1)]
+
+
+def test_an_environment_that_hangs_ends_it() -> None:
+    hangs = EnvConfig(id="fixture_envs:fixture/Faulty-v0", options={"hang_at": 2}, step_timeout=0.5)
+    torch.manual_seed(0)
+    agent = Agent({"obs": (2,)}, (2,), core_hidden_size=8, hidden_size=8, vector_hidden_sizes=(8,))
+    with pytest.raises(WorkerError, match="answer"):
+        evaluate(agent, hangs, seeds=[1], repeats=1, num_workers=1)
 
 
 def test_forgetting_changes_what_a_recurrent_agent_does() -> None:

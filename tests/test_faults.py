@@ -21,9 +21,10 @@ from test_resume import assert_same, results
 from ppo_tbptt.cli import main
 from ppo_tbptt.config import Config
 from ppo_tbptt.envs import WorkerError
+from ppo_tbptt.evaluation import evaluate as evaluation
 from ppo_tbptt.ppo.advantages import compute_targets
 from ppo_tbptt.ppo.learner import NonFiniteError
-from ppo_tbptt.run import sinks as run_writer
+from ppo_tbptt.run import sinks
 from ppo_tbptt.run.checkpoint import load_checkpoint, save_checkpoint
 from ppo_tbptt.run.folder import RunDir, RunDirError
 from ppo_tbptt.run.metrics import Report, read_metrics
@@ -147,6 +148,44 @@ def test_an_environment_that_raises_now_and_then(workers: int, tmp_path: Path) -
     assert any("Traceback" in note for report in reports for note in report.notes)
 
 
+def test_what_failed_is_counted_over_the_whole_run(tmp_path: Path) -> None:
+    """Every fifth step of an episode fails, for all four environments at once: they are in one process."""
+    config = tiny(
+        env={"id": "fixture_envs:fixture/Faulty-v0", **FAULTY, "max_worker_restarts": 99}, train={"checkpoint_every": 1}
+    )
+    with Trainer(config, tmp_path / "run") as trainer:
+        reports = [next(trainer), next(trainer)]
+    with Trainer.resume(tmp_path / "run") as trainer:
+        reports += finish(trainer)
+    assert [report.scalars["faults/worker_restarts"] for report in reports] == [3, 7, 11, 15]
+    assert [report.scalars["faults/cut_episodes"] for report in reports] == [12, 28, 44, 60]
+
+
+@pytest.mark.parametrize("failures", [2, 3])
+def test_an_evaluation_is_done_again_while_restarts_are_left(
+    failures: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    left = [failures]
+
+    def evaluate(*args: Any, **kwargs: Any) -> Any:
+        if left[0]:
+            left[0] -= 1
+            raise WorkerError("worker 3 is gone\nand more")
+        return evaluation.evaluate(*args, **kwargs)
+
+    monkeypatch.setattr("ppo_tbptt.training.callbacks.evaluate", evaluate)
+    config = tiny(env={"max_worker_restarts": 2}, train={"eval_every": 1})
+    with Trainer(config, tmp_path / "run") as trainer:
+        if failures > 2:
+            with pytest.raises(WorkerError, match="worker 3 is gone"):
+                next(trainer)
+            return
+        report = next(trainer)
+        assert report.notes == ("the evaluation is done again: worker 3 is gone",) * 2
+        assert "eval/success" in report.scalars
+        assert next(trainer).scalars["faults/worker_restarts"] == 2
+
+
 # --- the disk -------------------------------------------------------------------------------------------------------
 
 
@@ -155,8 +194,8 @@ class Disk:
 
     def __init__(self, patch: pytest.MonkeyPatch) -> None:
         self.full = False
-        patch.setattr(run_writer, "save_checkpoint", self.save)
-        patch.setattr(run_writer, "RETRY_SECONDS", 0.0)
+        patch.setattr(sinks, "save_checkpoint", self.save)
+        patch.setattr(sinks, "RETRY_SECONDS", 0.0)
 
     def save(self, path: Path, tree: dict[str, Any]) -> None:
         if self.full:
@@ -187,7 +226,7 @@ def test_a_disk_that_is_full_at_the_end(tmp_path: Path, monkeypatch: pytest.Monk
         for _ in range(3):
             next(trainer)
         disk.full = True
-        monkeypatch.setattr(run_writer, "sleep", lambda _: setattr(disk, "full", False))
+        monkeypatch.setattr(sinks, "sleep", lambda _: setattr(disk, "full", False))
         with pytest.warns(UserWarning, match=r"can't write checkpoints \(No space left"):
             next(trainer)
     assert RunDir(tmp_path / "run").newest().name == "iteration_0000004.pt"

@@ -144,7 +144,31 @@ def test_initialisation() -> None:
     torch.testing.assert_close(weight @ weight.T, 2 * torch.eye(32), atol=1e-4, rtol=0)
     branch = agent.heads.get_parameter("policy.0.weight")
     torch.testing.assert_close(branch @ branch.T, 0.01 * torch.eye(4), atol=1e-5, rtol=0)
+    heads = agent.heads
+    for layer, gain in [(heads.policy_hidden, 2**0.5), (heads.value_hidden, 2**0.5), (heads.value, 1.0)]:
+        rows = layer.weight @ layer.weight.T
+        torch.testing.assert_close(rows, gain**2 * torch.eye(len(rows)), atol=1e-4, rtol=0)
+    for name, weight in agent.core.named_parameters():
+        if "weight" in name:  # 192 x 3136 and 192 x 64: the fewer of rows and columns are orthogonal
+            rows = weight @ weight.T if len(weight) < weight.shape[1] else weight.T @ weight
+            torch.testing.assert_close(rows, 2 * torch.eye(len(rows)), atol=1e-3, rtol=0)
     assert all(not p.any() for name, p in agent.core.named_parameters() if "bias" in name)
+
+
+def test_the_two_kinds_of_plain_rnn_differ_in_their_nonlinearity() -> None:
+    torch.manual_seed(0)
+    x = 10 * torch.randn(3, 7, 5)
+    outputs = {}
+    for kind in ("rnn_tanh", "rnn_relu"):
+        core = CORES[kind](5, 8, 1, 0.0)
+        outputs[kind] = core(x, core.initial_state(7))[0]
+    assert outputs["rnn_tanh"].min() < 0 and outputs["rnn_tanh"].abs().max() <= 1
+    assert outputs["rnn_relu"].min() == 0 and outputs["rnn_relu"].max() > 1
+
+
+def test_without_memory_the_core_has_nothing_to_save() -> None:
+    agent = Agent({"obs": (3,)}, (2,), core="none", hidden_size=8, vector_hidden_sizes=(8,))
+    assert not [name for name in agent.state_dict() if name.startswith("core")]
 
 
 def test_sampling_follows_the_probabilities() -> None:

@@ -1,13 +1,17 @@
 """A run that is interrupted and resumed gives the numbers of one that never was, bit for bit."""
 
+import time
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
+import gymnasium as gym
+import numpy as np
 import pytest
 import torch
 from configs_for_tests import tiny
 
 from ppo_tbptt.config import Config, ConfigError
+from ppo_tbptt.evaluation.evaluate import evaluate
 from ppo_tbptt.run.checkpoint import CheckpointError, load_checkpoint
 from ppo_tbptt.run.folder import RunDir
 from ppo_tbptt.run.metrics import read_metrics
@@ -116,6 +120,58 @@ def test_dropped_in_the_middle_of_an_iteration(tmp_path: Path, monkeypatch: pyte
     assert_same(results(tmp_path / "whole"), results(tmp_path / "parts"))
 
 
+def test_an_iteration_that_is_nearly_done_is_not_dropped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first one takes half a second, so that much is expected of the second."""
+    monkeypatch.setattr("ppo_tbptt.training.callbacks.FINISH_SECONDS", 0.25)
+    may_drop: list[bool] = []
+    with Trainer(tiny(), tmp_path / "run") as trainer:
+        update = trainer.learner.update
+
+        def slow(*args: Any, **hooks: Any) -> Any:
+            may_drop.append(trainer.snapshot.may_drop())
+            time.sleep(0.5)
+            may_drop.append(trainer.snapshot.may_drop())
+            return update(*args, **hooks)
+
+        monkeypatch.setattr(trainer.learner, "update", slow)
+        next(trainer)
+        next(trainer)
+    assert may_drop == [True, True, True, False]  # nothing is known about the first
+
+
+def test_an_evaluation_counts_as_a_part_of_its_iteration(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("ppo_tbptt.training.callbacks.FINISH_SECONDS", 0.25)
+    may_drop: list[bool] = []
+
+    def slow(*args: Any, **kwargs: Any) -> Any:
+        time.sleep(0.5)
+        return evaluate(*args, **kwargs)
+
+    monkeypatch.setattr("ppo_tbptt.training.callbacks.evaluate", slow)
+    with Trainer(tiny(train={"eval_every": 2}), tmp_path / "run") as trainer:
+        update = trainer.learner.update
+
+        def watched(*args: Any, **hooks: Any) -> Any:
+            may_drop.append(trainer.snapshot.may_drop())
+            return update(*args, **hooks)
+
+        monkeypatch.setattr(trainer.learner, "update", watched)
+        list(trainer)
+    assert may_drop == [True, True, False, True]  # nothing is known about the first iteration and evaluation
+
+
+def test_what_is_saved_is_not_saved_again(tmp_path: Path) -> None:
+    with Trainer(tiny(train={"checkpoint_every": 50}), tmp_path / "run") as trainer:
+        next(trainer)
+        path = trainer.save()
+        assert path is not None and path == tmp_path / "run" / "checkpoints" / "iteration_0000001.pt"
+        path.write_bytes(b"as it was")
+        assert trainer.save() == path and path.read_bytes() == b"as it was"
+    with Trainer(tiny()) as trainer:
+        next(trainer)
+        assert trainer.save() is None
+
+
 def test_another_number_of_workers_changes_nothing(tmp_path: Path) -> None:
     config = CONFIGS["toy in workers"]
     with Trainer(config, tmp_path / "whole") as trainer:
@@ -193,6 +249,67 @@ def test_what_is_not_exact_is_said(tmp_path: Path) -> None:
     with Trainer.resume(run, {"env.replay": False}) as trainer:
         assert any("because env.replay is, or was, false" in note for note in trainer.notes)
         next(trainer)
+
+
+@pytest.mark.parametrize(("key", "value"), [("options.delay", 3), ("max_episode_steps", 50)])
+def test_other_episodes_begin_anew(key: str, value: int, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    with Trainer(tiny(env={"id": "fixture_envs:fixture/ImageToy-v0"}, model=SMALL), run) as trainer:
+        next(trainer)
+        trainer.save()
+    with Trainer.resume(run, {f"env.{key}": value}) as trainer:
+        assert trainer.notes[-1] == (
+            f"not exact: all environments begin new episodes, because env.{key.split('.')[0]} is another"
+        )
+        assert trainer.envs.spec.env_id == "fixture_envs:fixture/ImageToy-v0"
+        next(trainer)
+
+
+def test_environments_that_do_not_repeat_themselves_are_named(tmp_path: Path) -> None:
+    """Of 16 environments 11 played levels that are others now: ten are named."""
+    run = tmp_path / "run"
+    config = tiny(env={"id": "test_resume:changing/Counter-v0", "num_envs": 16})
+    with Trainer(config, run) as trainer:
+        next(trainer)
+        trainer.save()
+        others = trainer.state_dict()["environments"][0]["seed"].tolist()[5:]
+    Counter.others = others
+    try:
+        with Trainer.resume(run) as trainer:
+            assert trainer.notes == [
+                "not exact: 11 of 16 environments (number 5, 6, 7, 8, 9, 10, 11, 12, 13, 14) did not repeat their "
+                "episodes when played again, and begin new ones"
+            ]
+    finally:
+        Counter.others = []
+
+
+class Counter(gym.Env[Any, Any]):
+    """Endless; the observation is the step, or one more in the levels ``others``."""
+
+    others: ClassVar[list[int]] = []
+    observation_space = gym.spaces.Box(-np.inf, np.inf, (1,), np.float32)
+    action_space: gym.spaces.Space[Any] = gym.spaces.Discrete(2)
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> Any:
+        self.t = float(seed in self.others)
+        return np.array([self.t], np.float32), {}
+
+    def step(self, action: int) -> Any:
+        self.t += 1
+        return np.array([self.t], np.float32), 0.0, False, False, {}
+
+
+if "changing/Counter-v0" not in gym.registry:
+    gym.register("changing/Counter-v0", entry_point=lambda **_: Counter(), disable_env_checker=True)
+
+
+def test_progress_of_going_back_into_the_episodes_is_told(tmp_path: Path) -> None:
+    with Trainer(tiny(train={"checkpoint_every": 1}), tmp_path / "run") as trainer:
+        next(trainer)
+    told: list[tuple[int, int]] = []
+    Trainer.resume(tmp_path / "run", progress=lambda done, of: told.append((done, of))).close()
+    assert told and told == sorted(told) and told[-1] == (4, 4)
 
 
 def test_settings_of_the_optimiser_are_those_of_the_config(tmp_path: Path) -> None:

@@ -252,6 +252,36 @@ def test_a_worker_killed_between_rollouts() -> None:
     check_replay(agent, rollout)
 
 
+@pytest.mark.parametrize("t", [0, 1, 2, STEPS - 1])
+def test_the_step_that_is_lost_may_be_any(t: int) -> None:
+    """All episodes fail in step ``t``, and end with the one before it: here, or in the rollout before."""
+    agent, seeds = new_agent(), level_seeds()
+    before = 2
+    with vector(0, options={"step_at": before + t + 1, "level": -1}, length=1000) as envs:
+        sampler = Sampler(Fleet([(envs, seeds)]), agent)
+        storage = {"obs": ((2,), torch.float32)}
+        first = empty_rollout(
+            storage,
+            num_steps=before,
+            num_envs=ENVS,
+            num_branches=1,
+            state_size=agent.core.state_size,
+            device=torch.device("cpu"),
+        )
+        carry = sampler.collect(sampler.begin(), first, torch.rand(before, ENVS, 1), Timer()).carry
+        result = run(sampler, carry)
+    rollout = result.rollout
+    expected = torch.zeros(STEPS, ENVS, dtype=torch.bool)
+    if t > 0:
+        expected[t - 1] = True
+    later = range(2 * t + before, STEPS, t + before)  # where they fail again
+    expected[[k - 1 for k in later]] = True
+    assert torch.equal(rollout.truncated, expected)
+    assert result.cut_episodes == ENVS * (1 + len(later))
+    check_ends(rollout)
+    check_replay(agent, rollout)
+
+
 @pytest.mark.parametrize("num_workers", [0, 2])
 def test_failures_beyond_the_limit(num_workers: int) -> None:
     agent, seeds = new_agent(), level_seeds()

@@ -51,6 +51,12 @@ SPOILT: dict[str, Callable[[Tree], Tree]] = {
             "state": {k: {**s, "exp_avg": torch.zeros(3)} for k, s in t["optimizer"]["state"].items()},
         }
     },
+    "another network's second moments": lambda t: {
+        "optimizer": {
+            **t["optimizer"],
+            "state": {k: {**s, "exp_avg_sq": torch.zeros(3)} for k, s in t["optimizer"]["state"].items()},
+        }
+    },
     "no generators": lambda t: {"generators": None},
     "other generators": lambda t: {"generators": {k: torch.zeros(3, dtype=torch.uint8) for k in t["generators"]}},
     "other ranks": lambda t: {"generators_of_other_ranks": 5},

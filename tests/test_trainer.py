@@ -1,7 +1,10 @@
 """Whole iterations: determinism, resuming, what lands in the run folder."""
 
+import errno
 import json
 import math
+import os
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,10 +13,12 @@ import torch
 from configs_for_tests import TINY, tiny
 
 from ppo_tbptt.config import Config, ConfigError
+from ppo_tbptt.evaluation.statistics import Estimate
 from ppo_tbptt.run.checkpoint import CheckpointError, load_checkpoint
 from ppo_tbptt.run.folder import RunDirError
 from ppo_tbptt.run.metrics import MetricsWriter, Report, read_metrics
 from ppo_tbptt.runtime.device import DeviceError
+from ppo_tbptt.runtime.distributed import World
 from ppo_tbptt.training.trainer import Trainer
 
 
@@ -39,6 +44,14 @@ def test_the_number_of_workers_changes_nothing(env_id: str) -> None:
     small = {"total_steps": 128, "model": {"hidden_size": 16, "cnn_channels": [4, 4, 4]}}
     runs = [rows(tiny(env={"id": env_id, "num_workers": n}, **small)) for n in (0, 1, 3)]
     assert runs[0] == runs[1] == runs[2]
+
+
+def test_ranks_divide_the_cores_of_their_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of six cores three ranks have two each, of two cores one; what is asked for by number holds for each rank."""
+    for cores, asked, workers in [(6, "auto", 2), (2, "auto", 1), (6, 4, 4)]:
+        monkeypatch.setattr(os, "sched_getaffinity", lambda _, n=cores: range(n), raising=False)
+        with Trainer(tiny(env={"num_workers": asked}), world=World(local_size=3)) as trainer:
+            assert len(trainer.envs.worker_pids) == workers
 
 
 def test_double_buffering_changes_nothing_but_rounding() -> None:
@@ -74,6 +87,11 @@ def test_report_of_the_poc_task() -> None:
     expected |= {"sequences/count", "sequences/mean_length", "sequences/padding_fraction", "time/steps_per_second"}
     assert expected <= set().union(*(r.scalars for r in reports))
     first = reports[0].scalars
+    parts = {"inference", "environments", "transfer", "sequences", "learning"}
+    whole = {"iteration_seconds", "steps_per_second"}
+    assert {tag for tag in first if tag.startswith("time/")} == {f"time/{name}" for name in parts | whole}
+    assert 0 < sum(first[f"time/{part}"] for part in parts) <= 1
+    assert first["time/iteration_seconds"] * first["time/steps_per_second"] == pytest.approx(64)
     assert first["sequences/count"] * first["sequences/mean_length"] == pytest.approx(64)
     assert 0 <= first["sequences/padding_fraction"] < 1
     assert first["policy/entropy"] == pytest.approx(math.log(2), abs=0.02)  # 2 actions, untrained
@@ -107,6 +125,46 @@ def test_run_folder(tmp_path: Path) -> None:
     assert list(run.glob("events.out.tfevents.*"))
     with pytest.raises(RunDirError, match="exists already"):
         Trainer(config, run)
+
+
+def test_best_is_the_first_of_the_highest_scores(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    scores = iter([0.25, 0.75, 0.75, 0.5])
+    config = tiny(train={"eval_every": 1})
+    with Trainer(config, tmp_path / "run") as trainer:
+        result = trainer.evaluate()
+
+        def evaluate(*_: Any, **__: Any) -> Any:
+            score = next(scores)
+            return replace(result, measures={**result.measures, "success": Estimate(mean=score, ci95=None)})
+
+        monkeypatch.setattr("ppo_tbptt.training.callbacks.evaluate", evaluate)
+        assert [report.scalars["eval/success"] for report in trainer] == [0.25, 0.75, 0.75, 0.5]
+        assert trainer.checkpoints.best == 0.75
+    best = load_checkpoint(tmp_path / "run" / "checkpoints" / "best.pt")
+    assert (best["iteration"], best["best"]) == (2, 0.75)
+
+
+def test_a_best_that_could_not_be_written_is_not_the_best(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    scores = iter([0.25, 0.75, 0.5, 0.25])
+    with Trainer(tiny(train={"eval_every": 1}), tmp_path / "run") as trainer:
+        result = trainer.evaluate()
+
+        def evaluate(*_: Any, **__: Any) -> Any:
+            return replace(result, measures={**result.measures, "success": Estimate(mean=next(scores), ci95=None)})
+
+        monkeypatch.setattr("ppo_tbptt.training.callbacks.evaluate", evaluate)
+        next(trainer)
+        with monkeypatch.context() as patch:
+            patch.setattr("ppo_tbptt.run.sinks.save_checkpoint", no_space)
+            next(trainer)
+        assert trainer.checkpoints.best == 0.25
+        assert "No space left" in next(trainer).notes[0]
+        assert trainer.checkpoints.best == 0.5
+    assert load_checkpoint(tmp_path / "run" / "checkpoints" / "best.pt")["iteration"] == 3
+
+
+def no_space(*_: Any) -> None:
+    raise OSError(errno.ENOSPC, "No space left on device")
 
 
 def test_retention_keeps_the_newest(tmp_path: Path) -> None:

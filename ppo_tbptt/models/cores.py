@@ -5,6 +5,7 @@ A new cell is one class with the interface of :class:`Core` and one entry in ``C
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -128,18 +129,22 @@ class TorchCore(Core):
         return (h, parts[1].contiguous()) if self._parts == 2 else h
 
 
-def _torch_core(cell: Callable[..., nn.RNN | nn.GRU | nn.LSTM], **kwargs: str) -> Callable[..., Core]:
-    def build(input_size: int, hidden_size: int, num_layers: int, dropout: float) -> Core:
-        return TorchCore(cell(input_size, hidden_size, num_layers, dropout=dropout, **kwargs))
-
-    return build
+def _torch_core(
+    cell: Callable[..., nn.RNN | nn.GRU | nn.LSTM],
+    input_size: int,
+    hidden_size: int,
+    num_layers: int,
+    dropout: float,
+    **kwargs: str,
+) -> Core:
+    return TorchCore(cell(input_size, hidden_size, num_layers, dropout=dropout, **kwargs))
 
 
 CORES: dict[str, Callable[..., Core]] = {
     "none": lambda input_size, hidden_size, num_layers, dropout: NoMemory(input_size),
-    "rnn_tanh": _torch_core(nn.RNN, nonlinearity="tanh"),
-    "rnn_relu": _torch_core(nn.RNN, nonlinearity="relu"),
-    "gru": _torch_core(nn.GRU),
-    "lstm": _torch_core(nn.LSTM),
+    "rnn_tanh": partial(_torch_core, nn.RNN, nonlinearity="tanh"),
+    "rnn_relu": partial(_torch_core, nn.RNN, nonlinearity="relu"),
+    "gru": partial(_torch_core, nn.GRU),
+    "lstm": partial(_torch_core, nn.LSTM),
 }
 """By ``core.kind``: ``(input_size, hidden_size, num_layers, dropout) -> Core``. Dropout acts between layers."""
