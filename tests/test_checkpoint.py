@@ -115,7 +115,7 @@ def test_a_limit_on_the_size_of_files_is_an_error_of_the_file_system(tmp_path: P
 
     save_checkpoint(tmp_path / "c.pt", TREE)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(checkpoint, "_Hashing", full_disk)
+        patch.setattr(checkpoint, "_HashingFile", full_disk)
         with pytest.raises(OSError, match="No space"):
             save_checkpoint(tmp_path / "c.pt", {**TREE, "best": 2.0})
     assert load_checkpoint(tmp_path / "c.pt")["best"] is None

@@ -71,7 +71,7 @@ def test_it_is_compiled_once_on_a_minibatch_and_used_in_every_update(
         tried.append({key: (tuple(x.shape), x.dtype) for key, x in obs.items()})
         return lambda obs: (calls.append(1), agent.encoder(obs))[1]
 
-    monkeypatch.setattr("ppo_tbptt.training.trainer.compile_encoder", compile_encoder)
+    monkeypatch.setattr("ppo_tbptt.training.build.compile_encoder", compile_encoder)
     config = FRAMES.replace(total_steps=64, ppo={"num_minibatches": num_minibatches}, compile=True)
     with Trainer(config) as trainer:
         report = next(trainer)
@@ -87,7 +87,7 @@ def test_what_can_not_be_compiled_is_said(monkeypatch: pytest.MonkeyPatch) -> No
     def compile_encoder(*_: Any) -> None:
         raise CompileError("no g++")
 
-    monkeypatch.setattr("ppo_tbptt.training.trainer.compile_encoder", compile_encoder)
+    monkeypatch.setattr("ppo_tbptt.training.build.compile_encoder", compile_encoder)
     with Trainer(tiny(compile=True)) as trainer:
         assert next(trainer).notes == ("not compiled, training goes on without: no g++",)
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from tensorboard.compat.proto.event_pb2 import Event
 
-from ppo_tbptt.run.event_files import EventFile, cut, read_events
+from ppo_tbptt.run.event_files import EventFile, filter_events, read_events
 
 # The system refuses to let the file grow past its limit, as a full disk would: with a short write, then an error.
 FULL = """
@@ -69,7 +69,7 @@ def test_cut(tmp_path: Path) -> None:
         torn.write(b"\x05\0\0")
     assert steps(tmp_path) == [[1, 2], [3, 4]]
     untouched = old.stat().st_ino
-    cut(tmp_path, lambda event: event.step <= 3)
+    filter_events(tmp_path, lambda event: event.step <= 3)
     assert steps(tmp_path) == [[1, 2], [3]]
     assert old.stat().st_ino == untouched
     assert new.stat().st_size == sum(len(record) for _, record in read_events(new))

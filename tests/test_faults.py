@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from ppo_tbptt.cli import main
 from ppo_tbptt.config import Config
 from ppo_tbptt.envs import WorkerError
 from ppo_tbptt.evaluation import evaluate as evaluation
+from ppo_tbptt.ppo.advantages import compute_targets
 from ppo_tbptt.ppo.learner import NonFiniteError
 from ppo_tbptt.run import sinks
 from ppo_tbptt.run.checkpoint import load_checkpoint, save_checkpoint
@@ -171,7 +173,7 @@ def test_an_evaluation_is_done_again_while_restarts_are_left(
             raise WorkerError("worker 3 is gone\nand more")
         return evaluation.evaluate(*args, **kwargs)
 
-    monkeypatch.setattr("ppo_tbptt.training.trainer.evaluate", evaluate)
+    monkeypatch.setattr("ppo_tbptt.training.callbacks.evaluate", evaluate)
     config = tiny(env={"max_worker_restarts": 2}, train={"eval_every": 1})
     with Trainer(config, tmp_path / "run") as trainer:
         if failures > 2:
@@ -268,11 +270,11 @@ def test_files_that_can_really_not_be_written(size: int, tmp_path: Path) -> None
 
 
 def poison(trainer: Trainer, when: Callable[[int], bool]) -> None:
-    plain, count = trainer.learner.loss, iter(range(10**6))
+    plain, losses = trainer.learner.loss, count()
 
     def loss(*args: Any, **kwargs: Any) -> Any:
         stats = plain(*args, **kwargs)
-        if when(next(count)):
+        if when(next(losses)):
             stats.loss.mul_(torch.inf)
         return stats
 
@@ -321,14 +323,14 @@ def test_a_full_gpu_is_one_line(
 ) -> None:
     path = tmp_path / "config.toml"
     path.write_text(tiny(train={"checkpoint_every": 1}).to_toml())
-    plain = Trainer._targets
+    iterations = count(1)
 
-    def targets(self: Trainer, *args: Any) -> Any:
-        if self.iteration == 2:
+    def targets(*args: Any, **kwargs: Any) -> Any:
+        if next(iterations) == 3:
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB.\nMore text")
-        return plain(self, *args)
+        return compute_targets(*args, **kwargs)
 
-    monkeypatch.setattr(Trainer, "_targets", targets)
+    monkeypatch.setattr("ppo_tbptt.training.trainer.compute_targets", targets)
     assert main(["train", str(path), "--run-dir", str(tmp_path / "run")]) == 1
     error = capsys.readouterr().err.strip().splitlines()
     assert len(error) == 1

@@ -106,14 +106,14 @@ def test_dropped_in_the_middle_of_an_iteration(tmp_path: Path, monkeypatch: pyte
     monkeypatch.setattr("ppo_tbptt.training.callbacks.FINISH_SECONDS", -1.0)
     with Trainer(config, tmp_path / "parts") as trainer:
         next(trainer)
-        assert not trainer.break_off.allowed(), "between iterations there is nothing to drop"
+        assert not trainer.snapshot.may_drop(), "between iterations there is nothing to drop"
         with monkeypatch.context() as patch:
             update = trainer.learner.update
             patch.setattr(trainer.learner, "update", lambda *args, **hooks: (update(*args, **hooks), 1 / 0))
             with pytest.raises(ZeroDivisionError):
                 next(trainer)
-        assert trainer.break_off.allowed()
-        path = trainer.break_off.save(trainer)
+        assert trainer.snapshot.may_drop()
+        path = trainer.snapshot.save(trainer)
     assert path is not None and path.name == "iteration_0000001.pt"
     with Trainer.resume(tmp_path / "parts") as trainer:
         list(trainer)
@@ -128,9 +128,9 @@ def test_an_iteration_that_is_nearly_done_is_not_dropped(tmp_path: Path, monkeyp
         update = trainer.learner.update
 
         def slow(*args: Any, **hooks: Any) -> Any:
-            may_drop.append(trainer.break_off.allowed())
+            may_drop.append(trainer.snapshot.may_drop())
             time.sleep(0.5)
-            may_drop.append(trainer.break_off.allowed())
+            may_drop.append(trainer.snapshot.may_drop())
             return update(*args, **hooks)
 
         monkeypatch.setattr(trainer.learner, "update", slow)
@@ -147,12 +147,12 @@ def test_an_evaluation_counts_as_a_part_of_its_iteration(tmp_path: Path, monkeyp
         time.sleep(0.5)
         return evaluate(*args, **kwargs)
 
-    monkeypatch.setattr("ppo_tbptt.training.trainer.evaluate", slow)
+    monkeypatch.setattr("ppo_tbptt.training.callbacks.evaluate", slow)
     with Trainer(tiny(train={"eval_every": 2}), tmp_path / "run") as trainer:
         update = trainer.learner.update
 
         def watched(*args: Any, **hooks: Any) -> Any:
-            may_drop.append(trainer.break_off.allowed())
+            may_drop.append(trainer.snapshot.may_drop())
             return update(*args, **hooks)
 
         monkeypatch.setattr(trainer.learner, "update", watched)

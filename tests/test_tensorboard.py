@@ -21,7 +21,7 @@ from test_cli import POC, SMALL
 from ppo_tbptt.cli import main
 from ppo_tbptt.run.event_files import read_events
 from ppo_tbptt.run.metrics import Report, read_metrics
-from ppo_tbptt.run.tensorboard import SAMPLE, TensorBoard, histograms_due
+from ppo_tbptt.run.tensorboard import SAMPLE_SIZE, TensorBoard, histograms_due
 from ppo_tbptt.training.trainer import Trainer
 
 STEPS = 64  # an iteration
@@ -186,7 +186,7 @@ def test_histograms_and_images_of_a_resumed_run(server: Server) -> None:
         shown = server.get("plugin/histograms/histograms", run="resumed", tag=f"hist/{name}")
         assert [step for _, step, _ in shown] == [1 * STEPS, 11 * STEPS]
         counts = [sum(count for _, _, count in bins) for _, _, bins in shown]
-        assert counts == [SAMPLE if name == "state" else STEPS] * 2
+        assert counts == [SAMPLE_SIZE if name == "state" else STEPS] * 2
     images = server.get("plugin/images/images", run="resumed", tag="video/episode", sample="0")
     assert [image["step"] for image in images] == [iteration * STEPS for iteration in range(1, 11)]
     assert server.read("plugin/images/individualImage", **dict(parse_qsl(images[2]["query"]))) == gif(3)

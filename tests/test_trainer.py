@@ -137,7 +137,7 @@ def test_best_is_the_first_of_the_highest_scores(tmp_path: Path, monkeypatch: py
             score = next(scores)
             return replace(result, measures={**result.measures, "success": Estimate(mean=score, ci95=None)})
 
-        monkeypatch.setattr("ppo_tbptt.training.trainer.evaluate", evaluate)
+        monkeypatch.setattr("ppo_tbptt.training.callbacks.evaluate", evaluate)
         assert [report.scalars["eval/success"] for report in trainer] == [0.25, 0.75, 0.75, 0.5]
         assert trainer.checkpoints.best == 0.75
     best = load_checkpoint(tmp_path / "run" / "checkpoints" / "best.pt")
@@ -152,7 +152,7 @@ def test_a_best_that_could_not_be_written_is_not_the_best(tmp_path: Path, monkey
         def evaluate(*_: Any, **__: Any) -> Any:
             return replace(result, measures={**result.measures, "success": Estimate(mean=next(scores), ci95=None)})
 
-        monkeypatch.setattr("ppo_tbptt.training.trainer.evaluate", evaluate)
+        monkeypatch.setattr("ppo_tbptt.training.callbacks.evaluate", evaluate)
         next(trainer)
         with monkeypatch.context() as patch:
             patch.setattr("ppo_tbptt.run.sinks.save_checkpoint", no_space)

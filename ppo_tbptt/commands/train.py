@@ -19,7 +19,7 @@ from ppo_tbptt.commands.stop import TIMED_OUT, IterationAborted, Stop
 from ppo_tbptt.config import Config, parse_overrides
 from ppo_tbptt.evaluation.evaluate import Evaluation
 from ppo_tbptt.evaluation.result_file import read_evaluation
-from ppo_tbptt.run.folder import LOCK, RunDir, RunLock
+from ppo_tbptt.run.folder import LOCK_FILE, RunDir, RunLock
 from ppo_tbptt.runtime.device import has_fast_bfloat16
 from ppo_tbptt.runtime.distributed import World
 from ppo_tbptt.training.trainer import Trainer
@@ -92,7 +92,7 @@ def _clear_unstarted(run: RunDir) -> None:
     folders = [folder for folder in (run.checkpoints, run.evaluations, run.videos) if folder.is_dir()]
     files = [run.config, run.metrics, *run.path.glob("events.out.tfevents.*"), *run.videos.glob("*.mp4"), run.best]
     files += [path for folder in (run.path, *folders) for path in folder.glob(".*.tmp")]
-    entries = {path for folder in (run.path, *folders) for path in folder.iterdir()} - {run.path / LOCK}
+    entries = {path for folder in (run.path, *folders) for path in folder.iterdir()} - {run.path / LOCK_FILE}
     if entries <= {*files, *folders} and not any(folder.is_symlink() for folder in folders):
         lock = RunLock(run.path)  # raises if another process has just started it
         for path in files:
@@ -112,16 +112,18 @@ def _train(make: Callable[[dict[str, Any]], Trainer], world: World, stop: Stop) 
     ):
         assert trainer.run is not None
         if trainer.writer is not None:
-            trainer.writer.show(lambda board: board.text("command", shlex.join(sys.argv), trainer.env_steps))
+            trainer.writer.write_tensorboard(
+                lambda board: board.text("command", shlex.join(sys.argv), trainer.env_steps)
+            )
         _print_start(trainer, console)
-        stop.may_abort = trainer.break_off.allowed
+        stop.may_abort = trainer.snapshot.may_drop
         sizes = {"batch_size": trainer.batch_size, "num_iterations": trainer.num_iterations}
         try:
             with Display(trainer.config, console, **sizes) as display:
                 code = _iterate(trainer, display, stop, world)
             path = trainer.save() if code else None
         except IterationAborted:
-            code, path = stop.code, trainer.break_off.save(trainer)
+            code, path = stop.code, trainer.snapshot.save(trainer)
         if code:
             _print_stopped(trainer.run, path, console)
             return code
@@ -207,7 +209,9 @@ def _finish(trainer: Trainer, run: RunDir, stop: Stop, console: Console) -> int:
     without = None if wiped is None else wiped.measures[wiped.headline].mean
     if trainer.writer is not None:
         final = _final_measures(evaluation, without)
-        trainer.writer.show(lambda board: board.hparams(trainer.config.to_dict(), final, trainer.env_steps))
+        trainer.writer.write_tensorboard(
+            lambda board: board.hparams(trainer.config.to_dict(), final, trainer.env_steps)
+        )
     result = {**evaluation.to_dict(), "headline_without_memory": without}
     save_result(run.evaluations / "final.json", result, checkpoint, trainer.env_steps)
     return _print_finished(run, console)

@@ -1,1 +1,1 @@
-"""What lies on disk: the folder of a run, and the files in it."""
+"""The run folder and the files in it: checkpoints, metrics, TensorBoard event files."""

@@ -1,7 +1,7 @@
-"""Checkpoints: plain tensors, numbers and strings in one file, written whole or not at all, never unpickled blindly.
+"""Checkpoint files: plain tensors, numbers and strings, written atomically and loaded without executing anything.
 
-A checkpoint is what ``torch.save`` writes, and behind it a last line of fixed length with the format's version and the
-SHA-256 of everything before it. torch reads past that line, so ``torch.load(path, weights_only=True)`` works too.
+A checkpoint is the output of ``torch.save`` and a footer: a line of fixed length with the format's version and the
+SHA-256 of everything before it. ``torch.load(path, weights_only=True)`` ignores the footer.
 """
 
 import hashlib
@@ -14,17 +14,17 @@ import torch
 from ppo_tbptt.run.files import replacing
 
 FORMAT = 2
-"""Raised whenever an older reader could misunderstand a newer file."""
-_LAST_LINE = re.compile(rb"\nppo_tbptt checkpoint, format (\d{4}), sha256 ([0-9a-f]{64})\n")
-_LENGTH = len(b"\nppo_tbptt checkpoint, format 0000, sha256 \n") + 64
+"""Increased whenever an older reader could misunderstand a newer file."""
+_FOOTER = re.compile(rb"\nppo_tbptt checkpoint, format (\d{4}), sha256 ([0-9a-f]{64})\n")
+_FOOTER_LENGTH = len(b"\nppo_tbptt checkpoint, format 0000, sha256 \n") + 64
 
 
 class CheckpointError(ValueError):
-    """One line that names the file and what is wrong with it."""
+    """One line that names the file and its fault."""
 
 
-class _Hashing:
-    """A file to write that remembers the digest of what was written."""
+class _HashingFile:
+    """Writes to a file and hashes what it writes."""
 
     def __init__(self, file: BinaryIO) -> None:
         self._file = file
@@ -37,32 +37,33 @@ class _Hashing:
     def flush(self) -> None:
         self._file.flush()
 
-    def last_line(self) -> bytes:
+    def footer(self) -> bytes:
+        """Return the footer for what was written so far."""
         return f"\nppo_tbptt checkpoint, format {FORMAT:04d}, sha256 {self._hash.hexdigest()}\n".encode()
 
 
 def save_checkpoint(path: Path, tree: dict[str, Any]) -> None:
-    """Write ``tree`` (dicts, lists, tensors, numbers, strings) to ``path``.
-
-    A failed or interrupted write leaves the old file as it was.
+    """Write ``tree`` (dicts, lists, tensors, numbers, strings) to ``path`` atomically.
 
     Raises:
-        OSError: it cannot be written.
+        OSError: writing failed; an old file at ``path`` is unchanged.
     """
     with replacing(path) as file:
-        hashing = _Hashing(file)
+        hashing = _HashingFile(file)
         try:
-            torch.save(tree, hashing)  # type: ignore[arg-type]  # it needs no more than these two methods
-        except RuntimeError as error:  # torch's zip writer, on top of the OSError of the file
+            torch.save(tree, hashing)  # type: ignore[arg-type]  # needs no other methods
+        except RuntimeError as error:  # torch's zip writer raises it while handling the OSError
             if isinstance(error.__context__, OSError):
                 raise error.__context__ from None
             raise
-        file.write(hashing.last_line())
+        file.write(hashing.footer())
 
 
 def verify_checkpoint(path: Path) -> None:
-    """Raises:
-    CheckpointError: missing, not a checkpoint of this package, of another format, or damaged (its checksum differs).
+    """Check the format and the checksum of a checkpoint.
+
+    Raises:
+        CheckpointError: missing, unreadable, not a checkpoint of this package, of another format, or damaged.
     """
     if not path.is_file():
         raise CheckpointError(f"{path}: no such checkpoint file")
@@ -74,11 +75,11 @@ def verify_checkpoint(path: Path) -> None:
 
 
 def _verify(path: Path, file: BinaryIO) -> None:
-    size = path.stat().st_size - _LENGTH
+    size = path.stat().st_size - _FOOTER_LENGTH
     if size <= 0:
         raise CheckpointError(f"{path}: not a checkpoint of ppo_tbptt (empty, or cut short)")
     file.seek(size)
-    last = _LAST_LINE.fullmatch(file.read())
+    last = _FOOTER.fullmatch(file.read())
     if last is None:
         raise CheckpointError(f"{path}: not a checkpoint of ppo_tbptt, or cut short (its last line is missing)")
     if int(last[1]) != FORMAT:
@@ -93,7 +94,7 @@ def _verify(path: Path, file: BinaryIO) -> None:
 
 
 def load_checkpoint(path: Path) -> dict[str, Any]:
-    """Read a checkpoint onto the CPU, executing nothing that it contains (``weights_only=True``).
+    """Verify a checkpoint and load it onto the CPU, executing nothing that it contains (``weights_only=True``).
 
     Raises:
         CheckpointError: missing, unreadable, not a checkpoint of this package, of another format, or damaged.
@@ -103,7 +104,7 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
 
 
 def load_verified(path: Path) -> dict[str, Any]:
-    """`load_checkpoint` of what `verify_checkpoint` has just accepted: large files need not be summed twice.
+    """Load a checkpoint that `verify_checkpoint` has just accepted, without hashing it again.
 
     Raises:
         CheckpointError: unreadable, or not a checkpoint of this package.

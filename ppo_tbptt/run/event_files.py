@@ -1,12 +1,11 @@
-"""TensorBoard's event files: appended to, and cut where a run goes on from an earlier checkpoint.
+"""TensorBoard event files: append whole records, read them, and remove those after a resumed checkpoint.
 
-TensorBoard's own writer hands its records to a thread. When a write fails there (a full disk), that thread prints a
-traceback and ends, up to a whole queue of records is lost, the file keeps half a record, and every later call raises
-the same error for good. Here a record is written at once, in one piece or not at all.
+TensorBoard's own writer writes in a thread. After a failed write (a full disk) it loses its queue, leaves half a record
+in the file and fails for good. Here each record is written synchronously, and whole or not at all.
 """
 
 # pyright: reportAttributeAccessIssue=false
-# protobuf makes its classes when they are imported.
+# protobuf creates its classes at import.
 
 import os
 import socket
@@ -26,10 +25,12 @@ PATTERN = "events.out.tfevents.*"
 
 
 class EventFile:
-    """A new event file in ``folder``; nothing is written before the first record.
+    """A new event file, created with its first record.
 
-    ``purge_from``: what readers have seen from this step on is void. The first file of a folder has such a mark too,
-    for readers take the first that they meet for the very start, and void nothing.
+    Args:
+        folder: folder of the file.
+        purge_from: first step of earlier events that readers discard. The first file of a folder is marked with 0,
+            because readers ignore the first mark that they meet.
     """
 
     def __init__(self, folder: Path, *, purge_from: int | None = None) -> None:
@@ -41,11 +42,13 @@ class EventFile:
             start = SessionLog(status=SessionLog.START)
             self._head += _record(Event(wall_time=time.time(), step=purge_from, session_log=start))
         self._file: FileIO | None = None
-        self._size = 0  # of the whole records that are in it
+        self._size = 0  # bytes of whole records in the file
 
     def append(self, event: Event) -> None:
-        """Raises:
-        OSError: nothing of the event was written. A later call starts where the last whole record ends.
+        """Append an event.
+
+        Raises:
+            OSError: writing failed. The next call overwrites what was written of the record.
         """
         try:
             file = self._open()
@@ -59,7 +62,7 @@ class EventFile:
             raise OSError(error.errno, error.strerror, str(self.path)) from error
 
     def _open(self) -> FileIO:
-        """At the end of the last whole record: a failed write may have left a part of one behind it."""
+        """Open the file at the end of its last whole record; a failed write may have left a part of one."""
         if self._file is None:
             self._file = FileIO(self.path, "a")
             self._size = min(self._size, os.fstat(self._file.fileno()).st_size)
@@ -67,7 +70,7 @@ class EventFile:
         return self._file
 
     def close(self) -> None:
-        """Never raises: all that was promised is written. May be called again; :meth:`append` opens anew."""
+        """Close the file without raising. May be called again; :meth:`append` reopens it."""
         file, self._file = self._file, None
         if file is not None:
             try:
@@ -78,9 +81,10 @@ class EventFile:
 
 
 def read_events(path: Path) -> Iterator[tuple[Event, bytes]]:
-    """The events of a file with their records; a torn end (of a killed run) is left out.
+    """Yield each event with its record, up to the first incomplete record (of a killed run).
 
-    A record is u64 length, u32 checksum of it, the event, u32 checksum of that. The last is not looked at: it is slow.
+    A record is u64 length, u32 checksum of the length, the event, u32 checksum of the event. The event's checksum is
+    not verified, because that is slow.
     """
     data = path.read_bytes()
     at = 0
@@ -93,11 +97,11 @@ def read_events(path: Path) -> Iterator[tuple[Event, bytes]]:
         at = end
 
 
-def cut(folder: Path, keep: Callable[[Event], bool]) -> None:
-    """Leave only whole events, and those to ``keep``, in the files of ``folder``.
+def filter_events(folder: Path, keep: Callable[[Event], bool]) -> None:
+    """Remove incomplete records, and events that ``keep`` rejects, from the event files of ``folder``.
 
     Raises:
-        OSError: a file can't be read or replaced; it is as it was.
+        OSError: a file can't be read or replaced; it is unchanged.
     """
     for path in folder.glob(PATTERN):
         kept = [record for event, record in read_events(path) if keep(event)]
@@ -107,7 +111,7 @@ def cut(folder: Path, keep: Callable[[Event], bool]) -> None:
 
 
 def _new_name(folder: Path) -> str:
-    """Readers take the files in the order of their names, so a new one sorts last whatever the clock says."""
+    """Return a file name that sorts last, whatever the clock says, because readers sort files by name."""
     seconds = [path.name.removeprefix(PATTERN[:-1]).split(".")[0] for path in folder.glob(PATTERN)]
     newest = max((int(text) for text in seconds if text.isdecimal()), default=0)
     return f"{PATTERN[:-1]}{max(int(time.time()), newest + 1):010d}.{socket.gethostname()}.{os.getpid()}"

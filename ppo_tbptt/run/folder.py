@@ -1,4 +1,4 @@
-"""The layout of a run's folder, which checkpoint a path stands for, and who may write there."""
+"""The run folder: its layout, its checkpoints and its lock."""
 
 import fcntl
 import os
@@ -12,11 +12,11 @@ from ppo_tbptt.run.checkpoint import CheckpointError, load_verified, verify_chec
 
 
 class RunDirError(ValueError):
-    """One line that names the folder and what is wrong with it."""
+    """One line that names the folder and its fault."""
 
 
 class RunDir:
-    """``config.toml``, ``checkpoints/``, ``metrics.jsonl``, TensorBoard event files, ``evaluations/``, ``videos/``."""
+    """A run folder: its paths and its checkpoints. TensorBoard event files lie beside ``config.toml``."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -29,14 +29,14 @@ class RunDir:
 
     @classmethod
     def create(cls, path: Path) -> "RunDir":
-        """Make a new run folder.
+        """Create a new run folder.
 
         Raises:
-            RunDirError: it exists and is not empty (nothing is ever overwritten), or can't be made.
+            RunDirError: it exists and is not empty, or can't be created.
         """
         run = cls(path)
         try:
-            if path.exists() and (not path.is_dir() or any(entry.name != LOCK for entry in path.iterdir())):
+            if path.exists() and (not path.is_dir() or any(entry.name != LOCK_FILE for entry in path.iterdir())):
                 raise RunDirError(
                     f"{path}: exists already; choose another --run-dir, or go on with it: --resume {path}"
                 )
@@ -47,10 +47,10 @@ class RunDir:
 
     @classmethod
     def open(cls, path: Path) -> "RunDir":
-        """An existing run folder.
+        """Open an existing run folder.
 
         Raises:
-            RunDirError: there is none.
+            RunDirError: ``path`` is not a run folder, or can't be read.
         """
         run = cls(path)
         try:
@@ -62,10 +62,11 @@ class RunDir:
         return run
 
     def checkpoint(self, iteration: int) -> Path:
+        """Return the path of an iteration's periodic checkpoint."""
         return self.checkpoints / f"iteration_{iteration:07d}.pt"
 
     def periodic(self) -> list[Path]:
-        """The periodic checkpoints, oldest first; other files and folders that lie there are not touched."""
+        """List the periodic checkpoints, oldest first."""
         found = {path: re.fullmatch(r"iteration_(\d{7,})\.pt", path.name, re.ASCII) for path in self._entries()}
         numbers = {path: int(name[1]) for path, name in found.items() if name and path.is_file()}
         return sorted(numbers, key=lambda path: numbers[path])
@@ -74,15 +75,15 @@ class RunDir:
         return list(self.checkpoints.iterdir()) if self.checkpoints.is_dir() else []
 
     def prune(self, keep: int) -> None:
-        """Delete all periodic checkpoints but the newest ``keep``."""
+        """Delete all periodic checkpoints except for the newest ``keep``."""
         for path in self.periodic()[:-keep]:
             path.unlink(missing_ok=True)
 
     def newest(self) -> Path:
-        """The newest whole checkpoint. Warns of each newer one that is damaged.
+        """Find the newest valid checkpoint, ``best.pt`` last, and warn about each newer one that is damaged.
 
         Raises:
-            CheckpointError: there is none yet, or none is whole.
+            CheckpointError: there is no checkpoint, or none is valid.
         """
         paths = self.periodic()[::-1]
         if not paths:
@@ -102,30 +103,30 @@ class RunDir:
         )
 
     def load_newest(self) -> tuple[Path, dict[str, Any]]:
-        """`newest`, and what is in it.
+        """Load the `newest` checkpoint. Return its path and its tree.
 
         Raises:
-            CheckpointError: there is none yet, or none is whole; or what is in it is no checkpoint of this package.
+            CheckpointError: there is no checkpoint, or none is valid.
         """
         path = self.newest()
         return path, load_verified(path)
 
 
-LOCK = ".lock"
+LOCK_FILE = ".lock"
 
 
 class RunLock:
-    """The right to write in a run's folder, for one process at a time; it ends with the process, however that ends."""
+    """The run folder's lock. One process holds it at a time, and the system releases it when the process ends."""
 
     def __init__(self, path: Path) -> None:
-        """Take it.
+        """Acquire the run folder's lock.
 
         Raises:
-            RunDirError: another process has it, or the folder can't be written.
+            RunDirError: another process holds it, or the folder can't be written.
         """
         try:
             path.mkdir(parents=True, exist_ok=True)
-            self._file = (path / LOCK).open("ab+", buffering=0)
+            self._file = (path / LOCK_FILE).open("ab+", buffering=0)
         except OSError as error:
             raise RunDirError(f"{path}: can't write in this run folder ({error.strerror})") from error
         try:
@@ -135,37 +136,37 @@ class RunLock:
             owner = self._file.read(100).decode("ascii", "replace") or "of unknown number"
             self._file.close()
             raise RunDirError(f"{path}: another training (process {owner}) is writing there") from None
-        with suppress(OSError):  # only what the message above says
+        with suppress(OSError):  # the process number only serves the message above
             self._file.truncate(0)
             self._file.write(str(os.getpid()).encode())
 
     def release(self) -> None:
-        """Give it back. Harmless when repeated."""
+        """Release the lock. May be called again."""
         self._file.close()
 
 
-def remove_leftovers(run: RunDir) -> None:
-    """Delete half-written files of a killed process. Only with the lock."""
+def remove_temporary_files(run: RunDir) -> None:
+    """Delete the temporary files of a killed process. The caller must hold the lock."""
     for folder in (run.path, run.checkpoints, run.evaluations, run.videos):
         for path in folder.glob(".*.tmp"):
             path.unlink(missing_ok=True)
 
 
 def resolve_checkpoint(path: Path) -> Path:
-    """The checkpoint file that ``path`` (a run's folder, or a checkpoint) stands for: of a run, the newest whole one.
+    """Return ``path`` if it is a file, or the newest valid checkpoint if it is a run folder.
 
     Raises:
-        CheckpointError, RunDirError: there is none.
+        CheckpointError, RunDirError: there is no such file, run folder or checkpoint.
     """
     run = run_at(path)
     return path if run is None else run.newest()
 
 
 def run_at(path: Path) -> RunDir | None:
-    """The run whose folder ``path`` is; None where it is a file, such as a checkpoint.
+    """Return the run in the folder ``path``, or None if ``path`` is a file, such as a checkpoint.
 
     Raises:
-        CheckpointError, RunDirError: there is nothing, or a folder that is no run's.
+        CheckpointError, RunDirError: ``path`` does not exist, can't be read, or is a folder without a run.
     """
     try:
         is_folder, exists = path.is_dir(), path.exists()

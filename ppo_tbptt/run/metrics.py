@@ -1,4 +1,4 @@
-"""A run's numbers: one object per iteration in ``metrics.jsonl``."""
+"""Reports, and ``metrics.jsonl`` with one JSON object per iteration."""
 
 import errno
 import json
@@ -19,10 +19,10 @@ class MetricsError(ValueError):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Report:
-    """The figures of one iteration; the only source of every scalar on the console, in files and in tests.
+    """The figures of one iteration, for console, metrics and TensorBoard alike.
 
-    ``scalars`` are by TensorBoard tag; a tag without data in this iteration is absent, never NaN. Everything that
-    depends on the clock is under ``time/``. ``notes`` are lines for the user: faults, and what came of them.
+    ``scalars`` are keyed by TensorBoard tag; a tag without data in this iteration is absent, never NaN. All figures
+    that depend on the clock are in ``time/*``. ``notes`` are lines for the user, such as faults.
     """
 
     iteration: int
@@ -31,14 +31,12 @@ class Report:
     notes: tuple[str, ...] = ()
 
     def row(self) -> dict[str, float]:
+        """Return the row of ``metrics.jsonl``."""
         return {"iteration": self.iteration, "env_steps": self.env_steps, **self.scalars}
 
 
 class MetricsWriter:
-    """Appends reports to ``metrics.jsonl`` in ``folder``.
-
-    ``resume_from`` is the iteration to go on from: rows after it are cut off.
-    """
+    """Appends reports to ``metrics.jsonl`` in ``folder``; rows after iteration ``resume_from`` are removed first."""
 
     def __init__(self, folder: Path, *, resume_from: int | None = None) -> None:
         self._path = folder / "metrics.jsonl"
@@ -48,23 +46,23 @@ class MetricsWriter:
             kept = [row for row in read_metrics(self._path) if row["iteration"] <= resume_from]
             write_text(self._path, "".join(_line(row) for row in kept))
         self._file = self._path.open("ab", buffering=0)
-        self._whole = self._path.stat().st_size  # bytes of rows that are completely written
+        self._whole = self._path.stat().st_size  # bytes of whole rows in the file
         self._pending = b""  # rows that could not be written yet
 
     def write(self, report: Report) -> None:
-        """Append a row, after those that could not be written before.
+        """Append a row, after those that are pending.
 
         Raises:
-            OSError: it can't be written now; a later call will.
+            OSError: writing failed; the row is pending until a later call.
         """
         self._pending += _line(report.row()).encode()
         self.flush()
 
     def flush(self) -> None:
-        """Write the rows that wait. Raises like `write`."""
+        """Write the pending rows. Raises like `write`."""
         if not self._pending:
             return
-        os.ftruncate(self._file.fileno(), self._whole)  # half a row of a failed write
+        os.ftruncate(self._file.fileno(), self._whole)  # removes half a row of a failed write
         written = self._file.write(self._pending)
         if written != len(self._pending):
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self._path))
@@ -72,11 +70,12 @@ class MetricsWriter:
         self._pending = b""
 
     def sync(self) -> None:
-        """Have all rows on the disk. Raises like `write`."""
+        """Write the pending rows and fsync. Raises like `write`."""
         self.flush()
         os.fsync(self._file.fileno())
 
     def close(self) -> None:
+        """Close the file, with the pending rows if they can be written."""
         with suppress(OSError):
             self.flush()
         self._file.close()

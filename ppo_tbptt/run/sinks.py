@@ -1,4 +1,4 @@
-"""What a trainer writes into its run's folder: metrics, checkpoints and the config, through a full disk too."""
+"""All writes of a trainer into its run folder, tolerant of a disk that is full for a while."""
 
 import warnings
 from collections.abc import Callable
@@ -12,7 +12,7 @@ from ppo_tbptt.config import Config
 from ppo_tbptt.envs import EnvSpec
 from ppo_tbptt.run.checkpoint import save_checkpoint
 from ppo_tbptt.run.files import write_text
-from ppo_tbptt.run.folder import RunDir, RunDirError, RunLock, remove_leftovers
+from ppo_tbptt.run.folder import RunDir, RunDirError, RunLock, remove_temporary_files
 from ppo_tbptt.run.metrics import MetricsWriter, Report
 from ppo_tbptt.run.tensorboard import TensorBoard
 from ppo_tbptt.runtime.device import versions
@@ -22,10 +22,11 @@ class UnwritableError(RuntimeError):
     """One line: what could not be written, for how long, and why."""
 
 
-class Patience:
-    """Tries to write, and goes on without where that fails, for up to ``minutes``.
+class WriteGuard:
+    """Tolerates failing writes for up to ``minutes``.
 
-    notes: lines for the user, one when something can't be written and one when it can again; the caller takes them.
+    Attributes:
+        notes: lines for the user, one when writes begin to fail and one when they work again; the caller clears them.
     """
 
     def __init__(self, minutes: float, clock: Callable[[], float] = monotonic) -> None:
@@ -33,11 +34,11 @@ class Patience:
         self._since: dict[str, float] = {}
         self.notes: list[str] = []
 
-    def attempt(self, name: str, write: Callable[[], None]) -> bool:
-        """Call ``write``; whether it worked. ``name`` says what it writes.
+    def try_write(self, name: str, write: Callable[[], None]) -> bool:
+        """Call ``write``, which writes what ``name`` says, and return whether it succeeded.
 
         Raises:
-            UnwritableError: ``name`` has not been written for longer than the patience lasts.
+            UnwritableError: writes of ``name`` have failed for ``minutes``.
         """
         try:
             write()
@@ -57,27 +58,27 @@ class Patience:
 
 
 RETRY_SECONDS = 30.0
-"""A checkpoint that could not be written is tried again so much later."""
+"""Seconds between attempts to write a checkpoint."""
 
 
 class RunWriter:
-    """Holds the folder's lock until it is closed.
+    """Writes config, metrics, TensorBoard and checkpoints of a run, and holds the run folder's lock until closed.
 
-    run: the folder.  patience: with the notes about what could not be written.
-    saved: iteration of the newest checkpoint, None where there is none.
+    Attributes:
+        run: the run folder.
+        saved: iteration of the newest checkpoint; None where there is none.
     """
 
     def __init__(self, path: Path, config: Config, *, resumed_from: int | None = None, env_steps: int = 0) -> None:
-        """``resumed_from``: the iteration to go on from, after ``env_steps``; None for a new run.
+        """Create the run folder, or open that of a run resumed after iteration ``resumed_from`` and ``env_steps``.
 
         Raises:
-            RunDirError: the folder exists (new run) or is missing (resumed), can't be written, or another process
-                trains there.
+            RunDirError: the folder exists (new run) or is missing (resumed run), can't be written, or is locked.
         """
         self.run = RunDir.create(path) if resumed_from is None else RunDir.open(path)
         self._lock = RunLock(path)
         try:
-            remove_leftovers(self.run)
+            remove_temporary_files(self.run)
             write_text(self.run.config, config.to_toml())
             self._metrics = MetricsWriter(path, resume_from=resumed_from)
             self._board = TensorBoard(path, after=None if resumed_from is None else env_steps)
@@ -89,50 +90,50 @@ class RunWriter:
             raise
         self._keep = config.train.keep_checkpoints
         self._minutes = config.train.checkpoint_minutes
-        self.patience = Patience(config.train.max_unwritable_minutes)
+        self._guard = WriteGuard(config.train.max_unwritable_minutes)
         self.saved = resumed_from
         self._saved_at = self._tried_at = monotonic()
-        self._missed = False  # a checkpoint that was due
-        self._unshown: list[Report] = []  # in TensorBoard
+        self._last_failed = False  # writing the last checkpoint
+        self._unwritten: list[Report] = []  # to TensorBoard
 
-    def introduce(self, spec: EnvSpec, config: Config, device: torch.device, env_steps: int) -> None:
-        """Show in TensorBoard what a run is: its charts, its config, and the versions of what it runs on."""
+    def write_run_info(self, spec: EnvSpec, config: Config, device: torch.device, env_steps: int) -> None:
+        """Write the layout of charts, the config and the versions to TensorBoard."""
 
         def write(board: TensorBoard) -> None:
             board.layout(spec.headline, env_steps, held_out=config.train.eval_every > 0)
             board.text("config", config.to_toml(), env_steps)
             board.text("versions", versions(device), env_steps)
 
-        self.show(write)
+        self.write_tensorboard(write)
 
     def take_notes(self) -> list[str]:
-        """Hand out the lines for the user, once: what can't be written, and what can again."""
-        taken, self.patience.notes = self.patience.notes, []
+        """Return the lines for the user and clear them."""
+        taken, self._guard.notes = self._guard.notes, []
         return taken
 
     def report(self, report: Report) -> None:
-        """Into the metrics and TensorBoard; what can't be written now comes with a later report."""
-        self.patience.attempt("metrics", lambda: self._metrics.write(report))
-        self._unshown.append(report)
-        self.patience.attempt("TensorBoard's file", self._show_reports)
+        """Write a report to the metrics and TensorBoard; where that fails, a later report retries."""
+        self._guard.try_write("metrics", lambda: self._metrics.write(report))
+        self._unwritten.append(report)
+        self._guard.try_write("TensorBoard's file", self._write_reports)
 
-    def _show_reports(self) -> None:
-        while self._unshown:
-            self._board.write(self._unshown[0])
-            del self._unshown[0]
+    def _write_reports(self) -> None:
+        while self._unwritten:
+            self._board.write(self._unwritten[0])
+            del self._unwritten[0]
 
-    def show(self, write: Callable[[TensorBoard], None]) -> None:
-        """Something else into TensorBoard; it is left out where that can't be written now."""
-        self.patience.attempt("TensorBoard's file", lambda: write(self._board))
+    def write_tensorboard(self, write: Callable[[TensorBoard], None]) -> None:
+        """Call ``write`` with the TensorBoard writer; a failed write is not repeated."""
+        self._guard.try_write("TensorBoard's file", lambda: write(self._board))
 
-    def due(self) -> bool:
-        """Whether the clock asks for a checkpoint: the last is long ago, or could not be written a while ago."""
-        if self._missed:
+    def checkpoint_due(self) -> bool:
+        """Return whether ``train.checkpoint_minutes`` are over, or a failed checkpoint is to be retried."""
+        if self._last_failed:
             return monotonic() - self._tried_at >= RETRY_SECONDS
         return self._minutes is not None and monotonic() - self._saved_at >= 60 * self._minutes
 
-    def checkpoint(self, iteration: int, tree: dict[str, Any]) -> bool:
-        """Write the checkpoint of ``iteration`` and delete those that retention no longer keeps; whether it worked."""
+    def save(self, iteration: int, tree: dict[str, Any]) -> bool:
+        """Write the checkpoint of ``iteration``, delete the oldest ones, and return whether that succeeded."""
 
         def write() -> None:
             self._metrics.sync()
@@ -140,29 +141,29 @@ class RunWriter:
             self.run.prune(self._keep)
 
         self._tried_at = monotonic()
-        self._missed = not self.patience.attempt("checkpoints", write)
-        if not self._missed:
+        self._last_failed = not self._guard.try_write("checkpoints", write)
+        if not self._last_failed:
             self.saved, self._saved_at = iteration, self._tried_at
-        return not self._missed
+        return not self._last_failed
 
-    def best(self, tree: dict[str, Any]) -> bool:
-        """Write ``best.pt``; whether it worked."""
-        return self.patience.attempt("best.pt", lambda: save_checkpoint(self.run.best, tree))
+    def save_best(self, tree: dict[str, Any]) -> bool:
+        """Write ``best.pt`` and return whether that succeeded."""
+        return self._guard.try_write("best.pt", lambda: save_checkpoint(self.run.best, tree))
 
-    def last(self, iteration: int, tree: dict[str, Any]) -> None:
-        """Write the checkpoint of a finished run, trying until it works.
+    def save_final(self, iteration: int, tree: dict[str, Any]) -> None:
+        """Write the checkpoint of a finished run, and retry until it succeeds.
 
         Raises:
-            UnwritableError: it did not work for as long as the patience lasts.
+            UnwritableError: it failed for ``train.max_unwritable_minutes``.
         """
-        while not self.checkpoint(iteration, tree):
-            for note in self.patience.notes:  # no report will carry them while this waits
+        while not self.save(iteration, tree):
+            for note in self._guard.notes:  # no report follows that could contain them
                 warnings.warn(note, stacklevel=2)
-            self.patience.notes.clear()
+            self._guard.notes.clear()
             sleep(min(RETRY_SECONDS, 1.0))
 
     def close(self) -> None:
-        """Flush the metrics and give the folder free. May be called again."""
+        """Flush the metrics and release the lock. May be called again."""
         self._metrics.close()
         self._board.close()
         self._lock.release()

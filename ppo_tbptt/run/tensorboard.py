@@ -1,7 +1,7 @@
-"""What TensorBoard shows of a run. The x axis is environment steps everywhere."""
+"""A run in TensorBoard: scalars, charts, text, histograms, videos and hyperparameters by environment steps."""
 
 # pyright: reportAttributeAccessIssue=false
-# protobuf makes its classes when they are imported.
+# protobuf creates its classes at import.
 
 import time
 from collections.abc import Iterator, Mapping
@@ -28,43 +28,45 @@ from tensorboard.plugins.hparams.plugin_data_pb2 import (
 from torch import Tensor
 from torch.utils.tensorboard import summary
 
-from ppo_tbptt.run.event_files import EventFile, cut
+from ppo_tbptt.run.event_files import EventFile, filter_events
 from ppo_tbptt.run.metrics import Report
 
-HISTOGRAMS = 50
-"""About as many over a run, but at least 10 iterations apart."""
-SAMPLE = 4096
-"""Values that a histogram is made of."""
-SHOWN_FIRST = frozenset({"core.hidden_size", "core.kind", "env.id", "seed", "total_steps"})
-"""Columns of the table of hyperparameters that are shown without asking: marked as what runs differ in."""
-FINAL = "final/"
-"""Prefix of what is known only when the run is done."""
+NUM_HISTOGRAMS = 50
+"""Approximate number of histograms over a run; they are at least 10 iterations apart."""
+SAMPLE_SIZE = 4096
+"""Number of values sampled for a histogram."""
+SHOWN_BY_DEFAULT = frozenset({"core.hidden_size", "core.kind", "env.id", "seed", "total_steps"})
+"""Hyperparameters whose columns TensorBoard shows by default, because they are marked as differing."""
+FINAL_PREFIX = "final/"
+"""Prefix of the tags of a finished run's measures."""
 
 
 class TensorBoard:
     """Writes a run's event file in ``folder``.
 
-    Everything is in the file when a call returns. Every method but :meth:`close` raises an ``OSError`` that names the
-    file when it can't write; then nothing of that call is in the file, and the next call works as soon as writing does.
+    Calls write synchronously. Every method except for :meth:`close` raises an ``OSError`` that names the file where
+    writing fails; nothing of that call is in the file then, and later calls may succeed.
 
-    ``after``: the run goes on from so many environment steps; what stands behind them is cut off.
+    Args:
+        folder: the run folder.
+        after: environment steps of the checkpoint that the run is resumed from; later events are removed.
     """
 
     def __init__(self, folder: Path, *, after: int | None = None) -> None:
         if after is not None:
-            cut(folder, lambda event: _stays(event, after))
+            filter_events(folder, lambda event: _is_kept(event, after))
         self._file = EventFile(folder, purge_from=None if after is None else after + 1)
 
     def write(self, report: Report) -> None:
-        """All scalars of an iteration, by their tags."""
+        """Write all scalars of an iteration."""
         values = [Summary.Value(tag=tag, simple_value=value) for tag, value in report.scalars.items()]
         self._append(Summary(value=values), report.env_steps)
 
     def layout(self, headline: str, env_steps: int, *, held_out: bool) -> None:
-        """The page of custom scalars: what to look at first.
+        """Write the layout of the custom scalars page.
 
-        ``held_out``: with charts of the evaluations during training. They are charts of their own, for a few points
-        beside many count as outliers, which TensorBoard leaves out of its scale.
+        ``held_out`` adds charts of the held-out evaluations. They are separate charts, because TensorBoard would treat
+        their few points beside many others as outliers and leave them out of the axis range.
         """
         measures = dict.fromkeys(["success", headline, "return"])
         pages = {
@@ -80,7 +82,7 @@ class TensorBoard:
                 "padding fraction": ["sequences/padding_fraction"],
             },
         }
-        # Each tag is a regular expression that is matched from the start.
+        # TensorBoard matches each tag as a regular expression, from the start.
         layout = {
             title: {name: ["Multiline", [f"{tag}$" for tag in tags]] for name, tags in page.items()}
             for title, page in pages.items()
@@ -89,14 +91,14 @@ class TensorBoard:
         self._append(summary.custom_scalars(layout), env_steps)
 
     def text(self, tag: str, text: str, env_steps: int) -> None:
-        """A text that is shown as written."""
-        block = "\n".join("    " + line for line in text.splitlines())  # as code, in Markdown
+        """Write preformatted text."""
+        block = "\n".join("    " + line for line in text.splitlines())  # a code block in Markdown
         content = summary.text(tag, block)
-        content.value[0].tag = tag  # without the suffix that it got
+        content.value[0].tag = tag  # without torch's suffix
         self._append(content, env_steps)
 
     def histograms(self, tensors: Mapping[str, Tensor], env_steps: int) -> None:
-        """``hist/NAME`` of each tensor that has finite values, from :data:`SAMPLE` of them.
+        """Write ``hist/NAME`` of each tensor, from the finite ones of :data:`SAMPLE_SIZE` values.
 
         Waits for the device once.
         """
@@ -111,22 +113,21 @@ class TensorBoard:
             self._append(Summary(value=values), env_steps)
 
     def gif(self, tag: str, data: bytes, width: int, height: int, env_steps: int) -> None:
-        """An encoded GIF for the tab of images, where it plays."""
+        """Write an encoded GIF; it plays in the Images tab."""
         image = Summary.Image(encoded_image_string=data, width=width, height=height, colorspace=3)
         self._append(Summary(value=[Summary.Value(tag=tag, image=image)]), env_steps)
 
     def hparams(self, config: Mapping[str, Any], measures: Mapping[str, float], env_steps: int) -> None:
-        """The run's row in the table of hyperparameters, and ``final/NAME`` of each measure, to sort it by.
+        """Write the run's row of the HParams table, and ``final/NAME`` of each measure.
 
-        ``config`` as of ``Config.to_dict``. All is in the run's own file, so that a run is one row; going on with the
-        run removes it.
+        ``config`` is that of ``Config.to_dict``. Resuming the run removes the row.
         """
         start, infos = SessionStartInfo(), []
         for key, value in _flat(config):
             kind = "bool" if isinstance(value, bool) else "string" if isinstance(value, str) else "number"
             setattr(start.hparams[key], f"{kind}_value", value)
-            infos.append(HParamInfo(name=key, differs=key in SHOWN_FIRST))
-        metrics = [Summary.Value(tag=f"{FINAL}{name}", simple_value=value) for name, value in measures.items()]
+            infos.append(HParamInfo(name=key, differs=key in SHOWN_BY_DEFAULT))
+        metrics = [Summary.Value(tag=f"{FINAL_PREFIX}{name}", simple_value=value) for name, value in measures.items()]
         columns = [MetricInfo(name=MetricName(tag=value.tag)) for value in metrics]
         table = [
             _hparams_value(plugin.EXPERIMENT_TAG, experiment=Experiment(hparam_infos=infos, metric_infos=columns)),
@@ -136,6 +137,7 @@ class TensorBoard:
         self._append(Summary(value=table + metrics), env_steps)
 
     def close(self) -> None:
+        """Close the file without raising."""
         self._file.close()
 
     def _append(self, content: Summary, env_steps: int) -> None:
@@ -143,15 +145,15 @@ class TensorBoard:
 
 
 def histograms_due(iteration: int, num_iterations: int) -> bool:
-    """At the first iteration, then at equal distances."""
-    return (iteration - 1) % max(10, num_iterations // HISTOGRAMS) == 0
+    """Return whether histograms are due: at the first iteration, then at equal intervals."""
+    return (iteration - 1) % max(10, num_iterations // NUM_HISTOGRAMS) == 0
 
 
-def _stays(event: Event, after: int) -> bool:
-    """Whether an event stays in the files of a run that goes on: not the future, nor what each start writes anew."""
+def _is_kept(event: Event, after: int) -> bool:
+    """Return whether a resumed run keeps an event: it is not later, and not written anew at each start."""
     for value in event.summary.value:
         kind = value.metadata.plugin_data.plugin_name
-        if value.tag.startswith(FINAL) or kind in ("hparams", "custom_scalars"):
+        if value.tag.startswith(FINAL_PREFIX) or kind in ("hparams", "custom_scalars"):
             return False
         if kind == "text" and event.step == after:
             return False
@@ -159,15 +161,15 @@ def _stays(event: Event, after: int) -> bool:
 
 
 def _sample(x: Tensor) -> Tensor:
-    """At most :data:`SAMPLE` values, without the generator: steps of a large prime, so that no axis is preferred."""
+    """Take up to :data:`SAMPLE_SIZE` values without an RNG, in strides of a large prime across all axes."""
     flat = x.reshape(-1)
-    if len(flat) <= SAMPLE:
+    if len(flat) <= SAMPLE_SIZE:
         return flat
-    return flat[torch.arange(SAMPLE, device=x.device) * 2_654_435_761 % len(flat)]
+    return flat[torch.arange(SAMPLE_SIZE, device=x.device) * 2_654_435_761 % len(flat)]
 
 
 def _flat(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, bool | float | str]]:
-    """Dotted keys; a list is text."""
+    """Yield dotted keys with their values; values other than numbers and booleans become text."""
     for key, value in tree.items():
         if isinstance(value, Mapping):
             yield from _flat(value, f"{prefix}{key}.")

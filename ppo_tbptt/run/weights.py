@@ -1,4 +1,4 @@
-"""Weights alone in a safetensors file, with what is needed to build the agent that they are of."""
+"""Safetensors files with an agent's weights, and in their metadata what is needed to build the agent."""
 
 import json
 from pathlib import Path
@@ -15,11 +15,11 @@ from ppo_tbptt.run.files import parse_json, replacing
 
 SUFFIX = ".safetensors"
 FORMAT = "ppo_tbptt weights 1"
-"""Raised whenever an older reader could misunderstand a newer file."""
+"""Changed whenever an older reader could misunderstand a newer file."""
 
 
 def save_weights(path: Path, weights: dict[str, Tensor], config: Config, spec: EnvSpec, env_steps: int) -> None:
-    """Write ``weights``; the file's metadata are ``format``, ``config`` and ``spec`` (JSON), and ``env_steps``."""
+    """Write ``weights`` with the metadata ``format``, ``config`` and ``spec`` (JSON), and ``env_steps``."""
     metadata = {
         "format": FORMAT,
         "config": json.dumps(config.to_dict()),
@@ -32,10 +32,10 @@ def save_weights(path: Path, weights: dict[str, Tensor], config: Config, spec: E
 
 
 def load_weights(path: Path) -> dict[str, Any]:
-    """Read what :func:`save_weights` wrote as the ``config``, ``spec``, ``agent`` and ``env_steps`` of a checkpoint.
+    """Load what :func:`save_weights` wrote, as the ``config``, ``spec``, ``agent`` and ``env_steps`` of a checkpoint.
 
     Raises:
-        CheckpointError: unreadable, or not written by this package; one line.
+        CheckpointError: unreadable, or not written by this package.
     """
     try:
         with safe_open(path, framework="pt") as file:

@@ -1,1 +1,1 @@
-"""The machine: device, random generators, clocks, other ranks."""
+"""The machine: devices, random number generators, timing and distributed ranks."""

@@ -1,4 +1,4 @@
-"""Which device to compute on, the host made ready for it, and what they are called."""
+"""Selection of device and precision, process-wide settings for them, and versions."""
 
 import ctypes
 import os
@@ -15,16 +15,18 @@ _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # of malloc.h
 
 
 class DeviceError(ValueError):
-    """One line: the device that was asked for is not there."""
+    """One line: the requested device does not exist."""
 
 
 def prepare_device(name: str, *, deterministic: bool = False) -> torch.device:
-    """The device of that name, ready for use; ``auto`` is CUDA where there is one, else the CPU.
+    """Select a device and prepare the process for it.
 
-    ``deterministic``: CUDA uses only algorithms that give the same bits twice, in the whole process from now on.
+    Args:
+        name: ``cpu``, ``cuda``, ``cuda:N``, or ``auto``, which is CUDA where available, else the CPU.
+        deterministic: restrict the process to deterministic CUDA algorithms.
 
     Raises:
-        DeviceError: another name, or CUDA was asked for and is not there, or there are fewer devices.
+        DeviceError: invalid name, no CUDA, or no such device.
     """
     if not re.fullmatch(r"auto|cpu|cuda(:\d{1,3})?", name, re.ASCII):
         raise DeviceError(f"device: {name!r}: use 'auto', 'cpu', 'cuda' or 'cuda:N'")
@@ -38,9 +40,10 @@ def prepare_device(name: str, *, deterministic: bool = False) -> torch.device:
         if device.index is not None and device.index >= count:
             raise DeviceError(f"device: {name!r}: this machine has {count} CUDA device(s), counted from 0")
         device = torch.device("cuda", torch.cuda.current_device() if device.index is None else device.index)
-        torch.cuda.set_device(device)  # streams and graphs are made on the current one
+        torch.cuda.set_device(device)  # streams and graphs are created on the current device
         if deterministic:
-            # Read when the first matrix is multiplied. Recurrent cores allow only this one of the two for matrices.
+            # cuBLAS reads it at its first matrix product. Of the two values that make such products deterministic,
+            # recurrent cores accept only this one.
             os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":16:8")
             torch.use_deterministic_algorithms(True)
             torch.backends.cudnn.benchmark = False
@@ -50,9 +53,9 @@ def prepare_device(name: str, *, deterministic: bool = False) -> torch.device:
 
 
 def resolve_precision(name: str, device: torch.device) -> torch.dtype:
-    """``float32`` or ``bfloat16``; ``auto`` is bfloat16 on CUDA and float32 on a CPU.
+    """Return the dtype of ``float32``, ``bfloat16`` or ``auto``, which is bfloat16 on CUDA and float32 on a CPU.
 
-    A CPU gets float32 even where it has bfloat16 arithmetic, so that one config gives the same numbers on every CPU.
+    ``auto`` ignores a CPU's bfloat16 arithmetic, so that one config gives the same numbers on every CPU.
     """
     if name == "auto":
         name = "bfloat16" if device.type == "cuda" else "float32"
@@ -60,10 +63,10 @@ def resolve_precision(name: str, device: torch.device) -> torch.dtype:
 
 
 def prepare_precision(name: str, device: torch.device) -> torch.dtype:
-    """:func:`resolve_precision`, with the process set to compute accordingly from now on.
+    """Resolve the precision like :func:`resolve_precision` and set TF32 for the whole process.
 
-    In float32 CUDA's convolutions and recurrent cores round to TF32's 10 bits by default; with ``float32`` they no
-    longer do, and with ``bfloat16`` they may wherever something stays in float32.
+    By default cuDNN's convolutions and recurrent cores round float32 to TF32 (10 bits). ``float32`` turns that off;
+    ``bfloat16`` turns it on for what stays in float32.
     """
     precision = resolve_precision(name, device)
     if device.type == "cuda":
@@ -72,7 +75,7 @@ def prepare_precision(name: str, device: torch.device) -> torch.dtype:
 
 
 def versions(device: torch.device) -> str:
-    """What numbers may depend on beside the config: a line each for what is installed, and the hardware's name."""
+    """List what numbers depend on besides the config, line by line: versions of packages, and the hardware's name."""
     lines = [f"python {platform.python_version()}"]
     for name in ("ppo-tbptt", "torch", "numpy", "gymnasium", "memory-gym"):
         with suppress(PackageNotFoundError):
@@ -88,7 +91,7 @@ def _hardware(device: torch.device) -> str:
 
 
 def _cpuinfo() -> list[str]:
-    """Empty where there is none (anywhere but on Linux)."""
+    """Read the lines of ``/proc/cpuinfo``; empty on systems without it."""
     try:
         return Path("/proc/cpuinfo").read_text(encoding="ascii", errors="replace").splitlines()
     except OSError:
@@ -96,11 +99,11 @@ def _cpuinfo() -> list[str]:
 
 
 STORAGE_SHARE = 0.5
-"""Of a GPU's free memory that a rollout's observations may take; the update needs the rest."""
+"""Share of a GPU's free memory for a rollout's observations; the update needs the rest."""
 
 
 def storage_device(name: str, num_bytes: int, device: torch.device) -> torch.device:
-    """Where ``num_bytes`` of observations are kept: ``device``, or the host; ``name`` as of ``Config.storage``."""
+    """Choose where ``num_bytes`` of observations are stored, ``device`` or the host; ``name`` is ``Config.storage``."""
     if device.type == "cpu" or name == "device":
         return device
     if name == "auto" and num_bytes <= STORAGE_SHARE * torch.cuda.mem_get_info(device)[0]:
@@ -109,16 +112,15 @@ def storage_device(name: str, num_bytes: int, device: torch.device) -> torch.dev
 
 
 def has_fast_bfloat16() -> bool:
-    """Whether this CPU multiplies bfloat16 matrices itself (Linux on x86-64 only; elsewhere unknown, hence False)."""
+    """Return whether the CPU has bfloat16 matrix instructions; detected on x86-64 Linux only, else False."""
     return any(line.startswith("flags") and {"avx512_bf16", "amx_bf16"} & set(line.split()) for line in _cpuinfo())
 
 
 def _keep_freed_memory() -> None:
-    """Let glibc's malloc keep what tensors free, for the next ones.
+    """Let glibc's malloc keep freed memory for later tensors instead of returning it to the system.
 
-    By default large tensors are mapped anew each time and unmapped when freed, or given back at the heap's end, and
-    the kernel zeroes their pages every time: for the convolutions' activations that can cost as much as the arithmetic.
-    32 MiB is the highest threshold that malloc accepts; the process keeps what it once needed.
+    By default each large tensor is mapped anew and the kernel zeroes its pages, which can cost as much as the
+    arithmetic of a convolution. 32 MiB is the highest mmap threshold that malloc accepts.
     """
     if not sys.platform.startswith("linux"):
         return

@@ -1,13 +1,11 @@
-"""Several processes (ranks) that train one agent: who they are, and what they tell each other.
+"""Collective communication between the processes (ranks) that train one agent.
 
     torchrun --nproc-per-node K scripts/train.py CONFIG
 
-starts K of them on a machine and describes them in environment variables. Control figures travel between CPUs over
-gloo, whatever the device: a rank that ends, however it ends, closes its connections, which the others notice at their
-next exchange, that is within an iteration. Only gradients and weights on GPUs travel over nccl. It does not notice by
-itself; there torchrun ends the other ranks, with SIGTERM and 30 seconds later with SIGKILL.
-
-Nothing is ever pickled: what travels are tensors, and text.
+starts K ranks on a machine and describes them in environment variables. CPU tensors and JSON travel over gloo: when a
+rank ends, its connections close, and the others fail at their next collective, within an iteration. Gradients and
+weights on GPUs travel over NCCL, which does not notice a lost rank; torchrun ends the other ranks then, with SIGTERM
+and 30 seconds later with SIGKILL. Nothing is pickled.
 """
 
 import json
@@ -26,35 +24,39 @@ from torch import Tensor
 
 from ppo_tbptt.runtime.device import DeviceError
 
-PATIENCE = timedelta(hours=24)
-"""How long a rank waits for one that is there but busy, such as rank 0 while it evaluates."""
-NCCL_PATIENCE = timedelta(minutes=10)
-"""The same within an update."""
+GLOO_TIMEOUT = timedelta(hours=24)
+"""Limit of waiting for a busy rank, such as rank 0 while it evaluates."""
+NCCL_TIMEOUT = timedelta(minutes=10)
+"""Limit of waiting within an update."""
 
 
 class DistributedError(RuntimeError):
-    """One line: this rank can't go on, because another one is gone."""
+    """One line: the ranks can't communicate, usually because one has ended."""
 
 
 @dataclass(frozen=True, slots=True)
 class World:
-    """The ranks of a run; ``World()`` is a process that trains alone, and exchanges nothing.
+    """The ranks of a run, and their collectives; ``World()`` is a single process.
 
-    All ranks must call the same methods in the same order. Each raises :class:`DistributedError` where another rank
-    is gone.
+    All ranks must call the same methods in the same order. Collectives raise :class:`DistributedError` where another
+    rank has ended.
     """
 
     rank: int = 0
     size: int = 1
     local_rank: int = 0
-    """Among the ranks of this machine: the number of its GPU."""
+    """Rank within this machine, and index of its GPU."""
     local_size: int = 1
     nccl: dist.ProcessGroup | None = None
-    """For tensors on GPUs; see :meth:`using`."""
+    """Process group for tensors on GPUs; see :meth:`with_device`."""
 
     @classmethod
     def join(cls) -> "World":
-        """Meet the other ranks that torchrun's environment variables tell of; alone where there are none."""
+        """Join the process group that torchrun's environment variables describe; a single process without them.
+
+        Raises:
+            DistributedError: the variables are invalid, or a rank is missing.
+        """
         env = os.environ
         if "RANK" not in env or env.get("WORLD_SIZE", "1") == "1":
             return cls()
@@ -63,18 +65,18 @@ class World:
             world = cls(rank, size, int(env.get("LOCAL_RANK", rank)), int(env.get("LOCAL_WORLD_SIZE", size)))
         except ValueError as error:
             raise DistributedError(f"RANK, WORLD_SIZE and the like, which torchrun sets: {error}") from error
-        # Its functions have the group that exists when they are imported as a default: where torch imports it later
-        # (with the first optimiser), the group outlives its destruction, and its threads can crash the process's end.
+        # Import it before there is a process group. torch imports it with the first optimizer otherwise, its functions
+        # keep that group as a default argument, and the group's threads can crash the process at exit.
         import_module("torch.distributed.nn.functional")
-        with world._talking():
-            dist.init_process_group("gloo", timeout=PATIENCE, rank=rank, world_size=size)
+        with world._communicating():
+            dist.init_process_group("gloo", timeout=GLOO_TIMEOUT, rank=rank, world_size=size)
         return world
 
     def device_name(self, name: str) -> str:
-        """The config's ``device`` for this rank: several on one machine have a GPU each.
+        """Return the name of this rank's device, given the config's ``device``: each rank has a GPU of its own.
 
         Raises:
-            DeviceError: one GPU was named for all.
+            DeviceError: ``name`` is a single GPU, and there are several ranks.
         """
         if self.size == 1 or name == "cpu":
             return name
@@ -82,49 +84,49 @@ class World:
             raise DeviceError(f'device: {name!r}: {self.size} ranks need a device each; use "cuda", "auto" or "cpu"')
         return f"cuda:{self.local_rank}" if name == "cuda" or torch.cuda.is_available() else "cpu"
 
-    def using(self, device: torch.device) -> "World":
-        """This world, able to exchange tensors on ``device``."""
+    def with_device(self, device: torch.device) -> "World":
+        """Return this world with a process group for tensors on ``device``."""
         if self.size == 1 or device.type != "cuda":
             return self
         torch.cuda.set_device(device)
-        with self._talking():
-            return replace(self, nccl=dist.new_group(backend="nccl", timeout=NCCL_PATIENCE))
+        with self._communicating():
+            return replace(self, nccl=dist.new_group(backend="nccl", timeout=NCCL_TIMEOUT))
 
     def sum_(self, x: Tensor) -> Tensor:
-        """Replace ``x`` by its sum over all ranks: the same bits on each."""
+        """All-reduce ``x`` in place to its sum over all ranks, with the same bits on each."""
         if self.size > 1:
-            with self._talking():
+            with self._communicating():
                 dist.all_reduce(x, group=self.nccl if x.is_cuda else None)
         return x
 
     def start_sum_(self, x: Tensor) -> Callable[[], None]:
-        """Begin what `sum_` does; what is returned waits for it. All ranks begin and wait in the same order."""
-        with self._talking():
+        """Start `sum_` asynchronously and return a function that waits for it, in the same order on all ranks."""
+        with self._communicating():
             work = dist.all_reduce(x, group=self.nccl if x.is_cuda else None, async_op=True)
 
         def wait() -> None:
-            with self._talking():
+            with self._communicating():
                 work.wait()  # type: ignore[union-attr]
 
         return wait
 
     def broadcast_(self, x: Tensor) -> None:
-        """Replace ``x`` by rank 0's."""
+        """Broadcast rank 0's ``x`` into ``x``."""
         if self.size > 1:
-            with self._talking():
+            with self._communicating():
                 dist.broadcast(x, 0, group=self.nccl if x.is_cuda else None)
 
     def gather(self, x: Tensor) -> list[Tensor]:
-        """Every rank's ``x``, by rank; on the CPU, and of one shape."""
+        """Gather ``x`` (on the CPU, with equal shapes) of all ranks, by rank."""
         if self.size == 1:
             return [x]
         gathered = [torch.empty_like(x) for _ in range(self.size)]
-        with self._talking():
+        with self._communicating():
             dist.all_gather(gathered, x.contiguous())
         return gathered
 
     def gather_rows(self, x: Tensor) -> list[Tensor]:
-        """Like `gather`, where the ranks have different numbers of rows (and rank 0 has the same row shape)."""
+        """Gather ``x`` (on the CPU, with equal shapes except for the first axis) of all ranks, by rank."""
         if self.size == 1:
             return [x]
         lengths = [int(n) for n in self.gather(torch.tensor(len(x)))]
@@ -133,21 +135,18 @@ class World:
         return [rows[:n] for rows, n in zip(self.gather(padded), lengths, strict=True)]
 
     def gather_json(self, value: Any) -> list[Any]:
-        """Every rank's ``value`` (lists, dicts with text keys, text and numbers), by rank. Rank 0's is a broadcast."""
+        """Gather the JSON ``value`` of all ranks, by rank; the first one is a broadcast from rank 0."""
         if self.size == 1:
             return [value]
         text = torch.frombuffer(bytearray(json.dumps(value).encode()), dtype=torch.uint8)
-        lengths = [int(n) for n in self.gather(torch.tensor(len(text)))]
-        padded = torch.zeros(max(lengths), dtype=torch.uint8)
-        padded[: len(text)] = text
-        return [json.loads(bytes(x[:n].numpy())) for x, n in zip(self.gather(padded), lengths, strict=True)]
+        return [json.loads(bytes(x.numpy())) for x in self.gather_rows(text)]
 
     def largest(self, value: int) -> int:
-        """The largest of every rank's ``value``."""
+        """Return the largest ``value`` of all ranks."""
         return max(int(x) for x in self.gather(torch.tensor(value)))
 
     def variance(self, x: Tensor) -> float:
-        """The unbiased variance of the elements of every rank's ``x``, which are equally many."""
+        """Return the unbiased variance of the elements of all ranks' ``x``; each rank has equally many."""
         if self.size == 1:
             return float(x.var())
         x = x.double()
@@ -156,7 +155,8 @@ class World:
         return float(self.sum_((x - mean).square().sum()) / (count - 1))
 
     @contextmanager
-    def _talking(self) -> Iterator[None]:
+    def _communicating(self) -> Iterator[None]:
+        """Raise torch's errors of communication as :class:`DistributedError`."""
         try:
             yield
         except RuntimeError as error:
@@ -169,6 +169,6 @@ class World:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        # With a rank missing nccl would wait for it; the end of the process closes everything as well.
+        # After an error NCCL could wait for a lost rank; the end of the process closes the group as well.
         if self.size > 1 and (kind is None or not torch.cuda.is_initialized()):
             dist.destroy_process_group()

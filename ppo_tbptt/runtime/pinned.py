@@ -1,4 +1,4 @@
-"""Copies between the host and a GPU that don't make the host wait."""
+"""Asynchronous copies from the host to a GPU, by page-locked memory."""
 
 import warnings
 from contextlib import suppress
@@ -10,10 +10,9 @@ from torch import Tensor
 
 
 def to_device(x: Tensor, device: torch.device) -> Tensor:
-    """``x`` (on the CPU) on ``device``; the CPU's own tensors are returned as they are.
+    """Copy ``x`` from the CPU to ``device`` without waiting; return ``x`` itself where that is the CPU.
 
-    A copy from ordinary memory waits until the GPU has done everything before it; one from page-locked memory does
-    not, and torch keeps such memory for the next copy once this one is done.
+    A copy from pageable memory would wait for all work queued on the GPU. torch caches the page-locked buffer.
     """
     if device.type == "cpu":
         return x
@@ -21,25 +20,25 @@ def to_device(x: Tensor, device: torch.device) -> Tensor:
 
 
 class PageLock:
-    """Locks the pages of memory that is there already, so that the GPU reads it by itself.
+    """Page-locks existing memory, so that copies from it to the GPU are asynchronous.
 
-    Where the driver refuses, a warning says so, and copies from there go through a buffer of the driver's.
+    Where the driver refuses, it warns and leaves the memory pageable.
     """
 
     def __init__(self, memory: np.ndarray) -> None:
-        """``memory``: u8 ``[bytes]``, kept alive until it is released."""
+        """Lock ``memory`` (u8 ``[bytes]``) and keep it alive until `release`."""
         self._memory: np.ndarray | None = memory
         self._runtime: Any = torch.cuda.cudart()
         error = self._runtime.cudaHostRegister(memory.ctypes.data, memory.nbytes, 0)
         if int(error):
             self._memory = None
             warnings.warn(f"the workers' memory could not be page-locked, copies are slower ({error})", stacklevel=2)
-            with suppress(RuntimeError):  # the next launch reports the error once more
+            with suppress(RuntimeError):  # clears the error, which the next launch would report again
                 torch.zeros(1, device="cuda").add_(1)
 
     def release(self) -> None:
-        """Unlock the pages. Harmless when repeated."""
+        """Unlock the pages. May be called again."""
         memory, self._memory = self._memory, None
         if memory is not None:
-            torch.cuda.synchronize()  # nothing may still be read from there
+            torch.cuda.synchronize()  # pending copies still read the memory
             self._runtime.cudaHostUnregister(memory.ctypes.data)

@@ -1,4 +1,4 @@
-"""The random generators of a training: action noise, minibatches, and the global ones, which the host keeps."""
+"""Random number generators of a training: action noise, minibatch permutations and the global generators."""
 
 import random
 from collections.abc import Iterator
@@ -16,11 +16,11 @@ State = dict[str, Tensor]
 
 
 class TrainingRNG:
-    """Generators that are functions of the seed, the rank and the number of steps done when they begin.
+    """Generators seeded by the run's seed, the rank, and the environment steps done at that time.
 
-    ``noise`` and ``permutation`` are generators on the CPU. torch's global generator (also that of ``device``) draws
-    weights and dropout, and environments in this process may draw from those of NumPy and Python. A training has its
-    own states of them, which are in force inside of :meth:`installed` only.
+    ``noise`` and ``permutation`` are CPU generators. Weights and dropout draw from torch's global generators (CPU and
+    ``device``), and environments in this process may draw from those of NumPy and Python. The training has its own
+    states of these global generators, which are installed inside of :meth:`installed` only.
     """
 
     def __init__(self, seed: int, world: World, device: torch.device) -> None:
@@ -28,12 +28,12 @@ class TrainingRNG:
         self._installed = False
         self.noise = torch.Generator()
         self.permutation = torch.Generator()
-        with _kept(device):
-            torch.manual_seed(seed)  # of the weights: the same on every rank
+        with _preserved_globals(device):
+            torch.manual_seed(seed)  # draws the weights, so it is the same on every rank
             self._globals = _get_globals(device)
 
-    def begin(self, env_steps: int) -> None:
-        """Seed all generators; on rank 0 of a new run torch's goes on from where it made the weights."""
+    def seed(self, env_steps: int) -> None:
+        """Seed all generators, except for torch's on rank 0 of a new run, which goes on after drawing the weights."""
         own = noise = self._seed
         permutation = self._seed + 1
         if self._world.rank or env_steps:
@@ -49,11 +49,11 @@ class TrainingRNG:
 
     @contextmanager
     def installed(self) -> Iterator[None]:
-        """Put the training's states of the global generators in force, and the host's back at the end."""
+        """Install the training's global RNG states, and put the caller's back at the end. May be nested."""
         if self._installed:
             yield
             return
-        with _kept(self._device):
+        with _preserved_globals(self._device):
             _set_globals(self._globals, self._device)
             self._installed = True
             try:
@@ -63,7 +63,7 @@ class TrainingRNG:
                 self._installed = False
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the states of this rank 0 and of the other ranks; all ranks call it together."""
+        """Gather the RNG states of rank 0 and of the other ranks. All ranks call it together."""
         own = dict(_get_globals(self._device) if self._installed else self._globals)
         own |= {"noise": self.noise.get_state(), "permutation": self.permutation.get_state()}
         gathered = {name: self._world.gather(x) for name, x in own.items()}
@@ -71,7 +71,7 @@ class TrainingRNG:
         return {"generators": first, "generators_of_other_ranks": others}
 
     def load_state_dict(self, tree: dict[str, Any]) -> None:
-        """Restore the states of as many ranks."""
+        """Restore this rank's RNG states, saved by as many ranks as there are now."""
         own = dict([tree["generators"], *tree["generators_of_other_ranks"]][self._world.rank])
         self.noise.set_state(own.pop("noise"))
         self.permutation.set_state(own.pop("permutation"))
@@ -80,8 +80,8 @@ class TrainingRNG:
 
 
 @contextmanager
-def _kept(device: torch.device) -> Iterator[None]:
-    """Leave the global generators as they were before."""
+def _preserved_globals(device: torch.device) -> Iterator[None]:
+    """Restore the global RNG states at the end."""
     before = _get_globals(device)
     try:
         yield
@@ -105,7 +105,7 @@ def _set_globals(states: State, device: torch.device) -> None:
 
 
 def _numpy_state() -> Float64[Tensor, "627"]:
-    """NumPy's Mersenne twister: 624 words (a double holds each exactly), position, and a normal number kept over."""
+    """Return NumPy's Mersenne Twister state: 624 words (exact in float64), position, and the cached normal number."""
     _, key, position, has_gauss, gauss = np.random.get_state(legacy=True)
     return torch.tensor([*map(int, key), position, has_gauss, gauss], dtype=torch.float64)
 

@@ -1,4 +1,4 @@
-"""Where an iteration's seconds go."""
+"""Timing of an iteration, part by part."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -6,7 +6,7 @@ from time import perf_counter
 
 
 class Timer:
-    """Seconds by part. Parts may not nest; on a GPU a part ends when its work is queued, not when it is done."""
+    """Seconds of wall time by part. Parts must not nest; on a GPU a part ends when its work is queued, not done."""
 
     def __init__(self) -> None:
         self.seconds: dict[str, float] = {}
@@ -14,13 +14,14 @@ class Timer:
 
     @contextmanager
     def whole(self) -> Iterator[None]:
-        """Take the time of everything, parts or not, as ``total``."""
+        """Measure the block's time as ``total``."""
         began = perf_counter()
         yield
         self.total = perf_counter() - began
 
     @contextmanager
     def __call__(self, part: str) -> Iterator[None]:
+        """Add the block's time to ``seconds[part]``."""
         began = perf_counter()
         try:
             yield

@@ -1,1 +1,1 @@
-"""The outer loop, and what surrounds it."""
+"""The training loop, its callbacks, its reports and what its checkpoints hold."""

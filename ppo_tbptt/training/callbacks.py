@@ -1,4 +1,4 @@
-"""What happens around an update and between iterations: evaluation, metrics, checkpoints, and what users add."""
+"""Callbacks around epochs and iterations: evaluation, metrics, checkpoints, and the interface for users' own."""
 
 import math
 from collections import deque
@@ -10,7 +10,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from ppo_tbptt.config import Config
 from ppo_tbptt.envs import Episode, WorkerError
+from ppo_tbptt.evaluation.evaluate import Evaluation, evaluate
+from ppo_tbptt.models import Agent
 from ppo_tbptt.run.metrics import Report
 from ppo_tbptt.run.tensorboard import histograms_due
 from ppo_tbptt.training.report import headline
@@ -21,14 +24,17 @@ if TYPE_CHECKING:
 
 
 class Iteration:
-    """One iteration as callbacks see it. On several ranks each has its own rollout, and all have the same scalars.
+    """One iteration as callbacks see it. Each rank has its own rollout; scalars and episodes are those of all ranks.
 
-    trainer: with its agent, learner, envs and config.  number: from 1 on.
-    env_steps: environment steps of the run, those of this iteration included.
-    rollout, targets: what the update learns from.
-    episodes: those that ended in this iteration, of all ranks; known after the update.
-    scalars: by TensorBoard tag; what is added until the metrics are written is in them.
-    score: the headline measure of a held-out evaluation, where there was one.
+    Attributes:
+        trainer: the trainer, with its agent, learner, envs and config.
+        number: number of the iteration, counted from 1.
+        env_steps: environment steps of the run, including this iteration.
+        rollout: the rollout of this rank.
+        targets: advantages and returns of that rollout.
+        episodes: episodes that ended in this iteration; filled after the update.
+        scalars: figures by TensorBoard tag; callbacks may add to them until the metrics are written.
+        score: headline measure that decides about ``best.pt``; None where there is none.
     """
 
     def __init__(self, trainer: "Trainer", rollout: Rollout, targets: Targets) -> None:
@@ -40,67 +46,82 @@ class Iteration:
 
     @property
     def last(self) -> bool:
-        """Whether the run is finished."""
+        """Whether this is the last iteration of the run."""
         return self.env_steps >= self.trainer.config.total_steps
 
     @cached_property
     def report(self) -> Report:
-        """What is written and returned; fixed when it is first asked for."""
+        """The iteration's report, fixed at the first access; it takes the trainer's notes."""
         notes = self.trainer.take_notes()
         return Report(iteration=self.number, env_steps=self.env_steps, scalars=dict(self.scalars), notes=notes)
 
     def before_epoch(self, epoch: int) -> None:
+        """Call `Callback.before_epoch` of all callbacks."""
         for callback in self.trainer.callbacks:
             callback.before_epoch(self, epoch)
 
     def after_epoch(self, epoch: int) -> None:
+        """Call `Callback.after_epoch` of all callbacks."""
         for callback in self.trainer.callbacks:
             callback.after_epoch(self, epoch)
 
 
 class Callback:
-    """Hooks of a training run; override what is needed. All ranks call them in the same order.
+    """Hooks of a training run; override those that are needed. All ranks call them in the same order.
 
-    A callback whose ``name`` is not empty is part of every checkpoint: ``state_dict`` returns tensors, numbers and text
-    (or dicts and lists of them), and ``load_state_dict`` gets them back when the run is resumed.
+    A callback with a ``name`` is saved in every checkpoint: ``state_dict`` returns tensors, numbers and text (or dicts
+    and lists of them), and ``load_state_dict`` receives them when the run is resumed.
     """
 
     name = ""
 
     def before_epoch(self, iteration: Iteration, epoch: int) -> None:
-        """Called before each pass over the rollout, from epoch 0 on; scalars added here are in the metrics."""
+        """Run before each epoch of the update, counted from 0."""
 
     def after_epoch(self, iteration: Iteration, epoch: int) -> None:
-        """Called after each pass over the rollout, with the gradients of its last minibatch still there."""
+        """Run after each epoch; parameters still have the gradients of its last minibatch."""
 
     def after_iteration(self, iteration: Iteration) -> None:
-        """Called when an iteration is done: held-out evaluation first, then metrics, best and periodic checkpoints,
-        then the user's callbacks in their order."""
+        """Run after the update. The user's callbacks come after evaluation, metrics and checkpoints."""
 
     def state_dict(self) -> dict[str, Any]:
-        """Return what a resumed run needs."""
+        """Return the callback's state for the checkpoint."""
         return {}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Restore what `state_dict` returned."""
+        """Restore the state that `state_dict` returned."""
+
+
+def evaluate_held_out(agent: Agent, config: Config, **kwargs: Any) -> Evaluation:
+    """Evaluate ``agent`` on the config's held-out level seeds; ``kwargs`` override arguments of `evaluate`."""
+    train = config.train
+    arguments: dict[str, Any] = {
+        "seeds": range(train.eval_first_seed, train.eval_first_seed + train.eval_num_seeds),
+        "repeats": train.eval_repeats,
+        "greedy": train.eval_greedy,
+        "max_steps": train.eval_max_steps,
+        "num_workers": config.env.num_workers,
+    }
+    return evaluate(agent, config.env, **{**arguments, **kwargs})
 
 
 class EvaluateHeldOut(Callback):
-    """Evaluate on held-out levels every ``train.eval_every`` iterations: ``eval/*`` and the iteration's score."""
+    """Evaluates on held-out levels every ``train.eval_every`` iterations: ``eval/*`` and the iteration's score."""
 
     def after_iteration(self, iteration: Iteration) -> None:
+        """Evaluate on rank 0 and share the means with all ranks."""
         trainer, every = iteration.trainer, iteration.trainer.config.train.eval_every
         if not every or iteration.number % every:
             return
         began = perf_counter()
         measures = self._measures(trainer) if trainer.world.rank == 0 else {}
-        measures = trainer.world.gather_json(measures)[0]  # the other ranks wait for rank 0 here
+        measures = trainer.world.gather_json(measures)[0]  # the other ranks wait here
         iteration.score = measures[trainer.envs.spec.headline]
         iteration.scalars |= {f"eval/{name}": value for name, value in measures.items()}
         iteration.scalars["time/evaluation_seconds"] = perf_counter() - began
 
     def _measures(self, trainer: "Trainer") -> dict[str, float]:
-        """The means over levels; an evaluation whose worker fails is repeated while restarts are left."""
+        """Return the means over levels; repeat an evaluation whose worker failed while restarts are left."""
         restarts = trainer.envs.restarts
         while True:
             try:
@@ -113,69 +134,72 @@ class EvaluateHeldOut(Callback):
 
 
 FINISH_SECONDS = 10.0
-"""An iteration that would take longer to finish may be broken off when the run is to stop; a resumed run repeats it."""
+"""A run that is told to stop drops an iteration that would take longer to finish; a resumed run repeats it."""
 
 
-class BreakOff(Callback):
-    """Keep the state from before an iteration that is expected to take long, for a run that stops in the middle of it.
+class IterationSnapshot(Callback):
+    """Keeps the state from before a long iteration, so that a run that stops may drop the iteration.
 
-    Not where several ranks train, which have to stop after the same iteration.
+    Several ranks have to stop after the same iteration, so they keep no snapshot.
     """
 
     def __init__(self) -> None:
-        self._seconds = {False: math.inf, True: math.inf}  # of the last iteration without and with an evaluation
-        self._began, self._evaluates = -math.inf, False
+        self._seconds = {False: math.inf, True: math.inf}  # duration of the last iteration, by `_evaluating`
+        self._started, self._evaluating = -math.inf, False
         self._state: dict[str, Any] | None = None
 
-    def begin(self, trainer: "Trainer") -> None:
-        """Note that an iteration begins."""
+    def take(self, trainer: "Trainer") -> None:
+        """Take the time of an iteration, and a snapshot where it is expected to be long."""
         every = trainer.config.train.eval_every
-        self._began, self._evaluates = perf_counter(), bool(every) and (trainer.iteration + 1) % every == 0
-        if trainer.writer is not None and trainer.world.size == 1 and self._seconds[self._evaluates] > FINISH_SECONDS:
+        self._started, self._evaluating = perf_counter(), bool(every) and (trainer.iteration + 1) % every == 0
+        if trainer.writer is not None and trainer.world.size == 1 and self._seconds[self._evaluating] > FINISH_SECONDS:
             self._state = deepcopy(trainer.state_dict())
 
-    def end(self) -> None:
-        """Note that the iteration can no longer be broken off."""
+    def discard(self) -> None:
+        """Discard the snapshot: the iteration can no longer be dropped."""
         self._state = None
 
     def after_iteration(self, iteration: Iteration) -> None:
-        self._seconds[self._evaluates] = perf_counter() - self._began
-        self.end()
+        """Note how long the iteration took and discard its snapshot."""
+        self._seconds[self._evaluating] = perf_counter() - self._started
+        self.discard()
 
-    def allowed(self) -> bool:
-        """Whether an exception may break off the iteration now, because it is expected to go on for long."""
-        left = self._began + self._seconds[self._evaluates] - perf_counter()
+    def may_drop(self) -> bool:
+        """Return whether the iteration may be dropped now: there is a snapshot, and much of the iteration is left."""
+        left = self._started + self._seconds[self._evaluating] - perf_counter()
         return self._state is not None and left > FINISH_SECONDS
 
     def save(self, trainer: "Trainer") -> Path | None:
-        """Write the state from before the iteration that was broken off; the trainer is of no further use then.
+        """Write the snapshot as a checkpoint after an iteration was dropped. The trainer can't train any further.
 
-        Returns the checkpoint's path, None where it can't be written.
+        Returns:
+            The checkpoint's path, or None where it can't be written.
         """
         assert trainer.run is not None and trainer.writer is not None and self._state is not None
         iteration = self._state["iteration"]
-        if trainer.writer.saved == iteration or trainer.writer.checkpoint(iteration, self._state):
+        if trainer.writer.saved == iteration or trainer.writer.save(iteration, self._state):
             return trainer.run.checkpoint(iteration)
         return None
 
 
 class WriteMetrics(Callback):
-    """Write the iteration's row to the metrics and TensorBoard, with histograms now and then."""
+    """Writes the report to ``metrics.jsonl`` and TensorBoard, with histograms now and then."""
 
     def after_iteration(self, iteration: Iteration) -> None:
+        """Write the iteration's report."""
         writer, rollout = iteration.trainer.writer, iteration.rollout
         if writer is None:
             return
         writer.report(iteration.report)
         if histograms_due(iteration.number, iteration.trainer.num_iterations):
             tensors = {"state": rollout.state, "value": rollout.value, "advantage": iteration.targets.advantage}
-            writer.show(lambda board: board.histograms(tensors, iteration.env_steps))
+            writer.write_tensorboard(lambda board: board.histograms(tensors, iteration.env_steps))
 
 
 class SaveCheckpoints(Callback):
-    """Write ``best.pt`` when the score rises, and periodic checkpoints by iterations and by the clock.
+    """Writes ``best.pt`` when the score rises, and periodic checkpoints by iterations and by the clock.
 
-    Without evaluations the score is the mean headline measure of the last 100 training episodes, looked at when a
+    Without evaluations the score is the mean headline measure of the last 100 training episodes, computed whenever a
     checkpoint is due.
     """
 
@@ -186,6 +210,7 @@ class SaveCheckpoints(Callback):
         self.recent: deque[float] = deque(maxlen=100)
 
     def after_iteration(self, iteration: Iteration) -> None:
+        """Write the checkpoints that are due."""
         trainer, train = iteration.trainer, iteration.trainer.config.train
         self.recent.extend(headline(episode, trainer.envs.spec.headline) for episode in iteration.episodes)
         if trainer.run is None:
@@ -198,8 +223,8 @@ class SaveCheckpoints(Callback):
         if iteration.last:
             tree = trainer.state_dict()
             if trainer.writer is not None:
-                trainer.writer.last(iteration.number, tree)
-        elif due or trainer.world.largest(int(trainer.writer is not None and trainer.writer.due())):
+                trainer.writer.save_final(iteration.number, tree)
+        elif due or trainer.world.largest(int(trainer.writer is not None and trainer.writer.checkpoint_due())):
             trainer.save()
 
     def _save_best(self, trainer: "Trainer", score: float) -> None:
@@ -207,12 +232,14 @@ class SaveCheckpoints(Callback):
             return
         before, self.best = self.best, score
         tree = trainer.state_dict()
-        if not trainer.on_rank_0(lambda writer: writer.best(tree)):
+        if not trainer.on_rank_0(lambda writer: writer.save_best(tree)):
             self.best = before
 
     def state_dict(self) -> dict[str, Any]:
+        """Return the best score and the recent training scores."""
         return {"best": self.best, "recent": list(self.recent)}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restore the scores; other keys of ``state`` are ignored."""
         self.best = state["best"]
         self.recent.extend(state["recent"])

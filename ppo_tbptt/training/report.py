@@ -1,4 +1,4 @@
-"""The figures of an iteration by their tags."""
+"""The scalars of an iteration by TensorBoard tag."""
 
 from dataclasses import astuple
 
@@ -14,11 +14,32 @@ from ppo_tbptt.types import Rollout, Targets
 
 
 def headline(episode: Episode, name: str) -> float:
+    """Return the headline measure ``name`` of an episode."""
     return episode.ret if name == "return" else episode.measures[name]
 
 
+def iteration_scalars(
+    collected: Collected,
+    episodes: list[Episode],
+    targets: Targets,
+    update: UpdateStats,
+    faults: "FaultCounts",
+    timer: Timer,
+    world: World,
+) -> dict[str, float]:
+    """Compute all scalars of an iteration over all ranks; ``episodes`` are those of all ranks."""
+    rollout = collected.rollout
+    return {
+        **episode_scalars(episodes),
+        **update_scalars(update),
+        **explained_variance(rollout, targets, world),
+        **faults.scalars(),
+        **time_scalars(timer, rollout.num_steps * rollout.num_envs * world.size),
+    }
+
+
 def episode_scalars(episodes: list[Episode]) -> dict[str, float]:
-    """Means over the episodes that ended in this iteration; nothing where none did."""
+    """Compute means over episodes: ``episode/*`` and ``env/*``; only the count where there are none."""
     columns: dict[str, list[float]] = {}
     for episode in episodes:
         columns.setdefault("episode/return", []).append(episode.ret)
@@ -32,7 +53,7 @@ def episode_scalars(episodes: list[Episode]) -> dict[str, float]:
 
 
 def gather_episodes(world: World, episodes: list[Episode]) -> list[Episode]:
-    """Return the episodes of all ranks, by rank."""
+    """Gather the episodes of all ranks, in order of rank."""
     if world.size == 1:
         return episodes
     rows = world.gather_json([astuple(episode) for episode in episodes])
@@ -40,6 +61,7 @@ def gather_episodes(world: World, episodes: list[Episode]) -> list[Episode]:
 
 
 def update_scalars(stats: UpdateStats) -> dict[str, float]:
+    """Name the figures of an update by their tags."""
     loss = stats.loss
     return {
         "loss/total": loss["loss"],
@@ -60,7 +82,7 @@ def update_scalars(stats: UpdateStats) -> dict[str, float]:
 
 
 def explained_variance(rollout: Rollout, targets: Targets, world: World) -> dict[str, float]:
-    """1 - Var(return - value) / Var(return); nothing where all returns are equal."""
+    """Compute 1 - Var(return - value) / Var(return); empty where all returns are equal."""
     variance = world.variance(targets.ret)
     if variance == 0:
         return {}
@@ -68,24 +90,24 @@ def explained_variance(rollout: Rollout, targets: Targets, world: World) -> dict
 
 
 def time_scalars(timer: Timer, num_steps: int) -> dict[str, float]:
-    """Steps per second, and the share of each part of the iteration."""
+    """Compute steps per second, and each part's share of the iteration's time."""
     seconds = timer.total
     parts = {f"time/{part}": spent / seconds for part, spent in timer.seconds.items()}
     return {"time/steps_per_second": num_steps / seconds, "time/iteration_seconds": seconds, **parts}
 
 
 class FaultCounts:
-    """How often something failed in a run, resumed or not; figures are over all ranks, which call methods together."""
+    """Counts faults over the whole run, across resumes. All ranks call the methods together."""
 
     def __init__(self, world: World, restarts: Restarts) -> None:
         self._world, self._restarts = world, restarts
-        self._restarts_before = 0  # of workers, until this process resumed the run
+        self._restarts_before = 0  # by the processes that trained the run before
         self.cut_episodes = 0
         self.nonfinite_updates = 0
-        """Of all ranks, which skip them together."""
+        """All ranks skip the same updates, so each counts all of them."""
 
     def count(self, collected: Collected, update: UpdateStats, iteration: int, notes: list[str]) -> None:
-        """Count what failed in an iteration, and say so in ``notes``."""
+        """Count the faults of an iteration and add a line to ``notes`` for each."""
         notes += collected.faults
         if update.num_nonfinite:
             text = f"iteration {iteration}: {update.num_nonfinite} of {update.num_updates} updates skipped"
@@ -94,8 +116,10 @@ class FaultCounts:
         self.nonfinite_updates += update.num_nonfinite
 
     def scalars(self) -> dict[str, float]:
-        """Return ``faults/*``."""
-        worker_restarts, cut_episodes, _ = torch.stack(self._world.gather(torch.tensor(self._own()))).sum(0).tolist()
+        """Return ``faults/*``, summed over all ranks."""
+        worker_restarts, cut_episodes, _ = (
+            torch.stack(self._world.gather(torch.tensor(self._local_counts()))).sum(0).tolist()
+        )
         return {
             "faults/worker_restarts": float(worker_restarts),
             "faults/cut_episodes": float(cut_episodes),
@@ -104,12 +128,12 @@ class FaultCounts:
 
     def state_dict(self) -> list[list[int]]:
         """Return the counts by rank."""
-        return self._world.gather_json(self._own())
+        return self._world.gather_json(self._local_counts())
 
     def load_state_dict(self, ranks: list[list[int]]) -> None:
-        """Restore the counts; with another number of ranks every rank takes rank 0's."""
+        """Restore this rank's counts; with another number of ranks every rank takes those of rank 0."""
         own = ranks[self._world.rank if len(ranks) == self._world.size else 0]
         self._restarts_before, self.cut_episodes, self.nonfinite_updates = own
 
-    def _own(self) -> list[int]:
+    def _local_counts(self) -> list[int]:
         return [self._restarts_before + self._restarts.count, self.cut_episodes, self.nonfinite_updates]

@@ -1,10 +1,11 @@
-"""What a checkpoint holds, part by part, and the one way back."""
+"""Collects the state that a checkpoint holds, checks it and restores it."""
 
 import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import fields
 from importlib.metadata import version
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -22,12 +23,12 @@ from ppo_tbptt.types import Carry
 if TYPE_CHECKING:
     from ppo_tbptt.training.trainer import Trainer
 
-_LIMIT = 10**15
-"""More than any count of steps."""
+_MAX_COUNT = 10**15
+"""Upper bound of every count in a checkpoint."""
 
 
 def state_dict(trainer: "Trainer") -> dict[str, Any]:
-    """Return all that a resumed run needs, as plain tensors, numbers and text. All ranks call it together."""
+    """Collect all that a resumed run needs, as plain tensors, numbers and text. All ranks call it together."""
     world, envs = trainer.world, trainer.envs
     replay = trainer.config.env.replay
     return {
@@ -40,25 +41,28 @@ def state_dict(trainer: "Trainer") -> dict[str, Any]:
         "agent": trainer.agent.state_dict(),
         "optimizer": trainer.learner.optimizer.state_dict(),
         "level_seeds": torch.cat(world.gather(torch.tensor(envs.seed_counts()))).tolist(),
-        "environments": saved_episodes(world, envs, trainer.carry, replay=replay),
+        "environments": _gather_environments(world, envs, trainer.carry, replay=replay),
         "faults": trainer.faults.state_dict(),
         **trainer.rng.state_dict(),
         **trainer.checkpoints.state_dict(),
-        "callbacks": {callback.name: callback.state_dict() for callback in trainer.own_callbacks if callback.name},
+        "callbacks": {callback.name: callback.state_dict() for callback in trainer.user_callbacks if callback.name},
     }
 
 
 def load_state_dict(trainer: "Trainer", tree: dict[str, Any], progress: Callable[[int, int], None] | None) -> Carry:
-    """Restore all parts of ``tree``, which `state_dict` made, and return where the environments go on.
+    """Restore all parts of ``tree``, which `state_dict` returned.
 
-    The random generators come last, because anything before may have drawn from them. With another number of ranks they
-    begin anew; where environments can't return into their episodes they begin new ones. The trainer's notes say so.
+    The RNG states come last, because everything before may draw from them. With another number of ranks they are
+    seeded anew; environments that can't return into their episodes begin new ones. The trainer's notes say so.
+
+    Returns:
+        The carry from which the environments go on.
 
     Raises:
-        CheckpointError: what is in the checkpoint can't be, or is of another agent or environment.
+        CheckpointError: the checkpoint has invalid values, or is of another agent or environment.
     """
     try:
-        check_saved_state(tree, state_size=trainer.agent.core.state_size)
+        _check_tree(tree, state_size=trainer.agent.core.state_size)
         _check_spec(EnvSpec.from_json(tree["spec"]), trainer.envs.spec)
         trainer.agent.load_state_dict(tree["agent"])
         trainer.iteration, trainer.env_steps = tree["iteration"], tree["env_steps"]
@@ -67,35 +71,48 @@ def load_state_dict(trainer: "Trainer", tree: dict[str, Any], progress: Callable
         trainer.checkpoints.load_state_dict(tree)
         trainer.faults.load_state_dict(tree["faults"])
         saved = tree.get("callbacks", {})
-        for callback in trainer.own_callbacks:
+        for callback in trainer.user_callbacks:
             if callback.name in saved:
                 callback.load_state_dict(saved[callback.name])
         _load_level_seeds(trainer, tree["level_seeds"])
         same_ranks = len(tree["environments"]) == trainer.world.size
         if same_ranks:
-            trainer.rng.load_state_dict(tree)  # for what it raises; what follows may draw from them
+            trainer.rng.load_state_dict(tree)  # raises where they are invalid; restored again below
     except (MemoryError, torch.OutOfMemoryError):
         raise
-    except Exception as error:  # torch and the rest raise many kinds at what they can't use
+    except Exception as error:  # loaders raise many kinds of errors for invalid values
         reason = " ".join(f"{error}".split())[:300] or type(error).__name__
         raise CheckpointError(f"the checkpoint can't be gone on with: {reason}") from error
     carry = _resume_episodes(trainer, tree, progress)
     if same_ranks:
         trainer.rng.load_state_dict(tree)
     else:
-        trainer.rng.begin(trainer.env_steps)
+        trainer.rng.seed(trainer.env_steps)
         text = f"the checkpoint is of {len(tree['environments'])} rank(s), this run of {trainer.world.size}"
         trainer.notes.append(f"{text}: action noise, minibatches and dropout begin new random streams")
     return carry
 
 
+def check_handed_in(tree: dict[str, Any], parts: dict[str, Any], source: str | Path) -> None:
+    """Check that ``parts`` hold what was handed in to the trainer that saved ``tree``; ``source`` is named in errors.
+
+    Raises:
+        CheckpointError: a part is missing, which no config describes.
+    """
+    for name in tree.get("handed_in", []):
+        if parts.get(name) is None:
+            raise CheckpointError(
+                f"{source}: its {name} was handed in and no config describes it; resume with {name}=..."
+            )
+
+
 @contextmanager
-def keeping_nonfinite_minibatch(trainer: "Trainer") -> Iterator[None]:
-    """Write the last minibatch into the run's folder where too many updates in a row were not finite."""
+def saving_nonfinite_minibatch(trainer: "Trainer") -> Iterator[None]:
+    """Write the last minibatch into the run folder where a `NonFiniteError` is raised."""
     try:
         yield
     except NonFiniteError as error:
-        trainer.break_off.end()
+        trainer.snapshot.discard()
         if trainer.run is None or error.minibatch is None:
             raise
         path = trainer.run.path / f"nonfinite_rank{trainer.world.rank}.pt"
@@ -113,14 +130,14 @@ def _check_spec(saved: EnvSpec, spec: EnvSpec) -> None:
 
 
 def _load_level_seeds(trainer: "Trainer", counts: list[int]) -> None:
-    """Environments that the checkpoint does not know begin with their first level seeds."""
+    """Load this rank's counts of level seeds; environments that the checkpoint lacks start from 0."""
     num_envs, world = trainer.config.env.num_envs, trainer.world
     padded = [*counts, *[0] * (num_envs * world.size - len(counts))]
     trainer.envs.load_seed_counts(padded[num_envs * world.rank : num_envs * (world.rank + 1)])
 
 
 def _resume_episodes(trainer: "Trainer", tree: dict[str, Any], progress: Callable[[int, int], None] | None) -> Carry:
-    """Return into the episodes of the checkpoint, or begin new ones where that can't be, with a note."""
+    """Replay the checkpoint's episodes; where that is impossible, begin new ones and add a note."""
     config, ranks = trainer.config, tree["environments"]
     saved, own = tree["config"]["env"], config.to_dict()["env"]
     changed = [key for key in ("options", "max_episode_steps", "num_envs") if saved.get(key) != own.get(key)]
@@ -132,7 +149,7 @@ def _resume_episodes(trainer: "Trainer", tree: dict[str, Any], progress: Callabl
     if reason:
         trainer.notes.append(f"not exact: all environments begin new episodes, because {reason}")
         return trainer.collector.begin()
-    carry, exact = go_on(trainer.collector, ranks[trainer.world.rank], progress)
+    carry, exact = _replay_episodes(trainer.collector, ranks[trainer.world.rank], progress)
     if not exact.all():
         which = ", ".join(map(str, np.flatnonzero(~exact)[:10].tolist()))
         trainer.notes.append(
@@ -142,27 +159,27 @@ def _resume_episodes(trainer: "Trainer", tree: dict[str, Any], progress: Callabl
     return carry
 
 
-def check_saved_state(tree: dict[str, Any], *, state_size: int) -> None:
-    """Types and ranges of what a trainer reads, but for weights and optimiser, which torch checks when it loads them.
+def _check_tree(tree: dict[str, Any], *, state_size: int) -> None:
+    """Check types and ranges, except of weights and optimizer, which torch checks when it loads them.
 
     Raises:
-        KeyError, TypeError, ValueError: something is missing, or can't be.
+        KeyError, TypeError, ValueError: something is missing or invalid.
     """
-    _counts("iteration", [tree["iteration"]])
-    _counts("env_steps", [tree["env_steps"]])
-    _counts("level_seeds", tree["level_seeds"])
+    _check_counts("iteration", [tree["iteration"]])
+    _check_counts("env_steps", [tree["env_steps"]])
+    _check_counts("level_seeds", tree["level_seeds"])
     for row in tree["faults"]:
-        _counts("faults", row, length=3)
-    _numbers("best", [] if tree["best"] is None else [tree["best"]])
-    _numbers("recent", tree["recent"])
+        _check_counts("faults", row, length=3)
+    _check_numbers("best", [] if tree["best"] is None else [tree["best"]])
+    _check_numbers("recent", tree["recent"])
     ranks = tree["environments"]
     if not isinstance(ranks, list) or len(ranks) != 1 + len(tree["generators_of_other_ranks"]):
         raise ValueError(f"environments of {len(ranks)} ranks")
     for rank in ranks:
-        _environments(rank, state_size)
+        _check_environments(rank, state_size)
 
 
-def _environments(rank: dict[str, Tensor], state_size: int) -> None:
+def _check_environments(rank: dict[str, Tensor], state_size: int) -> None:
     start, state = rank["start"], rank["state"]
     num = len(start)
     if start.dtype != torch.bool or state.dtype != torch.get_default_dtype() or state.shape != (num, state_size):
@@ -177,15 +194,15 @@ def _environments(rank: dict[str, Tensor], state_size: int) -> None:
             raise ValueError(f"actions of shape {tuple(actions.shape)} for {int(steps.sum())} steps")
 
 
-def _counts(name: str, values: Any, length: int | None = None) -> None:
+def _check_counts(name: str, values: Any, length: int | None = None) -> None:
     if not isinstance(values, list) or (length is not None and len(values) != length):
         raise ValueError(f"{name} is {type(values).__name__}")
     for value in values:
-        if type(value) is not int or not 0 <= value < _LIMIT:
+        if type(value) is not int or not 0 <= value < _MAX_COUNT:
             raise ValueError(f"{name} holds {str(value)[:40]!r}; must be a whole number from 0 on")
 
 
-def _numbers(name: str, values: Any) -> None:
+def _check_numbers(name: str, values: Any) -> None:
     if not isinstance(values, list):
         raise ValueError(f"{name} is {type(values).__name__}")
     for value in values:
@@ -193,34 +210,35 @@ def _numbers(name: str, values: Any) -> None:
             raise ValueError(f"{name} holds {str(value)[:40]!r}; must be a number")
 
 
-def saved_episodes(world: World, fleet: Fleet, carry: Carry, *, replay: bool) -> list[dict[str, Tensor]]:
-    """By rank: ``start`` and ``state`` of the carry, and with ``replay`` each environment's episode (see `pack`).
+def _gather_environments(world: World, fleet: Fleet, carry: Carry, *, replay: bool) -> list[dict[str, Tensor]]:
+    """Gather the carry's ``start`` and ``state``, and with ``replay`` the running episodes, by rank.
 
     All ranks call it together.
     """
     own = {"start": carry.start.cpu(), "state": carry.state.cpu()}
     if replay:
-        own |= pack(fleet.journal())
+        own |= _pack_episodes(fleet.journal())
     gathered = {name: world.gather_rows(x) for name, x in own.items()}
     return [{name: xs[rank] for name, xs in gathered.items()} for rank in range(world.size)]
 
 
-def go_on(
+def _replay_episodes(
     sampler: Sampler, saved: dict[str, Tensor], progress: Callable[[int, int], None] | None
 ) -> tuple[Carry, np.ndarray]:
-    """Play a rank's saved episodes again, up to where they were.
+    """Replay a rank's saved episodes up to their saved steps.
 
-    Returns the carry from there, and bool ``[N]``: False where that did not repeat what had been seen, and an episode
-    of the next level begins instead.
+    Returns:
+        The carry after the replay, and bool ``[N]``: False where an environment returned other observations or rewards
+        than before and begins an episode of the next level instead.
     """
-    exact = sampler.fleet.restore(unpack(saved), progress)
+    exact = sampler.fleet.restore(_unpack_episodes(saved), progress)
     device = sampler.agent.device
     start = saved["start"] | torch.from_numpy(~exact)
     return Carry(obs=sampler.obs(), start=start.to(device), state=saved["state"].to(device)), exact
 
 
-def pack(journals: list[EpisodeJournal]) -> dict[str, Tensor]:
-    """``seed``, ``steps`` and ``digest`` i64 ``[N]``, and ``actions`` ``[sum of steps, A]`` in the order of N."""
+def _pack_episodes(journals: list[EpisodeJournal]) -> dict[str, Tensor]:
+    """Return ``seed``, ``steps`` and ``digest``, each i64 ``[N]``, and ``actions`` ``[sum of steps, A]``."""
     return {
         "seed": torch.tensor([journal.seed for journal in journals]),
         "steps": torch.tensor([len(journal.actions) for journal in journals]),
@@ -229,11 +247,11 @@ def pack(journals: list[EpisodeJournal]) -> dict[str, Tensor]:
     }
 
 
-def unpack(tree: dict[str, Tensor]) -> list[EpisodeJournal]:
-    """The inverse of `pack`.
+def _unpack_episodes(tree: dict[str, Tensor]) -> list[EpisodeJournal]:
+    """Invert `_pack_episodes`.
 
     Raises:
-        ValueError, KeyError: ``tree`` is not what `pack` made.
+        ValueError, KeyError: ``tree`` is not a result of `_pack_episodes`.
     """
     seeds, steps = tree["seed"].tolist(), tree["steps"].tolist()
     digests = tree["digest"].numpy().view(np.uint64).tolist()

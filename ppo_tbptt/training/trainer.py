@@ -1,25 +1,22 @@
-"""The outer loop: collect, compute targets, update, report."""
+"""The training loop: collect a rollout, compute targets, update, report."""
 
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Literal
+from typing import Any
 
 import torch
 
 from ppo_tbptt.config import Config
 from ppo_tbptt.config.resume import continued, describe_changes
-from ppo_tbptt.envs import resolve_workers
-from ppo_tbptt.envs.workers.fleet import Fleet, build_fleet
-from ppo_tbptt.evaluation.evaluate import Evaluation, evaluate
+from ppo_tbptt.envs.workers.fleet import Fleet
+from ppo_tbptt.evaluation.evaluate import Evaluation
 from ppo_tbptt.models import Agent
 from ppo_tbptt.models.agent import build_agent
-from ppo_tbptt.models.compile import CompileError, compile_encoder
 from ppo_tbptt.ppo.advantages import compute_targets
 from ppo_tbptt.ppo.all_reduce import share_weights
 from ppo_tbptt.ppo.collector import Sampler, rollout_storage
-from ppo_tbptt.ppo.learner import Learner
-from ppo_tbptt.run.checkpoint import CheckpointError
 from ppo_tbptt.run.folder import RunDir
 from ppo_tbptt.run.metrics import Report
 from ppo_tbptt.run.sinks import RunWriter
@@ -28,16 +25,17 @@ from ppo_tbptt.runtime.distributed import World
 from ppo_tbptt.runtime.rng import TrainingRNG
 from ppo_tbptt.runtime.timing import Timer
 from ppo_tbptt.training import state
-from ppo_tbptt.training.callbacks import BreakOff, Callback, EvaluateHeldOut, Iteration, SaveCheckpoints, WriteMetrics
-from ppo_tbptt.training.report import (
-    FaultCounts,
-    episode_scalars,
-    explained_variance,
-    gather_episodes,
-    time_scalars,
-    update_scalars,
+from ppo_tbptt.training.build import build_envs, build_learner, compile_updates, describe_storage
+from ppo_tbptt.training.callbacks import (
+    Callback,
+    EvaluateHeldOut,
+    Iteration,
+    IterationSnapshot,
+    SaveCheckpoints,
+    WriteMetrics,
+    evaluate_held_out,
 )
-from ppo_tbptt.types import Rollout
+from ppo_tbptt.training.report import FaultCounts, gather_episodes, iteration_scalars
 
 
 class Trainer(Iterator[Report]):
@@ -48,21 +46,20 @@ class Trainer(Iterator[Report]):
                 print(report.env_steps, report.scalars.get("episode/return"))
 
     Args:
-        config: what to train.
+        config: the settings of the run.
         run_dir: folder for checkpoints, metrics and TensorBoard; None writes nothing.
-        envs: environments to train in, instead of those that the config describes; the trainer closes them.
-        agent: the agent to train, instead of the one that the config describes.
-        callbacks: called after the built-in ones (see :class:`Callback`), in this order.
-        restore: a checkpoint's tree to resume from (see :meth:`resume`).
-        progress: called with how many environments, of how many, are back in their episodes (with ``restore``).
-        world: the ranks that train together. Each has ``env.num_envs`` environments of its own, and steps count over
-            all of them; each makes the same calls on its trainer and gets the same reports but for ``time/``; rank 0
-            evaluates and writes.
+        envs: environments to use instead of the config's; the trainer closes them.
+        agent: agent to train instead of the config's.
+        callbacks: callbacks that run after the built-in ones, in this order.
+        restore: tree of a checkpoint to resume from (see :meth:`resume`).
+        progress: called with the number of environments whose episodes are replayed, and of all (with ``restore``).
+        world: ranks that train together. Each has ``env.num_envs`` environments; steps are counted over all ranks. All
+            make the same calls and get the same reports, except for ``time/*``; rank 0 evaluates and writes.
 
     Raises:
-        ConfigError, EnvError, DeviceError: something in the config does not fit the environment or the machine.
+        ConfigError, EnvError, DeviceError: the config does not fit the environment or the machine.
         CheckpointError: ``restore`` does not fit the agent or the environment.
-        RunDirError: ``run_dir`` exists, can't be written, or another process trains there.
+        RunDirError: ``run_dir`` exists, can't be written, or is in use by another process.
     """
 
     def __init__(
@@ -79,75 +76,62 @@ class Trainer(Iterator[Report]):
     ) -> None:
         world = world or World()
         self.device = prepare_device(world.device_name(config.device), deterministic=config.deterministic)
-        self.world = world.using(self.device)
+        self.world = world.with_device(self.device)
         precision = str(resolve_precision(config.precision, self.device)).removeprefix("torch.")
-        self.config = config = config.replace(precision=precision)  # what was used is what is saved
+        self.config = config = config.replace(precision=precision)  # the saved config names the precision used
         self.handed_in = [name for name, part in {"envs": envs, "agent": agent}.items() if part is not None]
         self.iteration = self.env_steps = 0
         self.notes: list[str] = []
-        """Lines for the user that no report has carried yet."""
+        """Lines for the user that no report contains yet."""
         self.rng = TrainingRNG(config.seed, self.world, self.device)
         self.writer: RunWriter | None = None
-        """Of rank 0, where there is a run folder."""
-        self._end: list[Callable[[], None]] = []
+        """On rank 0 with a run folder only."""
+        self._closing = ExitStack()
         try:
             with self.rng.installed():
-                self._build(envs, agent)
-            self.rng.begin(0)
+                self._build_parts(envs, agent)
+            self.rng.seed(0)
             self._add_callbacks(callbacks)
             with self.rng.installed():
                 self.carry = (
                     self.collector.begin() if restore is None else state.load_state_dict(self, restore, progress)
                 )
-            self._open(run_dir, resumed=restore is not None)
+            self._open_run(run_dir, resumed=restore is not None)
         except BaseException:
             self.close()
             raise
 
-    def _build(self, envs: Fleet | None, agent: Agent | None) -> None:
-        """Make the parts that compute; nothing is written yet."""
+    def _build_parts(self, envs: Fleet | None, agent: Agent | None) -> None:
+        """Build environments, agent, collector and learner."""
         config, world = self.config, self.world
-        self.envs = envs or build_fleet(
-            config.env,
-            seed=config.seed,
-            first_env=world.rank * config.env.num_envs,
-            num_workers=_workers_per_rank(config, world),
-            cuda=self.device.type == "cuda",
-        )
-        self._end.append(self.envs.close)
+        self.envs = envs or build_envs(config, world, self.device)
+        self._closing.callback(self.envs.close)
         self.agent = build_agent(config, self.envs.spec, self.device) if agent is None else agent.to(self.device)
         share_weights(world, self.agent)
         self.collector = Sampler(self.envs, self.agent)
-        self._end.append(self.collector.close)
+        self._closing.callback(self.collector.close)
         self.storage = rollout_storage(config, self.envs.spec, self.agent.core.state_size, self.device)
-        self.learner = Learner(
-            self.agent,
-            config.ppo,
-            total_steps=config.total_steps,
-            generator=self.rng.permutation,
-            world=world,
-            max_nonfinite=config.train.max_nonfinite_updates,
-        )
-        self.notes += _describe_storage(self.storage)
+        self.learner = build_learner(config, self.agent, self.rng.permutation, world)
+        self.notes += describe_storage(self.storage)
         if config.compile:
-            self.notes += _compile(self.learner, self.storage, config.batch_size // config.ppo.num_minibatches)
+            self.notes += compile_updates(self.learner, self.storage, config.batch_size // config.ppo.num_minibatches)
 
-    def _add_callbacks(self, own: Sequence[Callback]) -> None:
+    def _add_callbacks(self, callbacks: Sequence[Callback]) -> None:
         self.faults = FaultCounts(self.world, self.envs.restarts)
-        self.break_off = BreakOff()
+        self.snapshot = IterationSnapshot()
         self.checkpoints = SaveCheckpoints()
-        self.own_callbacks = list(own)
-        built_in = [EvaluateHeldOut(), self.break_off, WriteMetrics(), self.checkpoints]
-        self.callbacks: list[Callback] = [*built_in, *self.own_callbacks]
+        self.user_callbacks = list(callbacks)
+        built_in = [EvaluateHeldOut(), self.snapshot, WriteMetrics(), self.checkpoints]
+        self.callbacks: list[Callback] = [*built_in, *self.user_callbacks]
 
-    def _open(self, run_dir: str | Path | None, *, resumed: bool) -> None:
-        """Begin to write, or to write again, in the run's folder."""
+    def _open_run(self, run_dir: str | Path | None, *, resumed: bool) -> None:
+        """Create the run folder, or open that of the resumed run."""
         self.run = None if run_dir is None else RunDir(Path(run_dir))
         if self.run is not None and self.world.rank == 0:
             done = self.iteration if resumed else None
             self.writer = RunWriter(self.run.path, self.config, resumed_from=done, env_steps=self.env_steps)
-            self._end.append(self.writer.close)
-            self.writer.introduce(self.envs.spec, self.config, self.device, self.env_steps)
+            self._closing.callback(self.writer.close)
+            self.writer.write_run_info(self.envs.spec, self.config, self.device, self.env_steps)
 
     @classmethod
     def resume(
@@ -161,28 +145,25 @@ class Trainer(Iterator[Report]):
         world: World | None = None,
         progress: Callable[[int, int], None] | None = None,
     ) -> "Trainer":
-        """Go on with the run in ``run_dir`` from its newest whole checkpoint, as if it had never stopped.
+        """Resume the run in ``run_dir`` from its newest whole checkpoint.
 
-        The saved config holds, with ``overrides`` (dotted keys) over it; ``notes`` say what differs. Environments are
-        brought back into the middle of their episodes by playing these again. With the same settings, number of ranks
-        and of threads, the numbers are those of a run that was never interrupted, bit for bit on a CPU; where that
-        can't be, ``notes`` say why. With another number of ranks, or of environments, the generators of action noise,
-        minibatches and dropout and all episodes begin anew; level seeds go on. Environments and an agent that were
-        handed in must be handed in again, and so must callbacks.
+        Environments return into their episodes by episode replay. With the same settings and numbers of ranks and
+        threads, the metrics equal those of an uninterrupted run, bit for bit on a CPU; otherwise ``notes`` say why
+        not. With another number of ranks, action noise, minibatches and dropout begin new random streams; with another
+        number of ranks or environments, all episodes begin anew. Level seeds always go on.
+
+        ``overrides`` (by dotted key) replace settings of the run; ``notes`` list the changes. Environments, agent and
+        callbacks that were handed in before must be handed in again.
 
         Raises:
-            RunDirError, CheckpointError, ConfigError: nothing to go on with, or overrides that don't fit it.
+            RunDirError, CheckpointError, ConfigError: the run can't be resumed, or an override can't change in a run.
         """
         run = RunDir.open(Path(run_dir))
         _, tree = run.load_newest()
         saved = Config.from_dict(tree["config"], source="the config in the checkpoint")
         config = continued(saved, Config.load(run.config, overrides))
         parts: dict[str, Any] = {"envs": envs, "agent": agent, "callbacks": callbacks}
-        for name in tree.get("handed_in", []):
-            if parts.get(name) is None:
-                raise CheckpointError(
-                    f"{run_dir}: its {name} was handed in and no config describes it; resume with {name}=..."
-                )
+        state.check_handed_in(tree, parts, run_dir)
         trainer = cls(config, run_dir, **parts, restore=tree, world=world, progress=progress)
         trainer.notes[:0] = [f"changed: {line}" for line in describe_changes(saved, trainer.config)]
         return trainer
@@ -194,7 +175,7 @@ class Trainer(Iterator[Report]):
 
     @property
     def num_iterations(self) -> int:
-        """Iterations of the whole run, those that are done included, whatever their batch size was."""
+        """Iterations of the whole run, including those already done."""
         left = max(0, self.config.total_steps - self.env_steps)
         return self.iteration + -(-left // self.batch_size)
 
@@ -202,66 +183,60 @@ class Trainer(Iterator[Report]):
         if self.env_steps >= self.config.total_steps:
             raise StopIteration
         ppo, timer = self.config.ppo, Timer()
-        with self.rng.installed(), state.keeping_nonfinite_minibatch(self):
-            self.break_off.begin(self)
+        with self.rng.installed(), state.saving_nonfinite_minibatch(self):
+            self.snapshot.take(self)
             with timer.whole():
                 uniforms = torch.rand(self.storage.action.shape, generator=self.rng.noise)
                 collected = self.collector.collect(self.carry, self.storage, uniforms, timer)
                 targets = compute_targets(collected.rollout, gamma=ppo.gamma, gae_lambda=ppo.gae_lambda)
                 iteration = Iteration(self, collected.rollout, targets)
-                epochs = {"before_epoch": iteration.before_epoch, "after_epoch": iteration.after_epoch}
-                update = self.learner.update(collected.rollout, targets, self.env_steps, timer, **epochs)
+                update = self.learner.update(
+                    collected.rollout,
+                    targets,
+                    self.env_steps,
+                    timer,
+                    before_epoch=iteration.before_epoch,
+                    after_epoch=iteration.after_epoch,
+                )
                 self.carry = collected.carry
             self.iteration, self.env_steps = iteration.number, iteration.env_steps
             self.faults.count(collected, update, iteration.number, self.notes)
             iteration.episodes = gather_episodes(self.world, collected.episodes)
-            iteration.scalars |= {
-                **episode_scalars(iteration.episodes),
-                **update_scalars(update),
-                **explained_variance(collected.rollout, targets, self.world),
-                **self.faults.scalars(),
-                **time_scalars(timer, self.batch_size),
-            }
+            iteration.scalars |= iteration_scalars(
+                collected, iteration.episodes, targets, update, self.faults, timer, self.world
+            )
             for callback in self.callbacks:
                 callback.after_iteration(iteration)
         return iteration.report
 
     def evaluate(self, **kwargs: Any) -> Evaluation:
-        """Play the config's held-out level seeds with the current agent; ``kwargs`` as of ``evaluate``."""
-        train = self.config.train
-        first = train.eval_first_seed
-        defaults: dict[str, Any] = {
-            "seeds": range(first, first + train.eval_num_seeds),
-            "repeats": train.eval_repeats,
-            "greedy": train.eval_greedy,
-            "max_steps": train.eval_max_steps,
-            "num_workers": self.config.env.num_workers,
-        }
-        return evaluate(self.agent, self.config.env, **{**defaults, **kwargs})
+        """Evaluate the agent on the config's held-out level seeds; ``kwargs`` override arguments of `evaluate`."""
+        return evaluate_held_out(self.agent, self.config, **kwargs)
 
     def state_dict(self) -> dict[str, Any]:
-        """Return all that a resumed run needs, as plain tensors, numbers and text. All ranks call it together."""
+        """Return the content of a checkpoint. All ranks call it together."""
         return state.state_dict(self)
 
     def save(self) -> Path | None:
-        """Write a checkpoint now and delete those that retention no longer keeps. All ranks call it together.
+        """Write a checkpoint and delete those beyond ``train.keep_checkpoints``. All ranks call it together.
 
-        Returns its path; None without a run folder or where it can't be written (the notes say so then).
+        Returns:
+            The checkpoint's path; None without a run folder, or where writing fails (``notes`` say why).
         """
         if self.run is None:
             return None
         if not self.on_rank_0(lambda writer: writer.saved == self.iteration):
             tree = self.state_dict()
-            if not self.on_rank_0(lambda writer: writer.checkpoint(self.iteration, tree)):
+            if not self.on_rank_0(lambda writer: writer.save(self.iteration, tree)):
                 return None
         return self.run.checkpoint(self.iteration)
 
     def on_rank_0(self, write: Callable[[RunWriter], bool]) -> bool:
-        """Call ``write`` on the rank that writes and return its result on every rank."""
+        """Call ``write`` on rank 0 and return its result on every rank; True without a run folder."""
         return self.world.gather_json(self.writer is None or write(self.writer))[0]
 
     def take_notes(self) -> tuple[str, ...]:
-        """Hand out the lines for the user, once."""
+        """Return the lines for the user and clear them."""
         if self.writer is not None:
             self.notes += self.writer.take_notes()
         taken = tuple(self.notes)
@@ -269,9 +244,8 @@ class Trainer(Iterator[Report]):
         return taken
 
     def close(self) -> None:
-        """End the workers, flush the metrics and release the run's folder. May be called again."""
-        while self._end:
-            self._end.pop()()
+        """End the workers, flush the metrics and release the run folder's lock. May be called again."""
+        self._closing.close()
         self.writer = None
 
     def __enter__(self) -> "Trainer":
@@ -281,31 +255,3 @@ class Trainer(Iterator[Report]):
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         self.close()
-
-
-def _workers_per_rank(config: Config, world: World) -> int | Literal["auto"]:
-    """The ranks of a machine share its cores."""
-    env, ranks = config.env, world.local_size
-    if env.num_workers != "auto" or ranks == 1:
-        return env.num_workers
-    return max(1, resolve_workers("auto", env.num_envs * ranks) // ranks)
-
-
-def _describe_storage(storage: Rollout) -> list[str]:
-    """A note where observations lie on the host while all else lies on the GPU."""
-    elsewhere = [x for x in storage.obs.values() if x.device != storage.value.device]
-    return [f"observations are stored on the host: {sum(x.nbytes for x in elsewhere) / 1e9:.1f} GB"] * bool(elsewhere)
-
-
-def _compile(learner: Learner, storage: Rollout, num: int) -> list[str]:
-    """Compile the encoder for minibatches of about ``num`` steps; a note where that can't be."""
-    shape = (max(2, num),)
-    obs = {
-        key: torch.zeros(*shape, *x.shape[2:], dtype=x.dtype, device=storage.value.device)
-        for key, x in storage.obs.items()
-    }
-    try:
-        learner.encode = compile_encoder(learner.agent, obs)
-    except CompileError as error:
-        return [f"not compiled, training goes on without: {error}"]
-    return []
