@@ -26,7 +26,8 @@ LAYERS = """
     ppo
     models
     envs
-    config runtime
+    config
+    runtime
     types
 """
 RANK = {name: rank for rank, line in enumerate(LAYERS.strip().splitlines()) for name in line.split()}

@@ -11,31 +11,8 @@ from statistics import median
 from typing import Any
 
 from ppo_tbptt.analysis.runs import Point, Run
-from ppo_tbptt.config import Config
+from ppo_tbptt.config import Config, keys_marked
 from ppo_tbptt.evaluation.statistics import Estimate, over_runs
-
-NO_MATTER = frozenset(
-    {
-        "seed",
-        "device",
-        "deterministic",
-        "storage",
-        "compile",
-        "env.num_workers",
-        "env.double_buffering",
-        "env.replay",
-        "env.step_timeout",
-        "env.max_worker_restarts",
-        "train.checkpoint_every",
-        "train.checkpoint_minutes",
-        "train.keep_checkpoints",
-        "train.eval_every",
-        "train.video_every",
-        "train.max_nonfinite_updates",
-        "train.max_unwritable_minutes",
-    }
-)
-"""Settings that runs of one group may differ in: chance, where and how safely a run is done, what it keeps of it."""
 
 FRACTIONS = (0.5, 0.9, 0.99)
 
@@ -44,7 +21,7 @@ Settings = dict[str, Any]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Group:
-    """Runs of one config but for ``NO_MATTER``, in the order they were named."""
+    """Runs of one setting, in the order they were named."""
 
     letter: str
     """A, B, ...: short for tables."""
@@ -84,7 +61,7 @@ class Reach:
 
 
 def settings_of(run: Run) -> Settings:
-    """``{"ppo.gamma": 0.99, "env.options.arena_size": 5, ...}`` but for ``NO_MATTER``; a schedule is one of them."""
+    """``{"ppo.gamma": 0.99, "env.options.arena_size": 5, ...}``, without those marked `SAME_SETTING`."""
     settings: Settings = {"ranks": run.ranks}
     for name, value in run.config.to_dict().items():
         for key, inner in value.items() if isinstance(value, dict) else [("", value)]:
@@ -93,7 +70,7 @@ def settings_of(run: Run) -> Settings:
                 settings |= {f"{dotted}.{option}": setting for option, setting in inner.items()}
             else:
                 settings[dotted] = inner
-    return {key: value for key, value in settings.items() if key not in NO_MATTER}
+    return {key: value for key, value in settings.items() if key not in keys_marked("same_setting")}
 
 
 def task_key(config: Config) -> str:

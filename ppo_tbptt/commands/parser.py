@@ -8,13 +8,13 @@ from pathlib import Path
 from typing import NoReturn
 
 from ppo_tbptt.config import parse_overrides
-from ppo_tbptt.config.values import shorten
+from ppo_tbptt.runtime.errors import InputError, shorten
 
 FIGURES = (".png", ".svg", ".pdf")
 """What a figure's file can end in."""
 
 
-class UsageError(ValueError):
+class UsageError(InputError):
     """One line: what is wrong with the command line."""
 
 

@@ -8,6 +8,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO, NoReturn
 
+from ppo_tbptt.runtime.errors import InputError
+
 
 @contextmanager
 def replacing(path: Path) -> Iterator[BinaryIO]:
@@ -42,7 +44,7 @@ MAX_BYTES = 2**28
 """Of a file. An evaluation of 1,000 episodes has about 0.2 MB."""
 
 
-class JsonError(ValueError):
+class JsonError(InputError):
     """One line that names the file and what is wrong with it."""
 
 

@@ -9,11 +9,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ppo_tbptt.run.files import parse_json, write_text
+from ppo_tbptt.runtime.errors import InputError
 
 MAX_LINE_BYTES = 2**20
 
 
-class MetricsError(ValueError):
+class MetricsError(InputError):
     """One line that names the file, the line and what is wrong with it."""
 
 

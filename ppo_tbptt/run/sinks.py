@@ -12,9 +12,10 @@ from ppo_tbptt.run.files import write_text
 from ppo_tbptt.run.folder import RunDir, RunDirError, RunLock, remove_leftovers
 from ppo_tbptt.run.metrics import MetricsWriter, Report
 from ppo_tbptt.run.tensorboard import TensorBoard
+from ppo_tbptt.runtime.errors import RunError
 
 
-class UnwritableError(RuntimeError):
+class UnwritableError(RunError):
     """One line: what could not be written, for how long, and why."""
 
 

@@ -25,6 +25,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from ppo_tbptt.runtime.device import DeviceError
+from ppo_tbptt.runtime.errors import RunError
 
 PATIENCE = timedelta(hours=24)
 """How long a rank waits for one that is there but busy, such as rank 0 while it evaluates."""
@@ -32,7 +33,7 @@ NCCL_PATIENCE = timedelta(minutes=10)
 """The same within an update."""
 
 
-class DistributedError(RuntimeError):
+class DistributedError(RunError):
     """One line: this rank can't go on, because another one is gone."""
 
 

@@ -13,6 +13,7 @@ import numpy as np
 from PIL import Image
 
 from ppo_tbptt.run.files import replacing
+from ppo_tbptt.runtime.errors import InputError
 from ppo_tbptt.watch.draw import draw
 from ppo_tbptt.watch.record import Recording
 
@@ -20,7 +21,7 @@ SUFFIXES = (".mp4", ".gif")
 """What a video's file can end in."""
 
 
-class VideoError(ValueError):
+class VideoError(InputError):
     """One line: which video can't be written, and why."""
 
 

@@ -8,6 +8,7 @@ from time import monotonic
 import numpy as np
 
 from ppo_tbptt.evaluation.policy import Policy
+from ppo_tbptt.runtime.errors import InputError
 from ppo_tbptt.watch.draw import draw, text_line
 from ppo_tbptt.watch.record import Env, Recording, begin, step
 
@@ -16,7 +17,7 @@ REST_S = 1.5
 """Seconds that the last picture of an episode stays before the next one begins."""
 
 
-class WindowError(ValueError):
+class WindowError(InputError):
     """One line: why no window can be opened."""
 
 
