@@ -73,7 +73,7 @@ def _show_warning(message: Warning | str, category: type[Warning], *_: object, *
 
 
 def _command(name: str) -> Callable[[list[str]], int]:
-    """Imported only when it is run, so that ``--help`` and errors don't wait for torch."""
+    """Import a command only when it is run: what needs no torch, such as ``show``'s errors, does not wait for it."""
     return import_module(f"ppo_tbptt.commands.{name}").run
 
 

@@ -6,18 +6,11 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tomli_w
-from pydantic import (
-    BaseModel,
-    BeforeValidator,
-    ConfigDict,
-    Field,
-    ValidationError,
-    model_serializer,
-    model_validator,
-)
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_serializer, model_validator
 
-from ppo_tbptt.config import load as reading
-from ppo_tbptt.config.load import FieldHelp, Problem, shown
+from ppo_tbptt.config import fields, load
+from ppo_tbptt.config.fields import FieldHelp, shown
+from ppo_tbptt.config.load import Problem
 
 SEED_LIMIT = 2**31
 
@@ -28,16 +21,16 @@ SAME_SETTING: Any = Field(json_schema_extra={"same_setting": True})
 
 Size = Annotated[int, Field(ge=1, le=65_536)]
 Count = Annotated[int, Field(ge=1, le=SEED_LIMIT)]
-CountOrNone = Annotated[int, Field(ge=0, le=SEED_LIMIT)]
+CountOrZero = Annotated[int, Field(ge=0, le=SEED_LIMIT)]
 Seed = Annotated[int, Field(ge=0, le=SEED_LIMIT - 1)]
 Steps = Annotated[int, Field(ge=1, le=10**15)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
-Coefficient = Annotated[float, Field(ge=0, le=1e6)]
+NonNegative = Annotated[float, Field(ge=0, le=1e6)]
 Positive = Annotated[float, Field(gt=0, le=1e6)]
 Nothing = Annotated[None, BeforeValidator(lambda value: None if value == "none" else value)]
-"""For TOML, which has no such value."""
+"""None, also written "none", as TOML has no such value."""
 AsTuple = BeforeValidator(lambda value: tuple(value) if isinstance(value, list) else value)
-Plain = BeforeValidator(reading.plain)
+Plain = BeforeValidator(load.plain)
 
 
 class Table(BaseModel):
@@ -54,13 +47,13 @@ class Table(BaseModel):
             try:
                 super().__init__(**values)
             except ValidationError as error:
-                raise reading.explain(type(self), values, error).at(f"{type(self).__name__}()") from None
+                raise load.explain(type(self), values, error).at(f"{type(self).__name__}()") from None
 
         __init__.__pydantic_base_init__ = True  # tables inside of others are made without it, and know their place
 
     @model_serializer(mode="wrap")
     def _plain(self, handler: Callable[[Any], Any]) -> Any:
-        """None is left out where it is the default, and "none" where it is not, as TOML has no such value."""
+        """Leave out None where it is the default, and write "none" where it is not."""
         defaults = {name: field.default for name, field in type(self).model_fields.items()}
         tree = handler(self)
         return {k: "none" if v is None else v for k, v in tree.items() if v is not None or defaults.get(k) is not None}
@@ -136,7 +129,7 @@ class EnvConfig(Table):
     """Checkpoints hold what brings the environments back into the middle of their episodes: level seeds and actions."""
     step_timeout: Annotated[Positive, SAME_SETTING] = 60.0
     """Seconds after which a worker that has not answered is taken for hung, and is restarted."""
-    max_worker_restarts: Annotated[CountOrNone, SAME_SETTING] = 10
+    max_worker_restarts: Annotated[CountOrZero, SAME_SETTING] = 10
     """Workers that may die, hang or raise in a run before it stops."""
     options: Annotated[dict[str, Any], Plain] = Field(default={})
     """The environment's own reset options, `[env.options]`."""
@@ -193,12 +186,12 @@ class UserCoreConfig(Table):
     @model_validator(mode="before")
     @classmethod
     def _plain_options(cls, value: Any) -> Any:
-        return reading.plain(value) if isinstance(value, Mapping) else value
+        return load.plain(value) if isinstance(value, Mapping) else value
 
     @property
     def options(self) -> dict[str, Any]:
-        """A copy of what else is in the table: plain TOML values."""
-        return reading.plain(self.model_extra)
+        """What else is in the table: a copy, of plain TOML values."""
+        return load.plain(self.model_extra)
 
 
 def _is_user_core(core: Any) -> bool:
@@ -234,7 +227,7 @@ class PPOConfig(Table):
     """AdamW's step size, at most 1."""
     entropy_coef: Schedule = Schedule(initial=1e-4, final=1e-6)
     """Weight of the entropy bonus."""
-    value_coef: Coefficient = 0.5
+    value_coef: NonNegative = 0.5
     """Weight of the value loss."""
     max_grad_norm: Annotated[float, Field(gt=0, le=1e9)] = 0.25
     """Longer gradients are scaled to this global norm; 1e9 never clips."""
@@ -271,7 +264,7 @@ class TrainConfig(Table):
     """Iterations between checkpoints."""
     checkpoint_minutes: Annotated[Positive | Nothing, SAME_SETTING] = 15.0
     """A checkpoint at the latest after so many minutes too; none: by iterations alone."""
-    eval_every: Annotated[CountOrNone, SAME_SETTING] = 0
+    eval_every: Annotated[CountOrZero, SAME_SETTING] = 0
     """Iterations between evaluations on held-out seeds; 0: never during training."""
     keep_checkpoints: Annotated[Count, SAME_SETTING] = 3
     """Periodic checkpoints kept, beside the latest and the best."""
@@ -285,11 +278,11 @@ class TrainConfig(Table):
     """Take the likeliest action instead of drawing one."""
     eval_max_steps: Steps = 16_384
     """Cut evaluated episodes here, as endless ones may never end."""
-    video_every: Annotated[CountOrNone, SAME_SETTING] = 100
+    video_every: Annotated[CountOrZero, SAME_SETTING] = 100
     """Iterations between videos of a held-out episode, skipped where they would take over 3 % of the time; 0: never."""
     max_nonfinite_updates: Annotated[Count, SAME_SETTING] = 10
     """Updates in a row that may be skipped because loss or gradient is not finite before the run stops."""
-    max_unwritable_minutes: Annotated[Coefficient, SAME_SETTING] = 30.0
+    max_unwritable_minutes: Annotated[NonNegative, SAME_SETTING] = 30.0
     """How long a run goes on while it cannot write its files (a full disk) before it stops."""
 
     @model_validator(mode="after")
@@ -327,7 +320,7 @@ class Config(Table):
     """[ppo]"""
     train: TrainConfig = TrainConfig()
     """[train]"""
-    losses: Annotated[dict[str, Coefficient], Plain] = Field(default={})
+    losses: Annotated[dict[str, NonNegative], Plain] = Field(default={})
     """Auxiliary losses by name, or `my_module:my_loss`, each with its coefficient."""
 
     @model_validator(mode="after")
@@ -354,12 +347,12 @@ class Config(Table):
 
     @property
     def num_iterations(self) -> int:
-        """The last iteration may go beyond `total_steps`: rollouts are never cut short."""
+        """Iterations of the run; the last may go beyond `total_steps`: rollouts are never cut short."""
         return -(-self.total_steps // self.batch_size)
 
     @property
     def updates_per_iteration(self) -> int:
-        """At most: rollouts with few sequences, and `target_kl`, make fewer."""
+        """Updates per iteration at most: rollouts with few sequences, and `target_kl`, make fewer."""
         return self.ppo.num_epochs * self.ppo.num_minibatches
 
     @classmethod
@@ -368,62 +361,66 @@ class Config(Table):
 
         Text is read as typed on a command line (`{"ppo.gamma": "0.9"}`, see `parse_overrides`), other values are
         taken as they are. An override replaces the whole value at its key; None clears an optional one.
-        Raises `ConfigError`, and nothing else, whatever the file holds.
+
+        Raises:
+            ConfigError: whatever is wrong with the file or an override; nothing else is raised.
         """
         source = os.fspath(path)
-        return cls._override(reading.read_toml(source), overrides or {}, source)
+        return cls._override(load.read_toml(source), overrides or {}, source)
 
     @classmethod
     def from_dict(cls, tree: Any, source: str = "from_dict()") -> "Config":
-        """The inverse of `to_dict`; `source` is named in errors, for `tree` may be anything."""
-        return reading.validate(cls, tree, source)
+        """Read what `to_dict` wrote; `source` is named in errors, for `tree` may be anything."""
+        return load.validate(cls, tree, source)
 
     def override(self, overrides: Mapping[str, Any]) -> "Config":
-        """A copy with dotted overrides over it, as `load` applies them."""
+        """Return a copy with dotted overrides over it, as `load` applies them."""
         return self._override(self.to_dict(), overrides, "config")
 
     def replace(self, **changes: Any) -> "Config":
-        """A changed copy. Dicts are merged at every depth, so the rest of their table (or schedule) stays.
+        """Return a changed copy. Dicts are merged at every depth, so the rest of their table (or schedule) stays.
 
         An option set to None is removed; a `Schedule` or a table object replaces the whole.
         """
         tree = _without_other_core(self.to_dict(), changes.get("core"))
-        return reading.validate(Config, reading.merge(reading.fields(Config), tree, changes), "replace()")
+        tree = load.merge(fields.schema_of(Config), tree, changes, depth=load.MAX_OPTION_DEPTH + 2)
+        return load.validate(Config, tree, "replace()")
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain nested tables, lists, text and numbers; what is None by default is left out."""
+        """Return plain nested tables, lists, text and numbers; what is None by default is left out."""
         return self.model_dump(mode="json")
 
     def to_toml(self) -> str:
+        """Write `to_dict` as TOML."""
         return tomli_w.dumps(self.to_dict())
 
     @classmethod
     def _override(cls, tree: dict[str, Any], overrides: Mapping[str, Any], source: str) -> "Config":
         kind = {"kind": overrides["core.kind"]} if "core.kind" in overrides else None
-        return reading.override(cls, _without_other_core(tree, kind), overrides, source)
+        return load.override(cls, _without_other_core(tree, kind), overrides, source)
 
 
 def _without_other_core(tree: dict[str, Any], core: Any) -> dict[str, Any]:
-    """``tree``, but for its core where ``core`` is to be one of the other class: their options are not the same."""
+    """Empty the core's table where the core is to be one of the other class: their options are not the same."""
     before = tree.get("core")
     is_other = isinstance(core, Mapping) and "kind" in core and _is_user_core(core) != _is_user_core(before)
     return {**tree, "core": {}} if is_other and isinstance(before, Mapping) else tree
 
 
 def parse_overrides(argv: Sequence[str]) -> dict[str, str]:
-    """`["--ppo.learning-rate", "1e-4", "--core.kind=lstm"]` as `{"ppo.learning_rate": "1e-4", "core.kind": "lstm"}`.
+    """Read `["--ppo.learning-rate", "1e-4", "--core.kind=lstm"]` as `{"ppo.learning_rate": "1e-4", ...}`.
 
     Keys are checked, values are read by `Config.load`: TOML, or a bare word for text; `1e6` where a whole number is
     wanted; `none` clears an optional value.
     """
-    return reading.parse_overrides(Config, argv)
+    return load.parse_overrides(Config, argv)
 
 
 def describe_fields() -> list[FieldHelp]:
-    """Every setting with its type, default and help, in the order of the tables."""
-    return reading.describe_fields(Config)
+    """List every setting with its type, default and help, in the order of the tables."""
+    return fields.describe_fields(Config)
 
 
 def keys_marked(mark: Literal["fixed", "same_setting"]) -> frozenset[str]:
-    """The dotted keys of the fields, and of the whole tables, that `FIXED` or `SAME_SETTING` stands at."""
-    return reading.keys_marked(Config, mark)
+    """Return the dotted keys of the fields, and of the whole tables, that `FIXED` or `SAME_SETTING` stands at."""
+    return fields.keys_marked(Config, mark)

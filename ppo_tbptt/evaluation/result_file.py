@@ -5,7 +5,8 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
-from ppo_tbptt.config.load import Problem, explain, shown
+from ppo_tbptt.config.fields import shown
+from ppo_tbptt.config.load import Problem, explain
 from ppo_tbptt.run.files import JsonError, read_json
 
 
@@ -55,9 +56,10 @@ def read_evaluation(path: Path) -> dict[str, Any]:
     remedy = "delete it, or move it elsewhere"
     try:
         tree = read_json(path)
-        _Evaluation.model_validate(tree)
     except JsonError as error:
         raise JsonError(f"{error}; {remedy}") from None
+    try:
+        _Evaluation.model_validate(tree)
     except ValidationError as error:
         problem = explain(_Evaluation, tree, error)
         raise JsonError(f"{path}: {problem.keys[0]}: {problem.text}, as `evaluate` writes it; {remedy}") from None
