@@ -15,7 +15,7 @@ FIGURES = (".png", ".svg", ".pdf")
 
 
 class UsageError(InputError):
-    """One line: what is wrong with the command line."""
+    """Says what is wrong with the command line."""
 
 
 class Parser(argparse.ArgumentParser):

@@ -170,18 +170,18 @@ def read_toml(source: str) -> dict[str, Any]:
     Raises:
         ConfigError: whatever is wrong with the file.
     """
-    path = Path(source)
+    path, data = Path(source), b""
     try:
-        if not path.is_file():
-            raise ConfigError(f"{source}: {_no_file(path)}")
-        with path.open("rb") as file:
-            data = file.read(MAX_FILE_BYTES + 1)
+        problem = "" if path.is_file() else _no_file(path)
+        if not problem:
+            with path.open("rb") as file:
+                data = file.read(MAX_FILE_BYTES + 1)
     except (OSError, ValueError) as error:  # ValueError: a path with a null byte
-        if isinstance(error, ConfigError):
-            raise
-        raise ConfigError(f"{source}: cannot be read: {getattr(error, 'strerror', None) or error}") from None
+        problem = f"cannot be read: {getattr(error, 'strerror', None) or error}"
     if len(data) > MAX_FILE_BYTES:
-        raise ConfigError(f"{source}: is larger than {MAX_FILE_BYTES} bytes; must be a small TOML file")
+        problem = f"is larger than {MAX_FILE_BYTES} bytes; must be a small TOML file"
+    if problem:
+        raise ConfigError(f"{source}: {problem}")
     try:
         return tomllib.loads(data.decode("utf-8-sig"))
     except UnicodeDecodeError as error:
@@ -250,9 +250,10 @@ def flag(key: str) -> str:
     return "--" + key.replace("_", "-")
 
 
-def find(
-    model: type[BaseModel], key: str, value: Any, spell: Callable[[str], str]
-) -> tuple[tuple[str, ...], Node, bool]:
+Found = tuple[tuple[str, ...], Node, bool]
+
+
+def find(model: type[BaseModel], key: str, value: Any, spell: Callable[[str], str]) -> Found:
     """Return the parts of a dotted key, its field, and whether it is no field but an entry of a table (an option).
 
     Raises:
@@ -263,9 +264,8 @@ def find(
         name, *rest = rest
         inner = child(node, name) if name else None
         if inner is None:
-            keys = (*keys, name, *rest)
-            text = f"unknown setting, with value {shown(value)}; {remedy(model, keys, spell)}"
-            raise Problem((dotted(keys),), text)
+            near = remedy(model, (*keys, name, *rest), spell)
+            raise Problem((key,), f"unknown setting, with value {shown(value)}; {near}")
         is_free = not has_field(node, name)
         if isinstance(node.get("additionalProperties"), dict):  # its entries are values, whose names may have dots
             name, rest = ".".join((name, *rest)), []

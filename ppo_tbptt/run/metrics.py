@@ -15,7 +15,7 @@ MAX_LINE_BYTES = 2**20
 
 
 class MetricsError(InputError):
-    """One line that names the file, the line and what is wrong with it."""
+    """Names the file, the line and what is wrong with it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -84,7 +84,7 @@ class MetricsWriter:
 
 
 def read_metrics(path: Path) -> list[dict[str, float]]:
-    """The rows of a ``metrics.jsonl``; a torn last line (of a killed run) is left out.
+    """Read the rows of a ``metrics.jsonl``; a torn last line (of a killed run) is left out.
 
     Raises:
         MetricsError: missing, unreadable, or a line that is no row stands before the last.
