@@ -266,10 +266,12 @@ def test_cores_of_one_package_and_another_do_not_share_options() -> None:
     config = Config.from_dict(MINE)
     assert config.replace(core={"kind": "lstm"}).core == CoreConfig(kind="lstm")
     assert config.override({"core.kind": "none"}).core == CoreConfig(kind="none")
-    assert config.replace(core={"kind": "other:Core"}).core == UserCoreConfig(
-        kind="other:Core", width=3, net={"sizes": [1, 2]}
+    assert config.replace(core={"kind": "other:Core"}).core == UserCoreConfig.model_validate(
+        {"kind": "other:Core", "width": 3, "net": {"sizes": [1, 2]}}
     )
-    assert Config.from_dict(BASE).replace(core={"kind": "a:B", "x": 1}).core == UserCoreConfig(kind="a:B", x=1)
+    assert Config.from_dict(BASE).replace(core={"kind": "a:B", "x": 1}).core == UserCoreConfig.model_validate(
+        {"kind": "a:B", "x": 1}
+    )
     assert config.replace(core={"width": None}, losses={"my_module:recon": None}).to_dict()["core"] == {
         "kind": "my_module:MyCore",
         "net": {"sizes": [1, 2]},
@@ -422,6 +424,9 @@ def test_every_field_has_help_type_and_default() -> None:
     assert all(row.help and row.type and row.default for row in rows.values())
     assert rows["ppo.gamma"].type == "a number from 0 to 1"
     assert rows["ppo.gamma"].default == "0.995"
+    assert rows["ppo.learning_rate"].type == "a number from 0 to 1, or a table {initial, final, power, over_steps}"
+    assert rows["env.num_workers"].type == 'a whole number from 0 to 1_024, or "auto"'
+    assert rows["losses"].type == "a table, each value a number from 0 to 1_000_000"
     assert rows["ppo.sequence_length"].default == "none"
     assert rows["total_steps"].default == "required"
     assert rows["core.kind"].help.startswith("The cell")

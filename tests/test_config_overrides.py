@@ -23,6 +23,10 @@ def error_of(function: Any, *args: Any, **kwargs: Any) -> str:
     return message
 
 
+def user_core(**options: Any) -> UserCoreConfig:
+    return UserCoreConfig.model_validate({"kind": "m:C", **options})
+
+
 FILE = """total_steps = 1000
 [env]
 id = "Some-v0"
@@ -80,8 +84,8 @@ entropy_coef = 0.5
         (["--env.options", "{command_count = [2]}"], "env.options", {"command_count": [2]}),
         (["--losses.my_pkg.aux:recon", "1"], "losses", {"my_pkg.aux:recon": 1.0}),
         (["--losses.a", "1", "--losses.b", "none"], "losses", {"a": 1.0}),
-        (["--core.width", "3", "--core.kind", "m:C"], "core", UserCoreConfig(kind="m:C", width=3)),
-        (["--core.kind=m:C", "--core.net.a-b", "x"], "core", UserCoreConfig(kind="m:C", net={"a_b": "x"})),
+        (["--core.width", "3", "--core.kind", "m:C"], "core", user_core(width=3)),
+        (["--core.kind=m:C", "--core.net.a-b", "x"], "core", user_core(net={"a_b": "x"})),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )

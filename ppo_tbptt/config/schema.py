@@ -6,7 +6,16 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tomli_w
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_serializer, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    model_serializer,
+    model_validator,
+)
 
 from ppo_tbptt.config import fields, load
 from ppo_tbptt.config.fields import FieldHelp, shown
@@ -100,6 +109,17 @@ class Schedule(Table):
             return self.initial
         remaining = 1.0 - min(env_steps / (self.over_steps or total_steps), 1.0)
         return self.final + (self.initial - self.final) * remaining**self.power
+
+
+def _at_most_1(schedule: Schedule) -> Schedule:
+    for name, value in (("initial", schedule.initial), ("final", schedule.final or 0)):
+        if value > 1:
+            key = "" if schedule.final is None else name
+            raise Problem((key,), f"{value} is not allowed; must be a number from 0 to 1")
+    return schedule
+
+
+Rate = Annotated[Schedule, AfterValidator(_at_most_1), Field(json_schema_extra={"maximum": 1})]
 
 
 def _check_seeds(table: Table, first: str, number: str) -> None:
@@ -223,8 +243,8 @@ class PPOConfig(Table):
     """Decay of generalised advantage estimation: 0 is one-step, 1 is the whole return."""
     clip_range: Schedule = Schedule(initial=0.1)
     """How far the probability ratio may move from 1; also bounds the value's change."""
-    learning_rate: Schedule = Schedule(initial=2.75e-4, final=1e-5)
-    """AdamW's step size, at most 1."""
+    learning_rate: Rate = Schedule(initial=2.75e-4, final=1e-5)
+    """AdamW's step size."""
     entropy_coef: Schedule = Schedule(initial=1e-4, final=1e-6)
     """Weight of the entropy bonus."""
     value_coef: NonNegative = 0.5
@@ -244,10 +264,6 @@ class PPOConfig(Table):
 
     @model_validator(mode="after")
     def _check(self) -> "PPOConfig":
-        for name, value in (("initial", self.learning_rate.initial), ("final", self.learning_rate.final or 0)):
-            if value > 1:
-                key = "learning_rate" if self.learning_rate.final is None else f"learning_rate.{name}"
-                raise Problem((key,), f"{value} is not allowed; must be a number from 0 to 1")
         if self.clip_range.initial == 0:
             raise Problem(("clip_range",), "initial is 0, so nothing can be learnt; must be above 0")
         if self.sequence_length is not None and self.sequence_length > self.rollout_steps:
