@@ -14,8 +14,7 @@ import warnings
 from collections.abc import Callable, Sequence
 from importlib import import_module
 
-from ppo_tbptt.commands.parser import UsageError
-from ppo_tbptt.config import ConfigError
+from ppo_tbptt.runtime.errors import InputError, RunError, printable
 
 TUNED = {"GOMP_SPINCOUNT": "10000", "ONEDNN_PRIMITIVE_CACHE_CAPACITY": "32"}
 """Read when torch is imported; what the user has set holds.
@@ -52,11 +51,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0
     except KeyboardInterrupt:
         return 130
-    except _wrong_input() as error:
-        return _fail(_one_line(error), 2)
-    except _failures() as error:
+    except InputError as error:
+        return _fail(error, 2)
+    except (RunError, OSError) as error:
         return _fail(error, 1)
-    except _out_of_memory() as error:
+    except RuntimeError as error:
+        if not _is_out_of_memory(error):
+            raise
         remedy = "lower env.num_envs or ppo.rollout_steps, or raise ppo.num_minibatches; the checkpoints stay"
         return _fail(f"the GPU's memory is full; {remedy} ({' '.join(str(error).split())[:200]})", 1)
 
@@ -66,42 +67,16 @@ def _fail(message: object, code: int) -> int:
     return code
 
 
-def _one_line(text: object) -> str:
-    """What is printed of wrong input, whatever the names and values in it are."""
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in str(text))
-
-
 def _show_warning(message: Warning | str, category: type[Warning], *_: object, **__: object) -> None:
-    text = _one_line(message)
+    text = printable(message)
     print(f"warning: {text}" if category is UserWarning else f"{category.__name__}: {text}", file=sys.stderr)
 
 
 def _command(name: str) -> Callable[[list[str]], int]:
-    """Imported only when it is run, so that ``--help`` and errors don't wait for torch."""
+    """Import a command only when it is run: what needs no torch, such as ``show``'s errors, does not wait for it."""
     return import_module(f"ppo_tbptt.commands.{name}").run
 
 
-def _wrong_input() -> tuple[type[Exception], ...]:
-    from ppo_tbptt.envs import EnvError
-    from ppo_tbptt.run.checkpoint import CheckpointError
-    from ppo_tbptt.run.files import JsonError
-    from ppo_tbptt.run.folder import RunDirError
-    from ppo_tbptt.run.metrics import MetricsError
-    from ppo_tbptt.runtime.device import DeviceError
-
-    return (UsageError, ConfigError, EnvError, CheckpointError, DeviceError, RunDirError, MetricsError, JsonError)
-
-
-def _failures() -> tuple[type[Exception], ...]:
-    from ppo_tbptt.envs import WorkerError
-    from ppo_tbptt.ppo.learner import NonFiniteError
-    from ppo_tbptt.run.sinks import UnwritableError
-    from ppo_tbptt.runtime.distributed import DistributedError
-
-    return (DistributedError, WorkerError, NonFiniteError, UnwritableError, OSError)
-
-
-def _out_of_memory() -> tuple[type[Exception], ...]:
-    import torch
-
-    return (torch.OutOfMemoryError,)
+def _is_out_of_memory(error: RuntimeError) -> bool:
+    torch = sys.modules.get("torch")
+    return torch is not None and isinstance(error, torch.OutOfMemoryError)

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ppo_tbptt.config import Config
+from ppo_tbptt.config import Config, CoreConfig
 from ppo_tbptt.models import Agent
 
 State = list[tuple[Tensor, Tensor]]
@@ -89,6 +89,7 @@ class Reference:
 
     def initial(self) -> State:
         core = self.config.core
+        assert isinstance(core, CoreConfig)
         layers = range(0 if core.kind == "none" else core.num_layers)
         return [(torch.zeros(core.hidden_size), torch.zeros(core.hidden_size)) for _ in layers]
 
@@ -227,6 +228,7 @@ class Reference:
     def draw_dropout(self, sequences: list[list[Step]], generator: torch.Generator) -> None:
         """Masks for the steps in the order in which they are packed: the longest first, time before sequence."""
         core = self.config.core
+        assert isinstance(core, CoreConfig)
         if not core.dropout:
             return
         ordered = sorted(sequences, key=len, reverse=True)

@@ -1,12 +1,11 @@
 """Overrides: what a command line may say, what it changes, and what is refused."""
 
-import dataclasses
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from ppo_tbptt.config import Config, ConfigError, EnvConfig, Schedule, parse_overrides
+from ppo_tbptt.config import Config, ConfigError, EnvConfig, Schedule, UserCoreConfig, parse_overrides
 
 
 def write(folder: Path, text: str | bytes, name: str = "c.toml") -> Path:
@@ -22,6 +21,10 @@ def error_of(function: Any, *args: Any, **kwargs: Any) -> str:
     assert message.isprintable(), "one printable line"
     assert len(message) < 600
     return message
+
+
+def user_core(**options: Any) -> UserCoreConfig:
+    return UserCoreConfig.model_validate({"kind": "m:C", **options})
 
 
 FILE = """total_steps = 1000
@@ -79,6 +82,10 @@ entropy_coef = 0.5
         (["--env.options.command-count=none"], "env.options", {"a": 1}),
         (["--env.options.b.c", "-1.5"], "env.options", {"a": 1, "command_count": [10], "b": {"c": -1.5}}),
         (["--env.options", "{command_count = [2]}"], "env.options", {"command_count": [2]}),
+        (["--losses.my_pkg.aux:recon", "1"], "losses", {"my_pkg.aux:recon": 1.0}),
+        (["--losses.a", "1", "--losses.b", "none"], "losses", {"a": 1.0}),
+        (["--core.width", "3", "--core.kind", "m:C"], "core", user_core(width=3)),
+        (["--core.kind=m:C", "--core.net.a-b", "x"], "core", user_core(net={"a_b": "x"})),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )
@@ -91,9 +98,9 @@ def test_overrides(tmp_path: Path, argv: list[str], key: str, value: Any) -> Non
     assert found == value
     assert type(found) is type(value)
     head = key.split(".")[0]  # and nothing else
-    for field in dataclasses.fields(Config):
-        if field.name != head:
-            assert getattr(changed, field.name) == getattr(plain, field.name)
+    for name in Config.model_fields:
+        if name != head:
+            assert getattr(changed, name) == getattr(plain, name)
 
 
 def test_overrides_as_python_values_and_for_what_the_file_lacks(tmp_path: Path) -> None:
@@ -130,6 +137,8 @@ def test_overrides_as_python_values_and_for_what_the_file_lacks(tmp_path: Path) 
         (["--ppo.learning-rate", "{final = 1}"], ["--ppo.learning-rate: missing", "number"]),
         (["--ppo.learning-rate.initial", "2"], ["--ppo.learning-rate.initial: 2", "from 0 to 1"]),
         (["--ppo.learning-rate.final", "none"], ["--ppo.learning-rate.final: 500 has no effect without final", "drop"]),
+        (["--core.hiden-size", "3"], ["--core.hiden-size: unknown", "3", "did you mean core.hidden_size?"]),
+        (["--losses.a", "x"], ['--losses.a: "x"', "a number from 0"]),
         (["--core.dropout", "0.1"], ["--core.dropout: ", "0.1", "num_layers at least 2"]),
         (["--ppo.rollout-steps", "8"], ["--ppo.rollout-steps: ", "sequence_length = 16", "rollout_steps = 8"]),
         (["--env.num-seeds", "300000"], ["--env.num-seeds: ", "0..299999", "must not overlap"]),

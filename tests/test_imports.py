@@ -26,7 +26,8 @@ LAYERS = """
     ppo
     models
     envs
-    config runtime
+    config
+    runtime
     types
 """
 RANK = {name: rank for rank, line in enumerate(LAYERS.strip().splitlines()) for name in line.split()}
@@ -168,6 +169,32 @@ def test_stays_light(family: str, modules: dict[str, Module]) -> None:
     result = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
     assert result.returncode == 0, result.stderr
     assert result.stdout.split() == []
+
+
+@pytest.mark.parametrize(
+    "argv",
+    [["nope"], ["show", "nowhere.toml"], ["show", "configs/quickstart.toml", "--ppo.gama", "1"], ["show", "--nope"]],
+    ids=" ".join,
+)
+def test_wrong_input_is_reported_without_torch(argv: list[str]) -> None:
+    code = f"import sys; from {PACKAGE}.cli import main; print(main(sys.argv[1:]), 'torch' in sys.modules)"
+    result = subprocess.run([sys.executable, "-c", code, *argv], cwd=ROOT, capture_output=True, text=True)
+    assert result.stdout.split() == ["2", "False"], result.stderr
+    assert result.stderr.startswith("error: ") and result.stderr.count("\n") == 1
+
+
+def test_errors_have_one_of_two_bases() -> None:
+    """Those that end a command with one line, and with exit code 2 or 1."""
+    bases = {
+        node.name: {ast.unparse(base) for base in node.bases}
+        for path in sorted((ROOT / PACKAGE).rglob("*.py"))
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(node, ast.ClassDef) and node.name.endswith("Error")
+    }
+    assert len(bases) > 10
+    caught_where_raised = {"CompileError"}
+    for name in bases.keys() - {"InputError", "RunError"} - caught_where_raised:
+        assert bases[name] <= {"InputError", "RunError"}, name
 
 
 def test_the_checks_see(tmp_path: Path) -> None:

@@ -10,30 +10,8 @@ from statistics import median
 from typing import Any
 
 from ppo_tbptt.analysis.runs import Point, Run
+from ppo_tbptt.config import keys_marked
 from ppo_tbptt.evaluation.statistics import Estimate, over_runs
-
-IGNORED_SETTINGS = frozenset(
-    {
-        "seed",
-        "device",
-        "deterministic",
-        "storage",
-        "compile",
-        "env.num_workers",
-        "env.double_buffering",
-        "env.replay",
-        "env.step_timeout",
-        "env.max_worker_restarts",
-        "train.checkpoint_every",
-        "train.checkpoint_minutes",
-        "train.keep_checkpoints",
-        "train.eval_every",
-        "train.video_every",
-        "train.max_nonfinite_updates",
-        "train.max_unwritable_minutes",
-    }
-)
-"""Settings in which runs of one group may differ: chance, hardware, fault handling and what is saved."""
 
 FRACTIONS = (0.5, 0.9, 0.99)
 """Shares of the goal for which the time to reach them is compared."""
@@ -43,7 +21,7 @@ Settings = dict[str, Any]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Group:
-    """Runs whose configs differ only in ``IGNORED_SETTINGS``, in the order given."""
+    """Runs of one setting, in the order they were named."""
 
     letter: str
     """A, B, ...: its label in tables."""
@@ -87,7 +65,7 @@ class Reach:
 
 
 def settings_of(run: Run) -> Settings:
-    """Flatten a config without ``IGNORED_SETTINGS``: ``{"ppo.gamma": 0.99, "env.options.arena_size": 5, ...}``."""
+    """Flatten a config without the fields marked `SAME_SETTING`: ``{"ppo.gamma": 0.99, ...}``."""
     settings: Settings = {"ranks": run.ranks}
     for name, value in run.config.to_dict().items():
         for key, inner in value.items() if isinstance(value, dict) else [("", value)]:
@@ -96,7 +74,7 @@ def settings_of(run: Run) -> Settings:
                 settings |= {f"{dotted}.{option}": setting for option, setting in inner.items()}
             else:
                 settings[dotted] = inner
-    return {key: value for key, value in settings.items() if key not in IGNORED_SETTINGS}
+    return {key: value for key, value in settings.items() if key not in keys_marked("same_setting")}
 
 
 def group_runs(runs: Sequence[Run]) -> list[Group]:

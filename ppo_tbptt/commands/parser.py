@@ -8,25 +8,25 @@ from pathlib import Path
 from typing import NoReturn
 
 from ppo_tbptt.config import parse_overrides
-from ppo_tbptt.config.values import shorten
+from ppo_tbptt.runtime.errors import InputError, shorten
 
 FIGURES = (".png", ".svg", ".pdf")
 """What a figure's file can end in."""
 
 
-class UsageError(ValueError):
-    """One line: what is wrong with the command line."""
+class UsageError(InputError):
+    """Says what is wrong with the command line."""
 
 
 class Parser(argparse.ArgumentParser):
-    """Says what is wrong in one line instead of printing the usage."""
+    """An argument parser that says what is wrong in one line instead of printing the usage."""
 
     def __init__(self, command: str, description: str, epilog: str = "") -> None:
         super().__init__(prog=f"ppo-tbptt {command}", description=description, epilog=epilog, allow_abbrev=False)
         self._arity: dict[str, int] = {"-h": 0, "--help": 0}
 
     def option(self, name: str, *, help: str, **kwargs: object) -> None:
-        """``add_argument`` for an option with one value, or with none (``action="store_true"``)."""
+        """Add an option with one value, or with none (``action="store_true"``)."""
         self._arity[name] = 0 if "action" in kwargs else 1
         self.add_argument(name, help=help, **kwargs)  # type: ignore[arg-type]
 
@@ -34,7 +34,7 @@ class Parser(argparse.ArgumentParser):
         raise UsageError(f"{self.prog}: {shorten(message, 300)} (see --help)")
 
     def parse_with_overrides(self, argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
-        """The command's own arguments, and the ``--config.field VALUE`` tokens apart from them, in their order.
+        """Separate the command's own arguments from the ``--config.field VALUE`` tokens, in their order.
 
         ``argparse.parse_known_args`` would take the value of an unknown option for a positional argument.
         """
@@ -57,7 +57,7 @@ class Parser(argparse.ArgumentParser):
 
 
 def env_overrides(tokens: Sequence[str]) -> dict[str, str]:
-    """``--env.FIELD VALUE`` tokens, for commands that play with a trained agent: nothing else can change for it.
+    """Read ``--env.FIELD VALUE`` tokens, for commands that play with a trained agent: nothing else can change for it.
 
     Raises:
         ConfigError, UsageError: an unknown field, or one of another table.
@@ -71,7 +71,7 @@ def env_overrides(tokens: Sequence[str]) -> dict[str, str]:
 
 @contextmanager
 def writing(option: str, path: Path) -> Iterator[None]:
-    """Around writing the file that ``option`` names.
+    """Report errors in writing the file that ``option`` names.
 
     Raises:
         UsageError: it can't be written.
@@ -83,8 +83,10 @@ def writing(option: str, path: Path) -> Iterator[None]:
 
 
 def check_suffix(option: str, path: Path, suffixes: Sequence[str]) -> None:
-    """Raises:
-    UsageError: the file that ``option`` names ends in none of ``suffixes``, in small letters or capitals.
+    """Check the ending of the file that ``option`` names, in small letters or capitals.
+
+    Raises:
+        UsageError: it is none of ``suffixes``.
     """
     name = path.name.lower()
     if not any(name.endswith(suffix) and name != suffix for suffix in suffixes):
@@ -94,7 +96,7 @@ def check_suffix(option: str, path: Path, suffixes: Sequence[str]) -> None:
 
 
 def check_target(option: str, path: Path | None, suffixes: Sequence[str] = ()) -> None:
-    """Before any work is done for it: whether a file can be written there, and replaces at most a file.
+    """Check, before any work is done for it, that a file can be written there and replaces at most a file.
 
     Raises:
         UsageError: it ends in none of ``suffixes``, where there are any; there is no such folder, nothing can be
@@ -121,7 +123,7 @@ def _problem(path: Path) -> str:
 
 
 def positive(text: str) -> int:
-    """An integer from 1 to 2**31 - 1, for ``type=``."""
+    """Read an integer from 1 to 2**31 - 1, for ``type=``."""
     value = int(text)
     if value < 1:
         raise argparse.ArgumentTypeError(f"{value} is too small; must be at least 1")
@@ -131,7 +133,7 @@ def positive(text: str) -> int:
 
 
 def minutes(text: str) -> float:
-    """A time in minutes, above 0, for ``type=``."""
+    """Read a time in minutes, above 0, for ``type=``."""
     value = float(text)
     if not 0 < value < 1e7:
         raise argparse.ArgumentTypeError(f"{value} is not a time in minutes; must be above 0")
@@ -139,7 +141,7 @@ def minutes(text: str) -> float:
 
 
 def seed(text: str) -> int:
-    """An integer from 0 to 2**31 - 1, for ``type=``."""
+    """Read an integer from 0 to 2**31 - 1, for ``type=``."""
     value = int(text)
     if not 0 <= value < 2**31:
         raise argparse.ArgumentTypeError(f"{value} is not a seed; must be from 0 to {2**31 - 1}")

@@ -1,5 +1,6 @@
-"""Settings of a run: what there is, where it comes from, and what may change when a run is resumed. Imports no torch."""
+"""Settings of a run: what there is, where they come from, what may change on resume. Imports no torch."""
 
+from ppo_tbptt.config.load import ConfigError
 from ppo_tbptt.config.schema import (
     SEED_LIMIT,
     Config,
@@ -7,11 +8,13 @@ from ppo_tbptt.config.schema import (
     EnvConfig,
     ModelConfig,
     PPOConfig,
+    Schedule,
     TrainConfig,
+    UserCoreConfig,
     describe_fields,
+    keys_marked,
     parse_overrides,
 )
-from ppo_tbptt.config.values import ConfigError, Schedule
 
 __all__ = [
     "SEED_LIMIT",
@@ -23,6 +26,8 @@ __all__ = [
     "PPOConfig",
     "Schedule",
     "TrainConfig",
+    "UserCoreConfig",
     "describe_fields",
+    "keys_marked",
     "parse_overrides",
 ]

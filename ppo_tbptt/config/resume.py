@@ -2,9 +2,8 @@
 
 from typing import Any
 
-from ppo_tbptt.config import Config, ConfigError
+from ppo_tbptt.config import Config, ConfigError, Schedule, UserCoreConfig, keys_marked
 
-_FIXED = ("model.", "core.kind", "core.hidden_size", "core.num_layers", "env.id")
 _MISSING = object()
 
 
@@ -29,18 +28,19 @@ def continued(saved: Config, config: Config) -> Config:
         ConfigError: something differs that cannot change in a run.
     """
     changes = changed_keys(saved.to_dict(), config.to_dict())
-    fixed = [key for key in changes if key.startswith(_FIXED)]
-    if fixed:
-        old, new = changes[fixed[0]]
-        raise ConfigError(
-            f"{fixed[0]}: the run was started with {old!r}, which can't become {new!r} in the middle of it; "
-            "start a new run for that"
-        )
-    spans = {}
-    for name in ("learning_rate", "entropy_coef", "clip_range"):
-        before, now = getattr(saved.ppo, name), getattr(config.ppo, name)
-        if before == now and now.final is not None and now.over_steps is None:
-            spans[name] = {"over_steps": saved.total_steps}
+    fixed = keys_marked("fixed") | ({"core"} if isinstance(config.core, UserCoreConfig) else set())
+    for key, (old, new) in changes.items():
+        if any(f"{key}.".startswith(f"{marked}.") for marked in fixed):
+            raise ConfigError(
+                f"{key}: the run was started with {old!r}, which can't become {new!r} in the middle of it; "
+                "start a new run for that"
+            )
+    spans = {
+        name: {"over_steps": saved.total_steps}
+        for name, now in config.ppo
+        if isinstance(now, Schedule) and now == getattr(saved.ppo, name)
+        if now.final is not None and now.over_steps is None
+    }
     return config.replace(ppo=spans) if saved.total_steps != config.total_steps else config
 
 

@@ -1,26 +1,125 @@
 """Every setting of a run: frozen, typed, complete. The text under a field is its help (`ppo-tbptt show --defaults`)."""
 
-import dataclasses
 import os
 import re
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Annotated, Any, Literal
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tomli_w
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    model_serializer,
+    model_validator,
+)
 
-from ppo_tbptt.config import load as config_io
-from ppo_tbptt.config.load import FieldHelp
-from ppo_tbptt.config.tree import blame, checked_tree, merged
-from ppo_tbptt.config.values import Bounds, Problem, Schedule, Table, construct, plain_tree, shown
-from ppo_tbptt.config.values import ConfigError as ConfigError  # re-exported
+from ppo_tbptt.config import fields, load
+from ppo_tbptt.config.fields import FieldHelp, shown
+from ppo_tbptt.config.load import Problem
 
 SEED_LIMIT = 2**31
-Size = Annotated[int, Bounds(1, 65_536)]
-Count = Annotated[int, Bounds(1, SEED_LIMIT)]
-Seed = Annotated[int, Bounds(0, SEED_LIMIT - 1)]
-Steps = Annotated[int, Bounds(1, 10**15)]
-Fraction = Annotated[float, Bounds(0, 1)]
+
+FIXED: Any = Field(json_schema_extra={"fixed": True})
+"""Marks what cannot change when a run is resumed."""
+SAME_SETTING: Any = Field(json_schema_extra={"same_setting": True})
+"""Marks what runs of one setting may differ in: chance, where and how safely a run is done, what it keeps of it."""
+
+Size = Annotated[int, Field(ge=1, le=65_536)]
+Count = Annotated[int, Field(ge=1, le=SEED_LIMIT)]
+CountOrZero = Annotated[int, Field(ge=0, le=SEED_LIMIT)]
+Seed = Annotated[int, Field(ge=0, le=SEED_LIMIT - 1)]
+Steps = Annotated[int, Field(ge=1, le=10**15)]
+Fraction = Annotated[float, Field(ge=0, le=1)]
+NonNegative = Annotated[float, Field(ge=0, le=1e6)]
+Positive = Annotated[float, Field(gt=0, le=1e6)]
+Nothing = Annotated[None, BeforeValidator(lambda value: None if value == "none" else value)]
+"""None, also written "none", as TOML has no such value."""
+AsTuple = BeforeValidator(lambda value: tuple(value) if isinstance(value, list) else value)
+Plain = BeforeValidator(load.plain)
+
+
+class Table(BaseModel):
+    """A table of settings, checked when it is made and constant from then on."""
+
+    model_config = ConfigDict(
+        frozen=True, strict=True, extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False
+    )
+
+    if not TYPE_CHECKING:  # there the signature is made of the fields
+
+        def __init__(self, **values: Any) -> None:
+            """Raises: ConfigError."""
+            try:
+                super().__init__(**values)
+            except ValidationError as error:
+                raise load.explain(type(self), values, error).at(f"{type(self).__name__}()") from None
+
+        __init__.__pydantic_base_init__ = True  # tables inside of others are made without it, and know their place
+
+    @model_serializer(mode="wrap")
+    def _plain(self, handler: Callable[[Any], Any]) -> Any:
+        """Leave out None where it is the default, and write "none" where it is not."""
+        defaults = {name: field.default for name, field in type(self).model_fields.items()}
+        tree = handler(self)
+        return {k: "none" if v is None else v for k, v in tree.items() if v is not None or defaults.get(k) is not None}
+
+
+class Schedule(Table):
+    """Polynomial decay over environment steps; constant without `final`. A number stands for a constant one."""
+
+    model_config = ConfigDict(json_schema_extra={"type": ["number", "object"], "minimum": 0, "maximum": 1e9})
+
+    initial: Annotated[float, Field(ge=0, le=1e9)]
+    """Value at the first step."""
+    final: Annotated[float, Field(ge=0, le=1e9)] | Nothing = None
+    """Value from `over_steps` on; none: constant at `initial`."""
+    power: Annotated[float, Field(gt=0, le=100)] = 1.0
+    """Exponent of the decay; 1 is a straight line."""
+    over_steps: Steps | Nothing = None
+    """Environment steps until `final` is reached; none: `total_steps`."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _from_number(cls, value: Any) -> Any:
+        return {"initial": value} if isinstance(value, int | float) and not isinstance(value, bool) else value
+
+    @model_validator(mode="after")
+    def _check(self) -> "Schedule":
+        for name in ("over_steps", "power"):
+            value = getattr(self, name)
+            if self.final is None and value != type(self).model_fields[name].default:
+                raise Problem((name, "final"), f"{value} has no effect without final; set final or drop {name}")
+        return self
+
+    @model_serializer(mode="wrap")
+    def _plain(self, handler: Callable[[Any], Any]) -> Any:
+        tree = handler(self)
+        return self.initial if self.final is None else {key: value for key, value in tree.items() if value is not None}
+
+    def at(self, env_steps: int, total_steps: int) -> float:
+        """`final + (initial - final) * (1 - min(env_steps / over_steps, 1)) ** power`; `final` exactly from there on.
+
+        `env_steps` were done before; `total_steps` is the span of a schedule without one of its own.
+        """
+        if self.final is None:
+            return self.initial
+        remaining = 1.0 - min(env_steps / (self.over_steps or total_steps), 1.0)
+        return self.final + (self.initial - self.final) * remaining**self.power
+
+
+def _at_most_1(schedule: Schedule) -> Schedule:
+    for name, value in (("initial", schedule.initial), ("final", schedule.final or 0)):
+        if value > 1:
+            key = "" if schedule.final is None else name
+            raise Problem((key,), f"{value} is not allowed; must be a number from 0 to 1")
+    return schedule
+
+
+Rate = Annotated[Schedule, AfterValidator(_at_most_1), Field(json_schema_extra={"maximum": 1})]
 
 
 def _check_seeds(table: Table, first: str, number: str) -> None:
@@ -29,81 +128,112 @@ def _check_seeds(table: Table, first: str, number: str) -> None:
         raise Problem((number, first), f"{text} go beyond {SEED_LIMIT}; their sum must be at most that")
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
 class EnvConfig(Table):
     """The task, and how many copies of it are played."""
 
-    id: str
+    id: Annotated[str, FIXED, Field(pattern=r"^[\w./:@+-]+$", examples=["MortarMayhem-Grid-v0"])]
     """Gymnasium id; `module:Id` imports the module first, in the workers too."""
     num_envs: Size = 32
     """Environments stepped side by side."""
-    num_workers: Annotated[int, Bounds(0, 1024)] | Literal["auto"] = "auto"
+    num_workers: Annotated[Annotated[int, Field(ge=0, le=1024)] | Literal["auto"], SAME_SETTING] = "auto"
     """Processes that share the environments, or each half; 0 runs them in this process. Results don't depend on it."""
-    double_buffering: Literal["auto", "on", "off"] = "auto"
+    double_buffering: Annotated[Literal["auto", "on", "off"], SAME_SETTING] = "auto"
     """Half of the environments step while the agent acts for the others; auto: on CUDA, from 256 environments on."""
     first_seed: Seed = 0
     """First level seed of training; each episode draws one of `num_seeds` from here on."""
     num_seeds: Count = 100_000
     """Number of level seeds to train on."""
-    max_episode_steps: Steps | None = None
+    max_episode_steps: Steps | Nothing = None
     """Truncate longer episodes; none: as the environment does by itself."""
-    replay: bool = True
+    replay: Annotated[bool, SAME_SETTING] = True
     """Checkpoints hold what brings the environments back into the middle of their episodes: level seeds and actions."""
-    step_timeout: Annotated[float, Bounds(0, 1e6, above=True)] = 60.0
+    step_timeout: Annotated[Positive, SAME_SETTING] = 60.0
     """Seconds after which a worker that has not answered is taken for hung, and is restarted."""
-    max_worker_restarts: Annotated[int, Bounds(0, SEED_LIMIT)] = 10
+    max_worker_restarts: Annotated[CountOrZero, SAME_SETTING] = 10
     """Workers that may die, hang or raise in a run before it stops."""
-    options: dict[str, Any] = dataclasses.field(default_factory=dict)
+    options: Annotated[dict[str, Any], Plain] = Field(default={})
     """The environment's own reset options, `[env.options]`."""
 
-    def check(self) -> None:
-        if not re.fullmatch(r"[\w./:@+-]+", self.id):
-            raise Problem(("id",), f"{shown(self.id)} is not an environment id; must be like MortarMayhem-Grid-v0")
+    @model_validator(mode="after")
+    def _check(self) -> "EnvConfig":
         _check_seeds(self, "first_seed", "num_seeds")
+        return self
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
 class ModelConfig(Table):
     """The feed-forward parts around the recurrent core."""
 
     hidden_size: Size = 512
     """Width of the shared hidden layer, and of one more each for policy and value."""
-    cnn_channels: tuple[Size, Size, Size] = (32, 64, 64)
+    cnn_channels: Annotated[tuple[Size, Size, Size], AsTuple] = (32, 64, 64)
     """Channels of the three convolutions that read images."""
-    cnn_features: Size | None = None
+    cnn_features: Size | Nothing = None
     """Dense layer after the convolutions; none: they feed the core directly, as in the published baseline."""
-    vector_hidden_sizes: Annotated[tuple[Size, ...], Bounds(1, 16)] = (128,)
+    vector_hidden_sizes: Annotated[tuple[Size, ...], Field(min_length=1, max_length=16), AsTuple] = (128,)
     """Layers that read vector observations."""
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
 class CoreConfig(Table):
-    """The recurrent core."""
+    """A recurrent core of this package."""
 
-    kind: Literal["none", "rnn_tanh", "rnn_relu", "gru", "lstm"] = "gru"
-    """The cell; "none" is an agent without memory, to compare with."""
-    hidden_size: Size = 512
+    kind: Annotated[
+        Literal["none", "rnn_tanh", "rnn_relu", "gru", "lstm"], FIXED, Field(examples=["my_module:MyCore"])
+    ] = "gru"
+    """The cell; "none" is an agent without memory, to compare with; "my_module:MyCore" a class of yours, which gets
+    what else is in this table."""
+    hidden_size: Annotated[Size, FIXED] = 512
     """Width of each layer's state."""
-    num_layers: Annotated[int, Bounds(1, 64)] = 1
+    num_layers: Annotated[int, FIXED, Field(ge=1, le=64)] = 1
     """Layers on top of each other."""
-    dropout: Annotated[float, Bounds(0, 1, below=True)] = 0.0
+    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
     """Dropout between layers during the update, never while acting."""
 
-    def check(self) -> None:
+    @model_validator(mode="after")
+    def _check(self) -> "CoreConfig":
         if self.dropout > 0 and self.num_layers == 1:
             text = f"dropout = {self.dropout} acts between layers, and num_layers is 1"
             raise Problem(("dropout", "num_layers"), f"{text}; must be 0, or num_layers at least 2")
+        return self
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+class UserCoreConfig(Table):
+    """A recurrent core from another package: its class, and the rest of the table as it is, for that class to check."""
+
+    model_config = ConfigDict(extra="allow")
+    kind: Annotated[str, FIXED, Field(pattern=r"^[\w.]+:[\w.]+$", examples=["my_module:MyCore"])]
+    """The module, and the class in it."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _plain_options(cls, value: Any) -> Any:
+        return load.plain(value) if isinstance(value, Mapping) else value
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """What else is in the table: a copy, of plain TOML values."""
+        return load.plain(self.model_extra)
+
+
+def _is_user_core(core: Any) -> bool:
+    kind = core.get("kind") if isinstance(core, Mapping) else None
+    return isinstance(kind, str) and ":" in kind
+
+
+def _core(value: Any) -> Any:
+    """Choose the class by ``kind``, so that errors are those of one class."""
+    if not isinstance(value, Mapping):
+        return value
+    return (UserCoreConfig if _is_user_core(value) else CoreConfig).model_validate(value)
+
+
 class PPOConfig(Table):
     """The algorithm. Learning rate, entropy coefficient and clip range are numbers or schedules over steps."""
 
-    rollout_steps: Annotated[int, Bounds(1, 1_000_000)] = 512
+    rollout_steps: Annotated[int, Field(ge=1, le=1_000_000)] = 512
     """Steps per environment between updates."""
-    sequence_length: Annotated[int, Bounds(1, 1_000_000)] | None = None
+    sequence_length: Annotated[int, Field(ge=1, le=1_000_000)] | Nothing = None
     """Longest stretch of backpropagation through time; none: whole episodes within the rollout."""
-    num_epochs: Annotated[int, Bounds(1, 1000)] = 3
+    num_epochs: Annotated[int, Field(ge=1, le=1000)] = 3
     """Passes over each rollout."""
     num_minibatches: Count = 8
     """Updates per epoch; fewer where a rollout has fewer sequences."""
@@ -111,47 +241,48 @@ class PPOConfig(Table):
     """Discount."""
     gae_lambda: Fraction = 0.95
     """Decay of generalised advantage estimation: 0 is one-step, 1 is the whole return."""
-    clip_range: Schedule = Schedule(initial=0.1)  # noqa: RUF009 (frozen)
+    clip_range: Schedule = Schedule(initial=0.1)
     """How far the probability ratio may move from 1; also bounds the value's change."""
-    learning_rate: Annotated[Schedule, Bounds(0, 1)] = Schedule(initial=2.75e-4, final=1e-5)  # noqa: RUF009
+    learning_rate: Rate = Schedule(initial=2.75e-4, final=1e-5)
     """AdamW's step size."""
-    entropy_coef: Schedule = Schedule(initial=1e-4, final=1e-6)  # noqa: RUF009
+    entropy_coef: Schedule = Schedule(initial=1e-4, final=1e-6)
     """Weight of the entropy bonus."""
-    value_coef: Annotated[float, Bounds(0, 1e6)] = 0.5
+    value_coef: NonNegative = 0.5
     """Weight of the value loss."""
-    max_grad_norm: Annotated[float, Bounds(0, 1e9, above=True)] = 0.25
+    max_grad_norm: Annotated[float, Field(gt=0, le=1e9)] = 0.25
     """Longer gradients are scaled to this global norm; 1e9 never clips."""
     normalize_advantage: bool = False
     """Give the advantages of each minibatch mean 0 and deviation 1."""
     ratio: Literal["joint", "per_branch"] = "joint"
     """One probability ratio for the whole action, or one per branch and their losses averaged (published baselines)."""
-    target_kl: Annotated[float, Bounds(0, 1e6, above=True)] | None = None
+    target_kl: Positive | Nothing = None
     """Stop updating on a rollout once the policy has moved this far; none: never."""
     weight_decay: Fraction = 0.01
     """AdamW's weight decay."""
     clip_value_loss: bool = True
     """Bound the value's change by `clip_range` too."""
 
-    def check(self) -> None:
+    @model_validator(mode="after")
+    def _check(self) -> "PPOConfig":
         if self.clip_range.initial == 0:
             raise Problem(("clip_range",), "initial is 0, so nothing can be learnt; must be above 0")
         if self.sequence_length is not None and self.sequence_length > self.rollout_steps:
             text = f"sequence_length = {self.sequence_length} is longer than rollout_steps = {self.rollout_steps}"
             remedy = "must be at most that; omit it for whole episodes"
             raise Problem(("sequence_length", "rollout_steps"), f"{text}; {remedy}")
+        return self
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
 class TrainConfig(Table):
     """When to save and to evaluate."""
 
-    checkpoint_every: Count = 50
+    checkpoint_every: Annotated[Count, SAME_SETTING] = 50
     """Iterations between checkpoints."""
-    checkpoint_minutes: Annotated[float, Bounds(0, 1e6, above=True)] | None = 15.0
+    checkpoint_minutes: Annotated[Positive | Nothing, SAME_SETTING] = 15.0
     """A checkpoint at the latest after so many minutes too; none: by iterations alone."""
-    eval_every: Annotated[int, Bounds(0, SEED_LIMIT)] = 0
+    eval_every: Annotated[CountOrZero, SAME_SETTING] = 0
     """Iterations between evaluations on held-out seeds; 0: never during training."""
-    keep_checkpoints: Count = 3
+    keep_checkpoints: Annotated[Count, SAME_SETTING] = 3
     """Periodic checkpoints kept, beside the latest and the best."""
     eval_num_seeds: Count = 50
     """Held-out level seeds per evaluation."""
@@ -163,51 +294,56 @@ class TrainConfig(Table):
     """Take the likeliest action instead of drawing one."""
     eval_max_steps: Steps = 16_384
     """Cut evaluated episodes here, as endless ones may never end."""
-    video_every: Annotated[int, Bounds(0, SEED_LIMIT)] = 100
+    video_every: Annotated[CountOrZero, SAME_SETTING] = 100
     """Iterations between videos of a held-out episode, skipped where they would take over 3 % of the time; 0: never."""
-    max_nonfinite_updates: Count = 10
+    max_nonfinite_updates: Annotated[Count, SAME_SETTING] = 10
     """Updates in a row that may be skipped because loss or gradient is not finite before the run stops."""
-    max_unwritable_minutes: Annotated[float, Bounds(0, 1e6)] = 30.0
+    max_unwritable_minutes: Annotated[NonNegative, SAME_SETTING] = 30.0
     """How long a run goes on while it cannot write its files (a full disk) before it stops."""
 
-    def check(self) -> None:
+    @model_validator(mode="after")
+    def _check(self) -> "TrainConfig":
         _check_seeds(self, "eval_first_seed", "eval_num_seeds")
+        return self
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
 class Config(Table):
     """Everything that decides a run. Defaults are the published MemoryGym baseline's, schedules ending with the run."""
 
-    seed: Seed = 1
+    seed: Annotated[Seed, SAME_SETTING] = 1
     """Seed of weights, action noise, minibatches and level choice."""
-    device: str = "auto"
-    """One of "auto" (CUDA where there is any), "cpu", "cuda", "cuda:N"."""
+    device: Annotated[
+        str, SAME_SETTING, Field(pattern=r"^(auto|cpu|cuda(:[0-9]{1,3})?)$", examples=["auto", "cpu", "cuda", "cuda:N"])
+    ] = "auto"
+    """What to compute on; auto: CUDA where there is any."""
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     """Arithmetic of the network; auto: bfloat16 on CUDA, float32 on the CPU. Weights, state and losses are float32."""
-    storage: Literal["auto", "device", "host"] = "auto"
+    storage: Annotated[Literal["auto", "device", "host"], SAME_SETTING] = "auto"
     """Where a rollout's observations lie on CUDA; auto: on the device while they fit, else page-locked on the host."""
-    deterministic: bool = False
+    deterministic: Annotated[bool, SAME_SETTING] = False
     """On CUDA only algorithms that give the same bits twice, slower; a CPU does so anyway."""
-    compile: bool = False
+    compile: Annotated[bool, SAME_SETTING] = False
     """Compile the encoder for updates, where there is a compiler. Meant for GPUs, unmeasured; no gain on a CPU."""
     total_steps: Steps
     """Environment steps to train for, over all environments (and all ranks, where several train)."""
-    env: EnvConfig
+    env: EnvConfig = Field(default={}, validate_default=True)
     """[env]"""
-    model: ModelConfig = ModelConfig()
+    model: Annotated[ModelConfig, FIXED] = ModelConfig()
     """[model]"""
-    core: CoreConfig = CoreConfig()
+    core: Annotated[CoreConfig | UserCoreConfig, BeforeValidator(_core)] = CoreConfig()
     """[core]"""
     ppo: PPOConfig = PPOConfig()
     """[ppo]"""
     train: TrainConfig = TrainConfig()
     """[train]"""
+    losses: Annotated[dict[str, NonNegative], Plain] = Field(default={})
+    """Auxiliary losses by name, or `my_module:my_loss`, each with its coefficient."""
 
-    def check(self) -> None:
-        if not re.fullmatch(r"auto|cpu|cuda(:\d{1,3})?", self.device, re.ASCII):
-            raise Problem(
-                ("device",), f'{shown(self.device)} is not a device; must be "auto", "cpu", "cuda" or "cuda:N"'
-            )
+    @model_validator(mode="after")
+    def _check(self) -> "Config":
+        for name in self.losses:
+            if not re.fullmatch(r"[\w.]+(:[\w.]+)?", name):
+                raise Problem(("losses",), f"{shown(name)} is not the name of a loss; must be like my_module:my_loss")
         if self.ppo.num_minibatches > self.batch_size:
             text = f"num_minibatches = {self.ppo.num_minibatches} exceeds the {self.batch_size} steps of a rollout"
             remedy = "must be at most ppo.rollout_steps * env.num_envs"
@@ -218,6 +354,7 @@ class Config(Table):
             text = f"evaluation seeds {held_first}..{held_last} overlap the training seeds {first}..{last}"
             keys = ("train.eval_first_seed", "train.eval_num_seeds", "env.first_seed", "env.num_seeds")
             raise Problem(keys, f"{text}; held-out seeds must not overlap them")
+        return self
 
     @property
     def batch_size(self) -> int:
@@ -226,12 +363,12 @@ class Config(Table):
 
     @property
     def num_iterations(self) -> int:
-        """The last iteration may go beyond `total_steps`: rollouts are never cut short."""
+        """Iterations of the run; the last may go beyond `total_steps`: rollouts are never cut short."""
         return -(-self.total_steps // self.batch_size)
 
     @property
     def updates_per_iteration(self) -> int:
-        """At most: rollouts with few sequences, and `target_kl`, make fewer."""
+        """Updates per iteration at most: rollouts with few sequences, and `target_kl`, make fewer."""
         return self.ppo.num_epochs * self.ppo.num_minibatches
 
     @classmethod
@@ -240,45 +377,66 @@ class Config(Table):
 
         Text is read as typed on a command line (`{"ppo.gamma": "0.9"}`, see `parse_overrides`), other values are
         taken as they are. An override replaces the whole value at its key; None clears an optional one.
-        Raises `ConfigError`, and nothing else, whatever the file holds.
+
+        Raises:
+            ConfigError: whatever is wrong with the file or an override; nothing else is raised.
         """
-        return config_io.load(Config, path, overrides or {})
+        source = os.fspath(path)
+        return cls._override(load.read_toml(source), overrides or {}, source)
 
     @classmethod
     def from_dict(cls, tree: Any, source: str = "from_dict()") -> "Config":
-        """The inverse of `to_dict`; `source` is named in errors, for `tree` may be anything."""
-        with blame(source):
-            return construct(Config, checked_tree(Config, tree))
+        """Read what `to_dict` wrote; `source` is named in errors, for `tree` may be anything."""
+        return load.validate(cls, tree, source)
 
     def override(self, overrides: Mapping[str, Any]) -> "Config":
-        """A copy with dotted overrides over it, as `load` applies them."""
-        return config_io.override(Config, self.to_dict(), overrides, "config")
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain nested tables, lists, text and numbers; what is None by default is left out."""
-        return plain_tree(self)
-
-    def to_toml(self) -> str:
-        return tomli_w.dumps(self.to_dict())
+        """Return a copy with dotted overrides over it, as `load` applies them."""
+        return self._override(self.to_dict(), overrides, "config")
 
     def replace(self, **changes: Any) -> "Config":
-        """A changed copy. Dicts are merged at every depth, so the rest of their table (or schedule) stays.
+        """Return a changed copy. Dicts are merged at every depth, so the rest of their table (or schedule) stays.
 
         An option set to None is removed; a `Schedule` or a table object replaces the whole.
         """
-        with blame("replace()"):
-            return construct(Config, merged(Config, self.to_dict(), changes))
+        tree = _without_other_core(self.to_dict(), changes.get("core"))
+        tree = load.merge(fields.schema_of(Config), tree, changes, depth=load.MAX_OPTION_DEPTH + 2)
+        return load.validate(Config, tree, "replace()")
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain nested tables, lists, text and numbers; what is None by default is left out."""
+        return self.model_dump(mode="json")
+
+    def to_toml(self) -> str:
+        """Write `to_dict` as TOML."""
+        return tomli_w.dumps(self.to_dict())
+
+    @classmethod
+    def _override(cls, tree: dict[str, Any], overrides: Mapping[str, Any], source: str) -> "Config":
+        kind = {"kind": overrides["core.kind"]} if "core.kind" in overrides else None
+        return load.override(cls, _without_other_core(tree, kind), overrides, source)
+
+
+def _without_other_core(tree: dict[str, Any], core: Any) -> dict[str, Any]:
+    """Empty the core's table where the core is to be one of the other class: their options are not the same."""
+    before = tree.get("core")
+    is_other = isinstance(core, Mapping) and "kind" in core and _is_user_core(core) != _is_user_core(before)
+    return {**tree, "core": {}} if is_other and isinstance(before, Mapping) else tree
 
 
 def parse_overrides(argv: Sequence[str]) -> dict[str, str]:
-    """`["--ppo.learning-rate", "1e-4", "--core.kind=lstm"]` as `{"ppo.learning_rate": "1e-4", "core.kind": "lstm"}`.
+    """Read `["--ppo.learning-rate", "1e-4", "--core.kind=lstm"]` as `{"ppo.learning_rate": "1e-4", ...}`.
 
     Keys are checked, values are read by `Config.load`: TOML, or a bare word for text; `1e6` where a whole number is
     wanted; `none` clears an optional value.
     """
-    return config_io.parse_overrides(Config, argv)
+    return load.parse_overrides(Config, argv)
 
 
 def describe_fields() -> list[FieldHelp]:
-    """Every setting with its type, default and help, in the order of the tables."""
-    return config_io.describe_fields(Config)
+    """List every setting with its type, default and help, in the order of the tables."""
+    return fields.describe_fields(Config)
+
+
+def keys_marked(mark: Literal["fixed", "same_setting"]) -> frozenset[str]:
+    """Return the dotted keys of the fields, and of the whole tables, that `FIXED` or `SAME_SETTING` stands at."""
+    return fields.keys_marked(Config, mark)

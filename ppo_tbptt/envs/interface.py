@@ -9,15 +9,17 @@ import gymnasium as gym
 import numpy as np
 from gymnasium import spaces
 
+from ppo_tbptt.runtime.errors import InputError, RunError
 
-class EnvError(ValueError):
+
+class EnvError(InputError):
     """The request cannot be met: unknown id, unsupported space, unknown or impossible reset option.
 
     The message is one line that says what to change.
     """
 
 
-class WorkerError(RuntimeError):
+class WorkerError(RunError):
     """An environment raised, returned something that is not a number, or a worker process died.
 
     The message names the environment and its level seed, and ends with the traceback where there is one.

@@ -13,18 +13,18 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ppo_tbptt.config.values import shorten
 from ppo_tbptt.evaluation.policy import Policy
 from ppo_tbptt.models import Agent
 from ppo_tbptt.models.compile import quiet
 from ppo_tbptt.run.files import replacing
+from ppo_tbptt.runtime.errors import InputError, shorten
 
 TOLERANCE = 1e-3
 """Largest difference between the outputs of graph and agent, absolute and relative."""
 PACKAGES = "pip install 'ppo-tbptt[onnx]'"
 
 
-class ExportError(ValueError):
+class ExportError(InputError):
     """Why no graph was written, in one line."""
 
 

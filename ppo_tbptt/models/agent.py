@@ -7,7 +7,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from ppo_tbptt.config import Config, ConfigError
+from ppo_tbptt.config import Config, ConfigError, CoreConfig
 from ppo_tbptt.envs import EnvError, EnvSpec
 from ppo_tbptt.models.cores import CORES
 from ppo_tbptt.models.encoders import Encoder
@@ -114,6 +114,8 @@ def build_agent(config: Config, spec: EnvSpec, device: torch.device) -> Agent:
     Raises:
         ConfigError: a network that does not fit the environment.
     """
+    if not isinstance(config.core, CoreConfig):
+        raise ConfigError(f"core.kind: {config.core.kind!r}: cores of other packages can't be built yet")
     try:
         agent = Agent(
             {key: array.shape for key, array in spec.obs.items()},

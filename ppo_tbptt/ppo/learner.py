@@ -15,6 +15,7 @@ from ppo_tbptt.ppo.all_reduce import Moments, share_gradients, share_moments, sh
 from ppo_tbptt.ppo.losses import normalize, ppo_loss
 from ppo_tbptt.ppo.sequences import cut, gather, padding_fraction, split
 from ppo_tbptt.runtime.distributed import World
+from ppo_tbptt.runtime.errors import RunError
 from ppo_tbptt.runtime.pinned import to_device
 from ppo_tbptt.runtime.timing import Timer
 from ppo_tbptt.types import LossStats, Minibatch, Obs, Rollout, Targets
@@ -38,7 +39,7 @@ class UpdateStats:
     padding_fraction: float
 
 
-class NonFiniteError(RuntimeError):
+class NonFiniteError(RunError):
     """Too many updates in a row had a loss or gradient that was NaN or infinite; the weights are those before them.
 
     minibatch: the (last) one it happened with, None where this rank had no part in it.

@@ -12,6 +12,7 @@ from typing import Any, BinaryIO
 import torch
 
 from ppo_tbptt.run.files import replacing
+from ppo_tbptt.runtime.errors import InputError
 
 FORMAT = 2
 """Increased whenever an older reader could misunderstand a newer file."""
@@ -19,7 +20,7 @@ _FOOTER = re.compile(rb"\nppo_tbptt checkpoint, format (\d{4}), sha256 ([0-9a-f]
 _FOOTER_LENGTH = len(b"\nppo_tbptt checkpoint, format 0000, sha256 \n") + 64
 
 
-class CheckpointError(ValueError):
+class CheckpointError(InputError):
     """One line that names the file and its fault."""
 
 

@@ -8,10 +8,12 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO, NoReturn
 
+from ppo_tbptt.runtime.errors import InputError
+
 
 @contextmanager
 def replacing(path: Path) -> Iterator[BinaryIO]:
-    """A file to write that becomes ``path`` in one step at the end.
+    """Open a file to write that becomes ``path`` in one step at the end.
 
     It lies beside ``path`` under a temporary name and is flushed to the disk before it takes the final one: a failed or
     interrupted write leaves the old file as it was.
@@ -42,12 +44,12 @@ MAX_BYTES = 2**28
 """Of a file. An evaluation of 1,000 episodes has about 0.2 MB."""
 
 
-class JsonError(ValueError):
-    """One line that names the file and what is wrong with it."""
+class JsonError(InputError):
+    """Names the file and what is wrong with it."""
 
 
 def read_json(path: Path, max_bytes: int = MAX_BYTES) -> dict[str, Any]:
-    """The object in ``path``.
+    """Read the object in ``path``.
 
     Raises:
         JsonError: missing, unreadable, no regular file, too large, or not an object that `parse_json` accepts.
@@ -68,7 +70,7 @@ def read_json(path: Path, max_bytes: int = MAX_BYTES) -> dict[str, Any]:
 
 
 def parse_json(data: bytes) -> dict[str, Any]:
-    """An object of text, finite numbers (whole ones of at most 64 bits), booleans, null, lists and objects.
+    """Read an object of text, finite numbers (whole ones of at most 64 bits), booleans, null, lists and objects.
 
     Raises:
         ValueError: anything else, in one line.

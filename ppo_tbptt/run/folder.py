@@ -9,9 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from ppo_tbptt.run.checkpoint import CheckpointError, load_verified, verify_checkpoint
+from ppo_tbptt.runtime.errors import InputError
 
 
-class RunDirError(ValueError):
+class RunDirError(InputError):
     """One line that names the folder and its fault."""
 
 

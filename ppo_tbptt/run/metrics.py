@@ -9,12 +9,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ppo_tbptt.run.files import parse_json, write_text
+from ppo_tbptt.runtime.errors import InputError
 
 MAX_LINE_BYTES = 2**20
 
 
-class MetricsError(ValueError):
-    """One line that names the file, the line and what is wrong with it."""
+class MetricsError(InputError):
+    """Names the file, the line and what is wrong with it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -82,7 +83,7 @@ class MetricsWriter:
 
 
 def read_metrics(path: Path) -> list[dict[str, float]]:
-    """The rows of a ``metrics.jsonl``; a torn last line (of a killed run) is left out.
+    """Read the rows of a ``metrics.jsonl``; a torn last line (of a killed run) is left out.
 
     Raises:
         MetricsError: missing, unreadable, or a line that is no row stands before the last.

@@ -16,9 +16,10 @@ from ppo_tbptt.run.folder import RunDir, RunDirError, RunLock, remove_temporary_
 from ppo_tbptt.run.metrics import MetricsWriter, Report
 from ppo_tbptt.run.tensorboard import TensorBoard
 from ppo_tbptt.runtime.device import versions
+from ppo_tbptt.runtime.errors import RunError
 
 
-class UnwritableError(RuntimeError):
+class UnwritableError(RunError):
     """One line: what could not be written, for how long, and why."""
 
 

@@ -11,10 +11,12 @@ from pathlib import Path
 
 import torch
 
+from ppo_tbptt.runtime.errors import InputError
+
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # of malloc.h
 
 
-class DeviceError(ValueError):
+class DeviceError(InputError):
     """One line: the requested device does not exist."""
 
 

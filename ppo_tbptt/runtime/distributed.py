@@ -23,6 +23,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from ppo_tbptt.runtime.device import DeviceError
+from ppo_tbptt.runtime.errors import RunError
 
 GLOO_TIMEOUT = timedelta(hours=24)
 """Limit of waiting for a busy rank, such as rank 0 while it evaluates."""
@@ -30,7 +31,7 @@ NCCL_TIMEOUT = timedelta(minutes=10)
 """Limit of waiting within an update."""
 
 
-class DistributedError(RuntimeError):
+class DistributedError(RunError):
     """One line: the ranks can't communicate, usually because one has ended."""
 
 

@@ -11,7 +11,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import ExitStack, closing, contextmanager, suppress
-from dataclasses import asdict, astuple
+from dataclasses import astuple
 from typing import Any, SupportsInt
 
 import numpy as np
@@ -94,7 +94,7 @@ def remote_env(config: EnvConfig) -> Iterator[RemoteEnv]:
     with ours, subprocess.Popen(command, stdin=subprocess.DEVNULL, pass_fds=(theirs.fileno(),)) as process:
         theirs.close()
         try:
-            channel.send_json(ours, asdict(config))
+            channel.send_json(ours, config.model_dump(mode="json"))
             yield RemoteEnv(ours)
         finally:
             ours.close()  # ends the process

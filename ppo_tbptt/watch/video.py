@@ -13,6 +13,7 @@ import numpy as np
 from PIL import Image
 
 from ppo_tbptt.run.files import replacing
+from ppo_tbptt.runtime.errors import InputError
 from ppo_tbptt.watch.drawing import draw
 from ppo_tbptt.watch.recording import Recording
 
@@ -20,7 +21,7 @@ SUFFIXES = (".mp4", ".gif")
 """File suffixes that can be written."""
 
 
-class VideoError(ValueError):
+class VideoError(InputError):
     """Why a video can't be written, in one line."""
 
 

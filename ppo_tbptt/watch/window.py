@@ -8,6 +8,7 @@ from time import monotonic
 import numpy as np
 
 from ppo_tbptt.evaluation.policy import Policy
+from ppo_tbptt.runtime.errors import InputError
 from ppo_tbptt.watch.drawing import draw, text_line
 from ppo_tbptt.watch.environment import Env
 from ppo_tbptt.watch.recording import Recording, begin_episode, step_episode
@@ -17,7 +18,7 @@ REST_S = 1.5
 """Seconds for which the last picture of an episode is shown before the next one begins."""
 
 
-class WindowError(ValueError):
+class WindowError(InputError):
     """Why no window can be opened, in one line."""
 
 
