@@ -4,6 +4,9 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+Moments = tuple[Float[Tensor, ""], Float[Tensor, ""]]
+"""Mean and (population) standard deviation of a minibatch's advantages."""
+
 
 def gae(
     reward: Float[Tensor, "T N"],
@@ -14,7 +17,7 @@ def gae(
     gamma: float,
     gae_lambda: float,
 ) -> Float[Tensor, "T N"]:
-    """Advantages ``A_t = delta_t + gamma * lambda * (1 - end_t) * A_{t+1}``, all on the device of the inputs.
+    """Compute advantages ``A_t = delta_t + gamma * lambda * (1 - end_t) * A_{t+1}`` on the device of the inputs.
 
     ``next_value`` is the value of the true successor (0 after a terminal step, the bootstrap after a truncation),
     so ``delta_t = reward_t + gamma * next_value_t - value_t`` holds everywhere, and ``end`` (terminated or
@@ -35,3 +38,14 @@ def gae(
         decay = torch.cat((decay[:-reach] * later_decay, torch.zeros_like(decay[-reach:])))
         reach *= 2
     return advantage
+
+
+def normalize(advantage: Float[Tensor, "M"], moments: Moments | None = None) -> Float[Tensor, "M"]:
+    """Shift and scale to zero mean and unit (population) variance; a single step becomes 0.
+
+    Args:
+        advantage: of the steps of a minibatch that count.
+        moments: those of the whole minibatch, where these steps are only a part of it.
+    """
+    mean, deviation = moments or (advantage.mean(), advantage.std(correction=0))
+    return (advantage - mean) / (deviation + 1e-8)

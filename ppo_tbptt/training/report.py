@@ -6,7 +6,6 @@ import numpy as np
 import torch
 
 from ppo_tbptt.envs import Episode, Restarts
-from ppo_tbptt.ppo.learner import UpdateStats
 from ppo_tbptt.runtime.distributed import World
 from ppo_tbptt.types import Rollout, Targets
 
@@ -29,32 +28,12 @@ def episode_scalars(episodes: list[Episode]) -> dict[str, float]:
     return count | {tag: float(np.mean(values)) for tag, values in columns.items()}
 
 
-def update_scalars(stats: UpdateStats) -> dict[str, float]:
-    loss = stats.loss
-    return {
-        "loss/total": loss["loss"],
-        "loss/policy": loss["policy_loss"],
-        "loss/value": loss["value_loss"],
-        "policy/entropy": loss["entropy"],
-        "policy/approx_kl": loss["approx_kl"],
-        "policy/clip_fraction": loss["clip_fraction"],
-        "optim/grad_norm": loss["grad_norm"],
-        "optim/learning_rate": stats.learning_rate,
-        "optim/entropy_coef": stats.entropy_coef,
-        "optim/clip_range": stats.clip_range,
-        "optim/updates": float(stats.num_updates),
-        "sequences/count": float(stats.num_sequences),
-        "sequences/mean_length": stats.mean_length,
-        "sequences/padding_fraction": stats.padding_fraction,
-    }
-
-
 def explained_variance(rollout: Rollout, targets: Targets, world: World) -> dict[str, float]:
     """1 - Var(return - value) / Var(return); nothing where all returns are equal."""
-    variance = world.variance(targets.ret)
+    variance = world.variance(targets.value_target)
     if variance == 0:
         return {}
-    return {"policy/explained_variance": 1 - world.variance(targets.ret - rollout.value) / variance}
+    return {"policy/explained_variance": 1 - world.variance(targets.value_target - rollout.value) / variance}
 
 
 @dataclass(slots=True)

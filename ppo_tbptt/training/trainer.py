@@ -22,9 +22,10 @@ from ppo_tbptt.evaluation.evaluate import Evaluation, evaluate
 from ppo_tbptt.models.agent import build_agent
 from ppo_tbptt.models.compile import CompileError, compile_encoder
 from ppo_tbptt.ppo.advantages import gae
-from ppo_tbptt.ppo.all_reduce import share_weights
+from ppo_tbptt.ppo.all_reduce import broadcast_parameters
 from ppo_tbptt.ppo.collector import Collected, Sampler, rollout_storage
 from ppo_tbptt.ppo.learner import Learner, NonFiniteError, UpdateStats
+from ppo_tbptt.ppo.losses import build_losses
 from ppo_tbptt.run.checkpoint import CheckpointError, save_checkpoint
 from ppo_tbptt.run.folder import RunDir
 from ppo_tbptt.run.metrics import Report
@@ -34,7 +35,7 @@ from ppo_tbptt.runtime.device import prepare_device, resolve_precision, versions
 from ppo_tbptt.runtime.distributed import World
 from ppo_tbptt.runtime.rng import Streams
 from ppo_tbptt.runtime.timing import Timer
-from ppo_tbptt.training.report import FaultCounts, episode_scalars, explained_variance, headline, update_scalars
+from ppo_tbptt.training.report import FaultCounts, episode_scalars, explained_variance, headline
 from ppo_tbptt.training.state import check_saved_state, go_on, saved_episodes
 from ppo_tbptt.types import Carry, Rollout, Targets
 from ppo_tbptt.watch.training_video import TrainingVideos
@@ -114,6 +115,7 @@ class Trainer(Iterator[Report]):
             generator=self.streams.permutation,
             world=self.world,
             max_nonfinite=config.train.max_nonfinite_updates,
+            auxiliary=build_losses(getattr(config, "losses", {}), self.agent),
         )
         self.iteration = 0
         self.env_steps = 0
@@ -133,7 +135,7 @@ class Trainer(Iterator[Report]):
             self.notes.append(f"observations are stored on the host: {num_bytes / 1e9:.1f} GB")
         if restore is not None:
             self._load_state(restore)
-        share_weights(self.world, self.agent)
+        broadcast_parameters(self.world, self.learner.parameters())
         if config.compile:
             self._compile()
         self.run: RunDir | None = None
@@ -233,7 +235,7 @@ class Trainer(Iterator[Report]):
         episodes = self._of_all_ranks(collected.episodes)
         scalars = {
             **episode_scalars(episodes),
-            **update_scalars(stats),
+            **stats.scalars,
             **explained_variance(collected.rollout, targets, self.world),
             **self._fault_scalars(collected, stats),
             "time/steps_per_second": self.batch_size / seconds,
@@ -296,7 +298,7 @@ class Trainer(Iterator[Report]):
             gamma=ppo.gamma,
             gae_lambda=ppo.gae_lambda,
         )
-        return Targets(advantage=advantage, ret=advantage + rollout.value)
+        return Targets(advantage=advantage, value_target=advantage + rollout.value)
 
     def _of_all_ranks(self, episodes: list[Episode]) -> list[Episode]:
         if self.world.size == 1:
@@ -430,7 +432,7 @@ class Trainer(Iterator[Report]):
             "best": self.best,
             "recent": list(self._recent),
             "agent": self.agent.state_dict(),
-            "optimizer": self.learner.optimizer.state_dict(),
+            **self.learner.state_dict(),
             "level_seeds": torch.cat(counts).tolist(),
             "generators": first,
             "generators_of_other_ranks": others,
@@ -453,7 +455,7 @@ class Trainer(Iterator[Report]):
             self.agent.load_state_dict(tree["agent"])
             self.iteration, self.env_steps = tree["iteration"], tree["env_steps"]
             if self.iteration:
-                self.learner.load_optimizer(tree["optimizer"])
+                self.learner.load_state_dict(tree)
             self.best = tree["best"]
             self._recent.extend(tree["recent"])
             counts, missing = tree["level_seeds"], [0] * (self.config.env.num_envs * self.world.size)
