@@ -74,9 +74,10 @@ def test_onnx_plays_the_same_episode(env_id: str, core: str, num_layers: int, tm
         logits, value, *after = session.run(None, {**batch, "state": state} if size else batch)
         with torch.no_grad():
             tensors = {key: torch.from_numpy(x) for key, x in batch.items()}
-            expected, expected_value, ours = policy.agent.step(tensors, ours)
-        np.testing.assert_allclose(logits, expected, atol=1e-4)
-        np.testing.assert_allclose(value, expected_value, atol=1e-4, rtol=1e-4)
+            expected = policy.agent.step(tensors, ours)
+        ours = expected.state_out
+        np.testing.assert_allclose(logits, expected.logits, atol=1e-4)
+        np.testing.assert_allclose(value, expected.value, atol=1e-4, rtol=1e-4)
         state = after[0] if size else state
         np.testing.assert_allclose(state, ours, atol=1e-4, rtol=1e-4)
         action = policy.act(obs, greedy=True)

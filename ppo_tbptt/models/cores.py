@@ -7,22 +7,22 @@ such a class in any module, named ``kind = "module:Class"``; :mod:`ppo_tbptt.mod
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from itertools import groupby
-from typing import Any, ClassVar, Protocol
+from typing import Any, ClassVar
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
-from ppo_tbptt.config import ConfigError
+from ppo_tbptt.config import ConfigError, CoreConfig
 from ppo_tbptt.models.plugins import load_plugin, one_line
 
 
 class Core(nn.Module, ABC):
     """Turns features into features with memory.
 
-    Constructed as ``(input_size, config)``. A subclass sets ``state_size`` (D), the width of the state, 0 for no memory,
-    and ``output_size`` (H). A user's core has a class ``Config`` too, whose keyword arguments are the options beside
+    Constructed as ``(input_size, config)``. A subclass sets ``state_size`` (D), the width of the state, 0 without
+    memory, and ``output_size`` (H). A user's core has a class ``Config`` too, whose keyword arguments are the options beside
     ``kind`` in the config's ``[core]``, and whose instance is ``config``.
     """
 
@@ -85,26 +85,13 @@ class NoMemory(Core):
         return x, state
 
 
-class LayersConfig(Protocol):
-    """Options of torch's recurrent modules."""
-
-    @property
-    def hidden_size(self) -> int: ...
-    @property
-    def num_layers(self) -> int: ...
-    @property
-    def dropout(self) -> float:
-        """Between layers, in training only."""
-        ...
-
-
 class TorchCore(Core):
     """``torch.nn``'s RNN, GRU or LSTM. The state is laid out as ``[part, layer, hidden]`` (parts: h, and c of LSTM)."""
 
     rnn_class: ClassVar[type[nn.RNN] | type[nn.GRU] | type[nn.LSTM]]
     rnn_options: ClassVar[Mapping[str, str]] = {}
 
-    def __init__(self, input_size: int, config: LayersConfig) -> None:
+    def __init__(self, input_size: int, config: CoreConfig) -> None:
         super().__init__()
         self.rnn = rnn = self.rnn_class(
             input_size, config.hidden_size, config.num_layers, dropout=config.dropout, **self.rnn_options

@@ -109,22 +109,20 @@ def build_losses(coefs: Mapping[str, float], agent: Agent) -> list[AuxiliaryLoss
     Raises:
         ConfigError: no such loss, one that can't be built, or two of one name.
     """
-    losses: list[AuxiliaryLoss] = []
-    taken = {"total", "policy", "value"}
+    losses: dict[str, AuxiliaryLoss] = {}
     for name, coef in coefs.items():
+        tag = name.rpartition(":")[2]
+        if tag in losses or tag in ("total", "policy", "value"):
+            raise ConfigError(f"losses: {name!r}: there is a loss of the name {tag!r} already")
         loss = LOSSES.get(name) or load_plugin("losses", name, LOSSES)
         if isinstance(loss, type):
             try:
                 loss = loss(agent)
             except (TypeError, ValueError) as error:
                 raise ConfigError(f"losses: {name!r}: {one_line(error)}") from error
+        if isinstance(loss, nn.Module):
+            loss = loss.to(agent.device)
         if not callable(loss):
             raise ConfigError(f"losses: {name!r}: {type(loss).__name__} can't be called as (batch, output)")
-        tag = name.rpartition(":")[2]
-        if tag in taken:
-            raise ConfigError(f"losses: {name!r}: there is a loss of the name {tag!r} already")
-        taken.add(tag)
-        losses.append(
-            AuxiliaryLoss(name=tag, coef=coef, loss=loss.to(agent.device) if isinstance(loss, nn.Module) else loss)
-        )
-    return losses
+        losses[tag] = AuxiliaryLoss(name=tag, coef=coef, loss=loss)
+    return list(losses.values())
