@@ -4,6 +4,7 @@ import itertools
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import fields, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -138,7 +139,8 @@ def naive_unroll(
         sequences_per_step=torch.tensor([0]),
     )
     names = [f.name for f in fields(AgentOutput) if f.name != "extras"]
-    return batch, AgentOutput(**{name: torch.cat([getattr(x, name) for x in outputs]) for name in names})
+    rows: Any = {name: torch.cat([getattr(x, name) for x in outputs]) for name in names}
+    return batch, AgentOutput(**rows)
 
 
 def warmed_up(start: Tensor, length: int | None) -> Sequences:

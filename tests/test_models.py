@@ -52,7 +52,7 @@ class Leaky(Core):
 
 
 @pytest.mark.parametrize("core_class", [Stretches, Leaky])
-def test_cores_with_nothing_but_forward_keep_the_contract(core_class: type[Core]) -> None:
+def test_cores_with_nothing_but_forward_keep_the_contract(core_class: Any) -> None:
     check_core(core_class, core_config("lstm", 2, 0.5))
 
 
@@ -107,7 +107,7 @@ class Detached(Leaky):
         (Detached, "gradients of unroll"),
     ],
 )
-def test_the_contract_sees_what_is_broken(core_class: type[Core], complaint: str) -> None:
+def test_the_contract_sees_what_is_broken(core_class: Any, complaint: str) -> None:
     with pytest.raises(AssertionError, match=f"^{core_class.__name__}: .*{complaint}"):
         check_core(core_class, None)
 
@@ -282,5 +282,5 @@ def test_sampling_among_many_choices() -> None:
     before = torch.full((4096, 1000), 1e-3)
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
         sample(before, torch.rand(4096, 1), (1000,))
-    largest = max(event.cpu_memory_usage for event in profile.events())
+    largest = max(event.cpu_memory_usage for event in profile.events() or [])
     assert largest <= 8 * 8 * before.numel()

@@ -96,13 +96,15 @@ class Encoder(nn.Module):
         self.parts = nn.ModuleDict()
         self.names: dict[str, str] = {}
         """Of each observation's encoder in ``parts``."""
+        self.output_size = 0
         for key, shape in obs_shapes.items():
-            self.names[key] = name = _module_name(key, self.parts)
             if len(shape) == 3:
-                self.parts[name] = NatureCNN((shape[0], shape[1], shape[2]), config.cnn_channels, config.cnn_features)
+                part = NatureCNN((shape[0], shape[1], shape[2]), config.cnn_channels, config.cnn_features)
             else:
-                self.parts[name] = MLP(shape[0], config.vector_hidden_sizes)
-        self.output_size = sum(part.output_size for part in self.parts.values())
+                part = MLP(shape[0], config.vector_hidden_sizes)
+            self.names[key] = name = _module_name(key, self.parts)
+            self.parts[name] = part
+            self.output_size += part.output_size
 
     def forward(self, obs: Obs) -> Float[Tensor, "M F"]:
         features = [self.parts[name](obs[key]) for key, name in self.names.items()]

@@ -114,7 +114,7 @@ def build_losses(coefs: Mapping[str, float], agent: Agent) -> list[AuxiliaryLoss
         tag = name.rpartition(":")[2]
         if tag in losses or tag in ("total", "policy", "value"):
             raise ConfigError(f"losses: {name!r}: there is a loss of the name {tag!r} already")
-        loss = LOSSES.get(name) or load_plugin("losses", name, LOSSES)
+        loss: Any = LOSSES.get(name) or load_plugin("losses", name, LOSSES)
         if isinstance(loss, type):
             try:
                 loss = loss(agent)
