@@ -184,7 +184,7 @@ def build_core(input_size: int, config: Any) -> Core:
     Args:
         input_size: number of features F.
         config: the config's ``[core]``; a built-in core is given it as it is, a user's own an instance of its
-            ``Config`` made of the options beside ``kind``.
+            ``Config`` made of the ``options``.
 
     Raises:
         ConfigError: no such core, or one that refuses its options or is no core.
@@ -198,7 +198,7 @@ def build_core(input_size: int, config: Any) -> Core:
     if not hasattr(core_class, "Config"):
         raise ConfigError(f"{where}: has no class Config to hold its options")
     try:
-        core = core_class(input_size, core_class.Config(**_options(config)))
+        core = core_class(input_size, core_class.Config(**config.options))
     except (TypeError, ValueError) as error:
         raise ConfigError(f"{where}: {one_line(error)}") from error
     for name, least in (("state_size", 0), ("output_size", 1)):
@@ -206,11 +206,3 @@ def build_core(input_size: int, config: Any) -> Core:
         if type(size) is not int or size < least:
             raise ConfigError(f"{where}: its {name} is {size!r}; must be a whole number from {least} on")
     return core
-
-
-def _options(config: Any) -> dict[str, Any]:
-    """Return the options beside ``kind``, which a config holds as a mapping ``options`` or as attributes."""
-    if hasattr(config, "options"):
-        return dict(config.options)
-    options = {**vars(config), **(getattr(config, "model_extra", None) or {})}
-    return {name: value for name, value in options.items() if name != "kind"}

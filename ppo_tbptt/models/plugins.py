@@ -1,6 +1,7 @@
 """What a config names as ``module:name``: cores and losses from modules of the user's own."""
 
 from importlib import import_module
+from operator import attrgetter
 from typing import Any
 
 import torch
@@ -27,7 +28,7 @@ def load_plugin(key: str, name: str, known: Any) -> Any:
         builtin = ", ".join(known) or "none"
         raise ConfigError(f"{key}: {name!r} is unknown; must be module:name or built in ({builtin})")
     try:
-        return getattr(import_module(module), attribute)
+        return attrgetter(attribute)(import_module(module))
     except OUT_OF_MEMORY:
         raise
     except Exception as error:  # a module may raise anything while it is imported
