@@ -35,7 +35,7 @@ class Carry:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Rollout:
-    """T steps of N environments. The tensors are storage that a :class:`~ppo_tbptt.ppo.collector.Sampler` fills in place."""
+    """T steps of N environments, in storage that a :class:`~ppo_tbptt.ppo.collector.Sampler` fills in place."""
 
     obs: Obs
     start: Bool[Tensor, "T N"]

@@ -114,3 +114,20 @@ def test_steps_that_do_not_count_only_warm_the_state(normalize: bool, monkeypatc
     scalars = learner.update(rollout, targets, 0, Timer()).scalars
     assert {tag: scalars[tag] for tag in figures} == pytest.approx({k: float(x) for k, x in figures.items()}, abs=1e-5)
     assert scalars["loss/total"] == pytest.approx(expected.item(), abs=1e-5)
+
+
+def test_hooks_run_around_every_epoch_and_may_change_the_rollout() -> None:
+    agent = small_agent("gru")
+    rollout = fake_rollout(agent, torch.zeros(8, 2, dtype=torch.bool))
+    learner = Learner(agent, PPOConfig(num_epochs=2, num_minibatches=1), total_steps=1000, generator=torch.Generator())
+    calls: list[tuple[str, int]] = []
+
+    def stale(epoch: int) -> None:
+        calls.append(("before", epoch))
+        rollout.log_prob.fill_(float("nan") if epoch else -1.0)
+
+    stats = learner.update(
+        rollout, fake_targets(rollout), 0, Timer(), before_epoch=stale, after_epoch=lambda k: calls.append(("after", k))
+    )
+    assert calls == [("before", 0), ("after", 0), ("before", 1), ("after", 1)]
+    assert (stats.num_updates, stats.num_nonfinite) == (2, 1)

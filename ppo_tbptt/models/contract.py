@@ -1,9 +1,9 @@
 """What training relies on in a recurrent core, checked in one call.
 
-    from ppo_tbptt.models.contract import check_core
+from ppo_tbptt.models.contract import check_core
 
-    def test_my_core() -> None:
-        check_core(MyCore, MyCore.Config(width=8))
+def test_my_core() -> None:
+    check_core(MyCore, MyCore.Config(width=8))
 """
 
 from dataclasses import dataclass

@@ -22,15 +22,15 @@ class Core(nn.Module, ABC):
     """Turns features into features with memory.
 
     Constructed as ``(input_size, config)``. A subclass sets ``state_size`` (D), the width of the state, 0 without
-    memory, and ``output_size`` (H). A user's core has a class ``Config`` too, whose keyword arguments are the options beside
-    ``kind`` in the config's ``[core]``, and whose instance is ``config``.
+    memory, and ``output_size`` (H). A user's core has a class ``Config`` too, whose keyword arguments are the options
+    beside ``kind`` in the config's ``[core]``, and whose instance is ``config``.
     """
 
     Config: ClassVar[Any]
     state_size: int
     output_size: int
 
-    def __init__(self) -> None:
+    def __init__(self, *_: Any) -> None:
         super().__init__()
         self.register_buffer("_like", torch.empty(0), persistent=False)  # knows dtype and device
 

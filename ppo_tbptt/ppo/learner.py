@@ -129,11 +129,13 @@ class Learner:
         if list(losses) != list(self.loss_modules):  # the numbers of their parameters are others
             parameters = list(self.agent.parameters())
         state = {number: x for number, x in tree["optimizer"]["state"].items() if number < len(parameters)}
+        if not state:
+            raise ValueError("the optimiser has no state")
         settings = self.optimizer.state_dict()["param_groups"]
         self.optimizer.load_state_dict({"state": state, "param_groups": settings})
         for parameter in parameters:
-            state = self.optimizer.state[parameter]
-            if state["exp_avg"].shape != parameter.shape or state["exp_avg_sq"].shape != parameter.shape:
+            moments = self.optimizer.state.get(parameter, {})  # none of what has never had a gradient
+            if any(moments[name].shape != parameter.shape for name in ("exp_avg", "exp_avg_sq") if moments):
                 raise ValueError("the optimiser's state is of another network")
 
     # --- one minibatch ---------------------------------------------------------------------------------------------
@@ -257,13 +259,7 @@ class Learner:
         tags = steps[0].tags
         means = torch.cat([_means(steps), torch.stack([step.skipped for step in steps])]).tolist()
         skipped = [bool(flag) for flag in means[len(tags) :]]
-        for step, skip in zip(steps, skipped, strict=True):
-            self._nonfinite_in_a_row = self._nonfinite_in_a_row + 1 if skip else 0
-            if self._nonfinite_in_a_row >= self.max_nonfinite:
-                text = f"loss or gradient was NaN or infinite in {self._nonfinite_in_a_row} updates in a row"
-                raise NonFiniteError(
-                    f"{text}; they were skipped", minibatch(step.part.ids) if step.part.steps else None
-                )
+        self._count_skipped(steps, skipped, minibatch)
         padding = [padding_fraction(sequences, [x.part.ids for x in epoch if len(x.part.ids)]) for epoch in epochs]
         lengths = sequences.lengths
         own = [len(lengths), int(lengths.sum()), sum(padding) / len(padding)]
@@ -280,9 +276,23 @@ class Learner:
         }
         return UpdateStats(scalars=scalars, num_updates=len(steps), num_nonfinite=sum(skipped))
 
+    def _count_skipped(self, steps: list[_Step], skipped: list[bool], minibatch: Callable[[Tensor], Minibatch]) -> None:
+        for step, skip in zip(steps, skipped, strict=True):
+            self._nonfinite_in_a_row = self._nonfinite_in_a_row + 1 if skip else 0
+            if self._nonfinite_in_a_row >= self.max_nonfinite:
+                text = f"loss or gradient was NaN or infinite in {self._nonfinite_in_a_row} updates in a row"
+                last = minibatch(step.part.ids) if step.part.steps else None
+                raise NonFiniteError(f"{text}; they were skipped", last)
+
 
 def _means(steps: Sequence[_Step]) -> Float[Tensor, "_"]:
-    """Average the figures of those that were not skipped over all their steps; NaN where none is left."""
+    """Average the figures of those that were not skipped over all their steps; NaN where none is left.
+
+    Raises:
+        ValueError: a loss reports other figures than before.
+    """
+    if len({step.tags for step in steps}) > 1:
+        raise ValueError("losses must report the same figures for all minibatches")
     skipped = torch.stack([step.skipped for step in steps])
     weights = torch.tensor([float(step.part.total_steps) for step in steps])
     weight = to_device(weights, skipped.device).masked_fill(skipped, 0.0)

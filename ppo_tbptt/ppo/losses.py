@@ -114,15 +114,17 @@ def build_losses(coefs: Mapping[str, float], agent: Agent) -> list[AuxiliaryLoss
         tag = name.rpartition(":")[2]
         if tag in losses or tag in ("total", "policy", "value"):
             raise ConfigError(f"losses: {name!r}: there is a loss of the name {tag!r} already")
-        loss: Any = LOSSES.get(name) or load_plugin("losses", name, LOSSES)
-        if isinstance(loss, type):
-            try:
-                loss = loss(agent)
-            except (TypeError, ValueError) as error:
-                raise ConfigError(f"losses: {name!r}: {one_line(error)}") from error
-        if isinstance(loss, nn.Module):
-            loss = loss.to(agent.device)
-        if not callable(loss):
-            raise ConfigError(f"losses: {name!r}: {type(loss).__name__} can't be called as (batch, output)")
-        losses[tag] = AuxiliaryLoss(name=tag, coef=coef, loss=loss)
+        losses[tag] = AuxiliaryLoss(name=tag, coef=coef, loss=_build_loss(name, agent))
     return list(losses.values())
+
+
+def _build_loss(name: str, agent: Agent) -> Any:
+    loss = LOSSES.get(name) or load_plugin("losses", name, LOSSES)
+    if isinstance(loss, type):
+        try:
+            loss = loss(agent)
+        except (TypeError, ValueError) as error:
+            raise ConfigError(f"losses: {name!r}: {one_line(error)}") from error
+    if not callable(loss):
+        raise ConfigError(f"losses: {name!r}: {type(loss).__name__} can't be called as (batch, output)")
+    return loss.to(agent.device) if isinstance(loss, nn.Module) else loss
