@@ -208,7 +208,9 @@ def make_agent(env_id: str, **changes: Any) -> Agent:
     """An agent with a mind of its own: its actions are far from equally probable, and depend on its state."""
     env = gym.make(env_id.split(":")[-1], disable_env_checker=True)
     boxes = env.observation_space.spaces if isinstance(env.observation_space, gym.spaces.Dict) else None
-    shapes: Any = {"obs": env.observation_space.shape} if boxes is None else {key: box.shape for key, box in boxes.items()}
+    shapes: Any = (
+        {"obs": env.observation_space.shape} if boxes is None else {key: box.shape for key, box in boxes.items()}
+    )
     space = env.action_space
     nvec = (int(space.n),) if isinstance(space, gym.spaces.Discrete) else tuple(int(n) for n in space.nvec)  # type: ignore[attr-defined]
     agent = tiny_agent(shapes, nvec, seed=3, **changes)
