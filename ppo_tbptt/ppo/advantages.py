@@ -4,6 +4,8 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from ppo_tbptt.types import Rollout, Targets
+
 Moments = tuple[Float[Tensor, ""], Float[Tensor, ""]]
 """Mean and (population) standard deviation of a minibatch's advantages."""
 
@@ -38,6 +40,13 @@ def gae(
         decay = torch.cat((decay[:-reach] * later_decay, torch.zeros_like(decay[-reach:])))
         reach *= 2
     return advantage
+
+
+def compute_targets(rollout: Rollout, *, gamma: float, gae_lambda: float) -> Targets:
+    """Compute advantages, and value targets ``advantage + value`` (TD(lambda) returns)."""
+    end = rollout.terminated | rollout.truncated
+    advantage = gae(rollout.reward, rollout.value, rollout.next_value, end, gamma=gamma, gae_lambda=gae_lambda)
+    return Targets(advantage=advantage, value_target=advantage + rollout.value)
 
 
 def normalize(advantage: Float[Tensor, "M"], moments: Moments | None = None) -> Float[Tensor, "M"]:

@@ -21,7 +21,7 @@ from ppo_tbptt.runtime.pinned import to_device
 from ppo_tbptt.runtime.timing import Timer
 from ppo_tbptt.types import Minibatch, Obs, Rollout, Sequences, Targets
 
-EpochHook = Callable[[int], None]
+EpochHook = Callable[[int], object]
 """Called with the number of the epoch, from 0 on. It may change the rollout's tensors in place."""
 
 

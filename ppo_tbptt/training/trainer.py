@@ -21,7 +21,7 @@ from ppo_tbptt.envs.workers.fleet import build_fleet
 from ppo_tbptt.evaluation.evaluate import Evaluation, evaluate
 from ppo_tbptt.models.agent import build_agent
 from ppo_tbptt.models.compile import CompileError, compile_encoder
-from ppo_tbptt.ppo.advantages import gae
+from ppo_tbptt.ppo.advantages import compute_targets
 from ppo_tbptt.ppo.all_reduce import broadcast_parameters
 from ppo_tbptt.ppo.collector import Collected, Sampler, rollout_storage
 from ppo_tbptt.ppo.learner import Learner, NonFiniteError, UpdateStats
@@ -225,7 +225,7 @@ class Trainer(Iterator[Report]):
         )
         timer = Timer()
         collected = self._sampler.collect(self._carry, self._storage, noise, timer)
-        targets = self._targets(collected.rollout)
+        targets = compute_targets(collected.rollout, gamma=config.ppo.gamma, gae_lambda=config.ppo.gae_lambda)
         stats = self._update(collected.rollout, targets, timer)
         self._carry = collected.carry
         seconds = self._last_seconds = perf_counter() - began
@@ -287,18 +287,6 @@ class Trainer(Iterator[Report]):
         taken = tuple(self.notes)
         self.notes.clear()
         return taken
-
-    def _targets(self, rollout: Rollout) -> Targets:
-        ppo = self.config.ppo
-        advantage = gae(
-            rollout.reward,
-            rollout.value,
-            rollout.next_value,
-            rollout.terminated | rollout.truncated,
-            gamma=ppo.gamma,
-            gae_lambda=ppo.gae_lambda,
-        )
-        return Targets(advantage=advantage, value_target=advantage + rollout.value)
 
     def _of_all_ranks(self, episodes: list[Episode]) -> list[Episode]:
         if self.world.size == 1:
