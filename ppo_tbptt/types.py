@@ -1,7 +1,8 @@
 """Value types that pass between the parts of one training iteration, and the one legend for their axes.
 
-    T rollout steps   N environments   S sequences   L longest sequence   M valid steps of a minibatch
+    T rollout steps   N environments   S sequences   L longest sequence   M steps of a minibatch, packed
     A action branches   K logits (sum of the branches' sizes)   D width of the recurrent state
+    F features   H core output
 
     step t:  start_t, obs_t, state_t ──► action_t, log_prob_t, value_t ──► reward_t, terminated_t, truncated_t
              └──── input of t ─────┘     └───── policy at t ────┘          └─────── outcome of t ────────┘
@@ -13,7 +14,7 @@ Observations are always a dict of tensors, also where the environment has a sing
 one shape of data, no case distinctions. Frames stay uint8 and channels-last.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
@@ -34,7 +35,7 @@ class Carry:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Rollout:
-    """T steps of N environments. The tensors are storage that a :class:`~ppo_tbptt.ppo.collector.Sampler` fills in place."""
+    """T steps of N environments, in storage that a :class:`~ppo_tbptt.ppo.collector.Sampler` fills in place."""
 
     obs: Obs
     start: Bool[Tensor, "T N"]
@@ -66,7 +67,8 @@ class Targets:
     """What the update aims at."""
 
     advantage: Float[Tensor, "T N"]
-    ret: Float[Tensor, "T N"]
+    value_target: Float[Tensor, "T N"]
+    """Advantage + value: the lambda-return, towards which the value head is regressed."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -77,43 +79,62 @@ class Sequences:
     """Into the rollout's flattened ``[T * N]`` axes; 0 where padded."""
     mask: Bool[Tensor, "L S"]
     """True on valid steps; padding only at the tail."""
+    in_loss: Bool[Tensor, "L S"] | None = None
+    """Valid steps that count in losses, figures and weights; None: all of them. No step counts in two sequences."""
 
     @property
     def lengths(self) -> Int[Tensor, "S"]:
+        """Valid steps of each sequence."""
         return self.mask.sum(0)
+
+    @property
+    def counted(self) -> Int[Tensor, "S"]:
+        """Steps of each sequence that count."""
+        return self.lengths if self.in_loss is None else self.in_loss.sum(0)
+
+    @property
+    def warmup(self) -> Bool[Tensor, "L S"]:
+        """Valid steps that do not count: they only warm the state."""
+        return self.mask & ~(self.mask if self.in_loss is None else self.in_loss)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Minibatch:
     """Whole sequences, the longest first, packed: all their first steps, then all their second steps, and so on.
 
-        sequences  aaaa       steps        a b c a b c a b a
+        sequences  aaaa       steps               a b c a b c a b a
                    bbb   ──►
-                   cc         batch_sizes  3     3     2   1
+                   cc         sequences_per_step  3     3     2   1
 
-    No padding exists in it. ``state`` and ``start`` have a row per sequence.
+    No padding exists in it.
     """
 
     obs: Obs
+    """``[M, *shape]``."""
     action: Int[Tensor, "M A"]
     log_prob: Float[Tensor, "M A"]
     value: Float[Tensor, "M"]
     advantage: Float[Tensor, "M"]
-    ret: Float[Tensor, "M"]
+    value_target: Float[Tensor, "M"]
     state: Float[Tensor, "S D"]
-    start: Bool[Tensor, "S"]
-    """Whether the sequence begins an episode."""
-    batch_sizes: Int[Tensor, "L"]
+    """What the core was fed at each sequence's first step."""
+    sequences_per_step: Int[Tensor, "L"]
     """Number of sequences that have an l-th step; never increasing. Always on the CPU, as torch wants it."""
+    in_loss: Int[Tensor, "C"] | None = None
+    """Positions among the M of the C steps that count in the loss; None: all of them."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class LossStats:
-    """Means over valid steps, as 0-d tensors that are still on the device."""
+class AgentOutput:
+    """What the network makes of M steps of S sequences; in a single step of N environments both M and S are N."""
 
-    loss: Float[Tensor, ""]
-    policy_loss: Float[Tensor, ""]
-    value_loss: Float[Tensor, ""]
-    entropy: Float[Tensor, ""]
-    approx_kl: Float[Tensor, ""]
-    clip_fraction: Float[Tensor, ""]
+    logits: Float[Tensor, "M K"]
+    value: Float[Tensor, "M"]
+    features: Float[Tensor, "M F"]
+    """The encoder's, in the precision of the arithmetic."""
+    core_output: Float[Tensor, "M H"]
+    """In the precision of the arithmetic."""
+    state_out: Float[Tensor, "S D"]
+    """The core's state after each sequence's last step."""
+    extras: dict[str, Tensor] = field(default_factory=dict)
+    """Whatever else a network gives out for losses of its own, ``[M, ...]`` each. The built-in agent: nothing."""

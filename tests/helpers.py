@@ -1,37 +1,49 @@
 """Small rollouts with and without environments, and a naive unroll to compare with."""
 
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import fields
+from dataclasses import fields, replace
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from ppo_tbptt.config import CoreConfig, ModelConfig
 from ppo_tbptt.envs import LevelSeeds, VectorEnv
 from ppo_tbptt.envs.workers.fleet import Fleet
 from ppo_tbptt.models import Agent
 from ppo_tbptt.models.heads import log_prob_and_entropy, sample
 from ppo_tbptt.ppo.collector import empty_rollout
-from ppo_tbptt.types import Rollout, Targets
+from ppo_tbptt.ppo.losses import AuxiliaryLoss
+from ppo_tbptt.ppo.sequences import cut, gather
+from ppo_tbptt.types import AgentOutput, Minibatch, Rollout, Sequences, Targets
 
 VECTOR = {"obs": (5,)}
 NVEC = (3, 2)
 
 
-def small_agent(core: str = "gru", num_layers: int = 1, dropout: float = 0.0, seed: int = 0) -> Agent:
-    """A vector agent of a few hundred weights, large enough to make a wrong state visible."""
+def tiny_agent(
+    obs_shapes: Mapping[str, tuple[int, ...]],
+    action_nvec: tuple[int, ...],
+    core: str = "gru",
+    num_layers: int = 1,
+    dropout: float = 0.0,
+    seed: int = 0,
+) -> Agent:
+    """An agent of a few hundred weights, and its convolutions."""
     torch.manual_seed(seed)
-    agent = Agent(
-        VECTOR,
-        NVEC,
-        core=core,
-        core_hidden_size=8,
-        num_layers=num_layers,
-        dropout=dropout,
-        hidden_size=16,
-        vector_hidden_sizes=(8,),
+    return Agent(
+        obs_shapes,
+        action_nvec,
+        core=CoreConfig(kind=core, hidden_size=8, num_layers=num_layers, dropout=dropout),  # type: ignore[arg-type]
+        model=ModelConfig(hidden_size=16, vector_hidden_sizes=(8,), cnn_channels=(4, 4, 4)),
     )
+
+
+def small_agent(core: str = "gru", num_layers: int = 1, dropout: float = 0.0, seed: int = 0) -> Agent:
+    """A vector agent in which a wrong state is visible."""
+    agent = tiny_agent(VECTOR, NVEC, core, num_layers, dropout, seed)
     for head in agent.heads.policy:
         torch.nn.init.orthogonal_(head.get_parameter("weight"), 2.0)  # far from uniform: the state matters
     return agent
@@ -57,30 +69,48 @@ def fake_rollout(agent: Agent, start: Tensor, *, seed: int = 0, store: str = "be
     agent.eval()
     rollout.obs["obs"].copy_(obs)
     rollout.start.copy_(start)
-    after = torch.randn(envs, agent.core.state_size, generator=generator)
+    state_out = torch.randn(envs, agent.core.state_size, generator=generator)
     for t in range(steps):
-        state = agent.reset_state(after, start[t])
-        logits, value, after = agent.step({"obs": obs[t]}, state)
-        action, log_prob = sample(logits, torch.rand(envs, len(NVEC), generator=generator), NVEC)
-        rollout.state[t] = state if store == "before" else after
-        rollout.action[t], rollout.log_prob[t], rollout.value[t] = action, log_prob, value
+        state = agent.reset_state(state_out, start[t])
+        output = agent.step({"obs": obs[t]}, state)
+        state_out = output.state_out
+        action, log_prob = sample(output.logits, torch.rand(envs, len(NVEC), generator=generator), NVEC)
+        rollout.state[t] = state if store == "before" else state_out
+        rollout.action[t], rollout.log_prob[t], rollout.value[t] = action, log_prob, output.value
     return rollout
 
 
 def fake_targets(rollout: Rollout, seed: int = 1) -> Targets:
     generator = torch.Generator().manual_seed(seed)
     advantage, error = (torch.randn(rollout.value.shape, generator=generator) for _ in range(2))
-    return Targets(advantage=advantage.to(rollout.value.device), ret=rollout.value + error.to(rollout.value.device))
+    device = rollout.value.device
+    return Targets(advantage=advantage.to(device), value_target=rollout.value + error.to(device))
 
 
-def naive_unroll(agent: Agent, rollout: Rollout, begins: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Step by step through the rollout, one environment after the other.
+def worst_replay(
+    agent: Agent, rollout: Rollout, sequences: Sequences, ids: Tensor | None = None
+) -> tuple[float, float]:
+    """Largest |ratio - 1| of any branch, and largest difference of values, when the update recomputes a rollout."""
+    agent.train()
+    ids = torch.arange(sequences.mask.shape[1]) if ids is None else ids
+    batch = gather(rollout, fake_targets(rollout), sequences, ids)
+    with torch.no_grad():
+        output = agent.unroll(batch.obs, batch.state, batch.sequences_per_step)
+        log_prob, _ = log_prob_and_entropy(output.logits, batch.action, agent.action_nvec)
+    ratio, error = (log_prob - batch.log_prob).exp() - 1, output.value - batch.value
+    return float(ratio.abs().max()), float(error.abs().max())
 
-    The state is reset at starts; gradients stop where ``begins`` [T, N] is True. Returns log-probs [T, N, A],
-    entropies [T, N] and values [T, N].
+
+def naive_unroll(
+    agent: Agent, rollout: Rollout, begins: Tensor, counts: Tensor | None = None
+) -> tuple[Minibatch, AgentOutput]:
+    """Step by step through the rollout, one environment after the other, with :func:`fake_targets`.
+
+    The state is reset at starts; gradients stop where ``begins`` [T, N] is True. Steps are left out where ``counts``
+    [T, N] is False.
     """
     steps, envs = rollout.start.shape
-    log_probs, entropies, values = [], [], []
+    outputs, at = [], []
     for n in range(envs):
         state = rollout.state[0, n : n + 1]
         for t in range(steps):
@@ -88,30 +118,49 @@ def naive_unroll(agent: Agent, rollout: Rollout, begins: Tensor) -> tuple[Tensor
                 state = state.detach()
             if rollout.start[t, n]:
                 state = agent.core.initial_state(1)
-            logits, value, state = agent.step({"obs": rollout.obs["obs"][t, n : n + 1]}, state)
-            log_prob, entropy = log_prob_and_entropy(logits, rollout.action[t, n : n + 1], NVEC)
-            log_probs.append(log_prob[0])
-            entropies.append(entropy[0])
-            values.append(value[0])
+            output = agent.step({"obs": rollout.obs["obs"][t, n : n + 1]}, state)
+            state = output.state_out
+            if counts is None or counts[t, n]:
+                outputs.append(output)
+                at.append((t, n))
+    targets = fake_targets(rollout)
 
-    def time_first(rows: list[Tensor]) -> Tensor:
-        return torch.stack(rows).unflatten(0, (envs, steps)).transpose(0, 1)
+    def of(x: Tensor) -> Tensor:
+        return torch.stack([x[t, n] for t, n in at])
 
-    return time_first(log_probs), time_first(entropies), time_first(values)
+    batch = Minibatch(
+        obs={"obs": of(rollout.obs["obs"])},
+        action=of(rollout.action),
+        log_prob=of(rollout.log_prob),
+        value=of(rollout.value),
+        advantage=of(targets.advantage),
+        value_target=of(targets.value_target),
+        state=rollout.state[0],
+        sequences_per_step=torch.tensor([0]),
+    )
+    names = [f.name for f in fields(AgentOutput) if f.name != "extras"]
+    rows: Any = {name: torch.cat([getattr(x, name) for x in outputs]) for name in names}
+    return batch, AgentOutput(**rows)
 
 
-def max_difference(a: object, b: object) -> float:
-    """Largest absolute difference over all tensors of two equal dataclasses."""
-    largest = 0.0
-    for field in fields(a):  # type: ignore[arg-type]
-        x, y = getattr(a, field.name), getattr(b, field.name)
-        if isinstance(x, Tensor):
-            largest = max(largest, float((x.double() - y.double()).abs().max()))
-    return largest
+def warmed_up(start: Tensor, length: int | None) -> Sequences:
+    """Sequences whose first two steps only warm the state; some have no others."""
+    sequences = cut(start, length)
+    return replace(sequences, in_loss=sequences.mask & (torch.arange(len(sequences.mask))[:, None] >= 2))
+
+
+def poison(when: Callable[[int], bool]) -> AuxiliaryLoss:
+    """A loss that is 0, but NaN with NaN gradients at its k-th call where ``when(k)``."""
+    calls = itertools.count()
+
+    def loss(batch: Minibatch, output: AgentOutput) -> tuple[Tensor, dict[str, Tensor]]:
+        return output.value.mean() * (torch.nan if when(next(calls)) else 0.0), {}
+
+    return AuxiliaryLoss(name="poison", coef=1.0, loss=loss)
 
 
 @contextmanager
-def tracer_fleet(sizes: Sequence[int], num_workers: int = 0) -> Iterator[Fleet]:
+def tracer_fleet(sizes: tuple[int, ...], num_workers: int = 0) -> Iterator[Fleet]:
     """Tracers in parts of these sizes."""
     parts: list[tuple[VectorEnv, LevelSeeds]] = []
     for first, size in zip(itertools.accumulate((0, *sizes)), sizes, strict=False):

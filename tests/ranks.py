@@ -10,17 +10,19 @@ from typing import Any
 
 import torch
 from configs_for_tests import tiny
-from helpers import fake_rollout, fake_targets, small_agent
+from helpers import fake_rollout, fake_targets, small_agent, warmed_up
 from torch import Tensor, nn
 
 from ppo_tbptt.config import PPOConfig, Schedule
 from ppo_tbptt.models import Agent
-from ppo_tbptt.ppo import all_reduce as sharing
+from ppo_tbptt.ppo import all_reduce
+from ppo_tbptt.ppo import learner as learner_module
 from ppo_tbptt.ppo.learner import Learner
+from ppo_tbptt.ppo.sequences import cut
 from ppo_tbptt.runtime.distributed import World
 from ppo_tbptt.runtime.timing import Timer
 from ppo_tbptt.training.trainer import Trainer
-from ppo_tbptt.types import Rollout, Targets
+from ppo_tbptt.types import Rollout, Sequences, Targets
 
 STEPS, ENVS = 12, 3
 STILL = Schedule(initial=0.0)
@@ -29,6 +31,7 @@ CASES: dict[str, PPOConfig] = {
     "gradients": PPOConfig(learning_rate=STILL, num_minibatches=3, num_epochs=2, normalize_advantage=True),
     "plain advantages": PPOConfig(learning_rate=STILL, num_minibatches=3, num_epochs=1),
     "few sequences": PPOConfig(learning_rate=STILL, num_minibatches=8, num_epochs=2, normalize_advantage=True),
+    "warm-up steps": PPOConfig(learning_rate=STILL, num_minibatches=3, num_epochs=2, normalize_advantage=True),
     "whole update": PPOConfig(
         learning_rate=Schedule(initial=1e-3),
         num_minibatches=6,
@@ -40,6 +43,11 @@ CASES: dict[str, PPOConfig] = {
     ),
 }
 """Updates that both ways must do alike. Rank 1 has one sequence per environment where nothing cuts it."""
+
+
+def cut_of(name: str) -> Callable[[Tensor, int | None], Sequences]:
+    """How a case cuts rollouts."""
+    return warmed_up if name == "warm-up steps" else cut
 
 
 def environment(rank: int, size: int, port: int) -> dict[str, str]:
@@ -71,7 +79,7 @@ def run_ranks(function: Callable[[World, Path], Any], folder: Path) -> list[Any]
 def _rank(function: Callable[[World, Path], Any], folder: Path, rank: int, port: int) -> None:
     os.environ.update(environment(rank, 2, port))
     torch.set_num_threads(1)
-    sharing.LARGE = 100  # so that a small agent has large gradients and small ones
+    all_reduce.LARGE = 100  # so that a small agent has large gradients and small ones
     with World.join() as world:
         torch.save(function(world, folder), folder / f"{rank}.pt")
     names = [path.read_text().strip() for path in Path("/proc/self/task").glob("*/comm")]  # none but on Linux
@@ -106,7 +114,7 @@ def permutations(rank: int) -> torch.Generator:
     return torch.Generator().manual_seed(100 + rank)
 
 
-def update(ranks: tuple[int, ...], config: PPOConfig, dtype: torch.dtype, world: World) -> dict[str, Any]:
+def update(ranks: tuple[int, ...], name: str, dtype: torch.dtype, world: World) -> dict[str, Any]:
     """Gradients of each minibatch before clipping, parameters and statistics after an update."""
     agent, rollout, targets = data(ranks, dtype)
     gradients: list[Tensor] = []
@@ -116,21 +124,21 @@ def update(ranks: tuple[int, ...], config: PPOConfig, dtype: torch.dtype, world:
         gradients.append(torch.cat([p.grad.flatten() for p in parameters if p.grad is not None]))
         return clip(parameters, max_norm)
 
-    nn.utils.clip_grad_norm_ = recorded
+    nn.utils.clip_grad_norm_, learner_module.cut = recorded, cut_of(name)
     try:
-        learner = Learner(agent, config, total_steps=1000, generator=permutations(ranks[0]), world=world)
+        learner = Learner(agent, CASES[name], total_steps=1000, generator=permutations(ranks[0]), world=world)
         stats = learner.update(rollout, targets, 0, Timer())
     finally:
-        nn.utils.clip_grad_norm_ = clip
-    figures = {f.name: getattr(stats, f.name) for f in fields(stats) if f.name not in ("loss", "padding_fraction")}
+        nn.utils.clip_grad_norm_, learner_module.cut = clip, cut
+    figures = {tag: x for tag, x in stats.scalars.items() if tag != "sequences/padding_fraction"}
     parameters = torch.cat([p.detach().flatten() for p in agent.parameters()])
-    return {"gradients": gradients, "parameters": parameters, "figures": figures | stats.loss}
+    return {"gradients": gradients, "parameters": parameters, "figures": figures}
 
 
 def updates(world: World, folder: Path) -> dict[tuple[str, str], dict[str, Any]]:
     return {
-        (name, str(dtype)): update((world.rank,), config, dtype, world)
-        for name, config in CASES.items()
+        (name, str(dtype)): update((world.rank,), name, dtype, world)
+        for name in CASES
         for dtype in (torch.float32, torch.float64)
     }
 

@@ -167,8 +167,10 @@ def test_the_ceiling_is_of_full_minibatches_without_padding(
     with Trainer(config) as trainer:
         (size,) = trainer.envs.spec.obs["obs"].shape
         batch = full_minibatch(trainer.agent, {"obs": torch.randn(steps * sequences, size)}, steps, sequences)
-        assert batch.batch_sizes.tolist() == [sequences] * steps
-        assert not any(x.isnan().any() for x in (batch.state, batch.value, batch.log_prob, batch.advantage, batch.ret))
+        assert batch.sequences_per_step.tolist() == [sequences] * steps
+        assert not any(
+            x.isnan().any() for x in (batch.state, batch.value, batch.log_prob, batch.advantage, batch.value_target)
+        )
 
 
 def test_the_ceiling_leaves_the_environments_of_the_trainer_alone() -> None:

@@ -42,7 +42,8 @@ class Count(Callback):
 
     def after_iteration(self, iteration: Iteration) -> None:
         self.calls.append(f"{iteration.number} done at {iteration.env_steps}")
-        assert read_metrics(iteration.trainer.run.metrics)[-1]["iteration"] == iteration.number  # written before
+        run = iteration.trainer.run
+        assert run is not None and read_metrics(run.metrics)[-1]["iteration"] == iteration.number  # written before
 
     def state_dict(self) -> dict[str, Any]:
         return {"epochs": self.epochs}

@@ -11,12 +11,13 @@ from typing import Any
 import pytest
 import torch
 from configs_for_tests import tiny
+from helpers import small_agent
 from torch import Tensor
 
 from ppo_tbptt.config import Config
 from ppo_tbptt.evaluation.policy import Policy
 from ppo_tbptt.models import Agent
-from ppo_tbptt.models.compile import CompileError
+from ppo_tbptt.models.compile import CompileError, compile_encoder
 from ppo_tbptt.run.checkpoint import load_checkpoint
 from ppo_tbptt.run.folder import RunDir
 from ppo_tbptt.run.metrics import read_metrics
@@ -121,3 +122,12 @@ def test_without_a_compiler_it_says_so_in_one_line_and_goes_on(tmp_path: Path) -
     assert "training goes on without: InvalidCxxCompiler: No working C++ compiler found" in line
     assert "0 compiled updates" in lines
     assert metrics(tmp_path / "run") == metrics(tmp_path / "plain")  # random streams included
+
+
+def test_without_memory_it_is_not_the_compilers_fault(monkeypatch: pytest.MonkeyPatch) -> None:
+    def compile_(module: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(torch, "compile", compile_)
+    with pytest.raises(torch.OutOfMemoryError):
+        compile_encoder(small_agent(), {"obs": torch.zeros(4, 5)})

@@ -13,11 +13,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from ranks import CASES, data, environment, everything, free_port, permutations, run_ranks, update
+from ranks import CASES, cut_of, data, environment, everything, free_port, permutations, run_ranks, update
 from torch import Tensor
 
 from ppo_tbptt.ppo import learner as learner_module
-from ppo_tbptt.ppo.sequences import cut, split
+from ppo_tbptt.ppo.sequences import split
 from ppo_tbptt.run.checkpoint import load_checkpoint
 from ppo_tbptt.run.metrics import read_metrics
 from ppo_tbptt.runtime.device import DeviceError
@@ -38,21 +38,25 @@ def ranks(folder: Path) -> list[dict[str, Any]]:
     return run_ranks(everything, folder)
 
 
+def counted(name: str) -> list[Tensor]:
+    """Steps that count of each rank's sequences."""
+    length = CASES[name].sequence_length
+    return [cut_of(name)(data((rank,), torch.float32)[1].start, length).counted for rank in range(2)]
+
+
 def partition(name: str) -> list[list[list[Tensor]]]:
     """The minibatches [epoch][rank] that two ranks draw by themselves, their sequences numbered within each rank."""
     config = CASES[name]
     generators = [permutations(rank) for rank in range(2)]
-    lengths = [cut(data((rank,), torch.float32)[1].start, config.sequence_length).lengths for rank in range(2)]
     return [
-        [split(x, config.num_minibatches, g, keep_empty=True) for x, g in zip(lengths, generators, strict=True)]
+        [split(x, config.num_minibatches, g, keep_empty=True) for x, g in zip(counted(name), generators, strict=True)]
         for _ in range(config.num_epochs)
     ]
 
 
 def alone(name: str, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     """The update of a single process on the union, with the ranks' partition."""
-    config = CASES[name]
-    first = len(cut(data((0,), dtype)[1].start, config.sequence_length).lengths)  # rank 1's sequences come after
+    first = len(counted(name)[0])  # rank 1's sequences come after
     epochs = iter(partition(name))
 
     def union(*_: Any, **__: Any) -> list[Tensor]:
@@ -60,7 +64,7 @@ def alone(name: str, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> dic
         return [ids for ids in groups if len(ids)]
 
     monkeypatch.setattr(learner_module, "split", union)
-    return update((0, 1), config, dtype, World())
+    return update((0, 1), name, dtype, World())
 
 
 def relative(a: Tensor, b: Tensor) -> float:
@@ -94,15 +98,15 @@ def test_whole_update_equals_that_of_the_union(ranks: list[dict[str, Any]], monk
 
 def test_the_cases_are_what_they_say() -> None:
     """Ranks hold different numbers of steps of a minibatch, and one has no steps of some."""
-    for name, config in CASES.items():
-        lengths = [cut(data((rank,), torch.float32)[1].start, config.sequence_length).lengths for rank in range(2)]
+    for name in CASES:
         pairs = [
-            [int(x[ids].sum()) for x, ids in zip(lengths, pair, strict=True)]
+            [int(x[ids].sum()) for x, ids in zip(counted(name), pair, strict=True)]
             for epoch in partition(name)
             for pair in zip(*epoch, strict=True)
         ]
         assert any(a != b for a, b in pairs)
         assert any(a and not b for a, b in pairs) == (name == "few sequences")
+    assert any((x == 0).any() for x in counted("warm-up steps"))
 
 
 def test_talking(ranks: list[dict[str, Any]]) -> None:

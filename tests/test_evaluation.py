@@ -7,6 +7,7 @@ import pytest
 import torch
 from configs_for_tests import tiny
 from fixture_envs import tracer_length, tracer_terminates
+from helpers import tiny_agent
 
 from ppo_tbptt.config import EnvConfig
 from ppo_tbptt.envs import WorkerError
@@ -17,8 +18,7 @@ from ppo_tbptt.training.trainer import Trainer
 
 
 def tracer_agent() -> Agent:
-    torch.manual_seed(0)
-    agent = Agent({"obs": (3,)}, (3, 2), core_hidden_size=8, hidden_size=16, vector_hidden_sizes=(8,))
+    agent = tiny_agent({"obs": (3,)}, (3, 2))
     for head in agent.heads.policy:
         torch.nn.init.orthogonal_(head.get_parameter("weight"), 2.0)
     # Level seeds up to 129 would drown everything else: scale them down, so that the state decides actions.
@@ -97,8 +97,7 @@ def test_progress_is_told_after_every_step() -> None:
 
 def test_an_environment_that_hangs_ends_it() -> None:
     hangs = EnvConfig(id="fixture_envs:fixture/Faulty-v0", options={"hang_at": 2}, step_timeout=0.5)
-    torch.manual_seed(0)
-    agent = Agent({"obs": (2,)}, (2,), core_hidden_size=8, hidden_size=8, vector_hidden_sizes=(8,))
+    agent = tiny_agent({"obs": (2,)}, (2,))
     with pytest.raises(WorkerError, match="answer"):
         evaluate(agent, hangs, seeds=[1], repeats=1, num_workers=1)
 

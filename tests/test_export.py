@@ -27,11 +27,13 @@ from ppo_tbptt.run.checkpoint import CheckpointError
 from ppo_tbptt.run.weights import load_weights, save_weights
 from ppo_tbptt.training.trainer import Trainer
 
+POC = "ppo_tbptt/PocMemory-v0"
+
 
 def untrained(env_id: str, core: str, num_layers: int = 1) -> Policy:
     """An agent whose state decides its actions."""
     config = tiny(
-        env={"id": f"{'ppo_tbptt' if env_id == 'PocMemory' else 'fixture_envs:fixture'}/{env_id}-v0"},
+        env={"id": env_id},
         core={"kind": core, "num_layers": num_layers},
         model={"cnn_channels": [4, 4, 4]},
     )
@@ -46,13 +48,13 @@ def untrained(env_id: str, core: str, num_layers: int = 1) -> Policy:
 @pytest.mark.parametrize(
     ("env_id", "core", "num_layers"),
     [
-        ("DictToy", "none", 1),
-        ("Tracer", "rnn_tanh", 2),
-        ("ImageToy", "rnn_relu", 1),
-        ("PocMemory", "gru", 1),
-        ("DictToy", "gru", 2),
-        ("PocMemory", "lstm", 1),
-        ("Tracer", "lstm", 3),
+        ("fixture_envs:fixture/DictToy-v0", "none", 1),
+        ("fixture_envs:fixture/Tracer-v0", "rnn_tanh", 2),
+        ("fixture_envs:fixture/ImageToy-v0", "rnn_relu", 1),
+        (POC, "gru", 1),
+        ("fixture_envs:fixture/DictToy-v0", "gru", 2),
+        (POC, "lstm", 1),
+        ("fixture_envs:fixture/Tracer-v0", "lstm", 3),
     ],
 )
 def test_onnx_plays_the_same_episode(env_id: str, core: str, num_layers: int, tmp_path: Path) -> None:
@@ -74,9 +76,10 @@ def test_onnx_plays_the_same_episode(env_id: str, core: str, num_layers: int, tm
         logits, value, *after = session.run(None, {**batch, "state": state} if size else batch)
         with torch.no_grad():
             tensors = {key: torch.from_numpy(x) for key, x in batch.items()}
-            expected, expected_value, ours = policy.agent.step(tensors, ours)
-        np.testing.assert_allclose(logits, expected, atol=1e-4)
-        np.testing.assert_allclose(value, expected_value, atol=1e-4, rtol=1e-4)
+            expected = policy.agent.step(tensors, ours)
+        ours = expected.state_out
+        np.testing.assert_allclose(logits, expected.logits, atol=1e-4)
+        np.testing.assert_allclose(value, expected.value, atol=1e-4, rtol=1e-4)
         state = after[0] if size else state
         np.testing.assert_allclose(state, ours, atol=1e-4, rtol=1e-4)
         action = policy.act(obs, greedy=True)
@@ -87,7 +90,7 @@ def test_onnx_plays_the_same_episode(env_id: str, core: str, num_layers: int, tm
 def test_onnx_metadata_and_names(tmp_path: Path) -> None:
     """An observation may be called as the graph's own inputs and outputs are."""
     onnx = pytest.importorskip("onnx")
-    policy = untrained("PocMemory", "gru")
+    policy = untrained(POC, "gru")
     spec = policy.spec.from_json(
         {**policy.spec.to_json(), "obs": [["state", [3], "float32"], ["value", [2], "float32"]]}
     )
@@ -108,7 +111,7 @@ def test_a_graph_that_differs_is_not_written(tmp_path: Path, monkeypatch: pytest
     (tmp_path / "a.onnx").write_text("old")
     monkeypatch.setattr(export, "TOLERANCE", -1.0)
     with pytest.raises(ExportError, match=r"a\.onnx: not written"):
-        export_onnx(untrained("PocMemory", "gru"), tmp_path / "a.onnx")
+        export_onnx(untrained(POC, "gru"), tmp_path / "a.onnx")
     assert [path.read_text() for path in tmp_path.iterdir()] == ["old"]
 
 
@@ -245,7 +248,7 @@ SPECS: dict[str, dict[str, Any]] = {
 
 @pytest.mark.parametrize("case", [*HOSTILE, *SPECS])
 def test_hostile_weights_are_refused_in_one_line(case: str, tmp_path: Path) -> None:
-    policy = untrained("PocMemory", "gru")
+    policy = untrained(POC, "gru")
     good, bad = tmp_path / "good.safetensors", tmp_path / "bad.safetensors"
     save_weights(good, policy.agent.state_dict(), policy.config, policy.spec, 7)
     Policy.load(good)
@@ -262,7 +265,7 @@ def test_hostile_weights_are_refused_in_one_line(case: str, tmp_path: Path) -> N
 
 
 def test_a_file_is_not_given_more_memory_than_it_brings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    policy = untrained("PocMemory", "gru")
+    policy = untrained(POC, "gru")
     giant = policy.config.replace(core={"hidden_size": 4_000})
     save_weights(tmp_path / "a.safetensors", policy.agent.state_dict(), giant, policy.spec, 7)
     built: list[str] = []
@@ -280,7 +283,7 @@ def test_a_file_is_not_given_more_memory_than_it_brings(tmp_path: Path, monkeypa
 def test_onnxruntime_is_not_needed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("onnxscript")
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
-    assert not export_onnx(untrained("PocMemory", "gru"), tmp_path / "a.onnx").compared
+    assert not export_onnx(untrained(POC, "gru"), tmp_path / "a.onnx").compared
     assert (tmp_path / "a.onnx").exists()
 
 

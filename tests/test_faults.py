@@ -1,6 +1,7 @@
 """What happens to a run when a process, the disk, the arithmetic or a worker fails: row by row as in the README."""
 
 import errno
+import itertools
 import json
 import os
 import random
@@ -8,14 +9,13 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
-from itertools import count
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from configs_for_tests import tiny
+from helpers import poison
 from test_resume import assert_same, results
 
 from ppo_tbptt.cli import main
@@ -269,21 +269,9 @@ def test_files_that_can_really_not_be_written(size: int, tmp_path: Path) -> None
 # --- numbers --------------------------------------------------------------------------------------------------------
 
 
-def poison(trainer: Trainer, when: Callable[[int], bool]) -> None:
-    plain, losses = trainer.learner.loss, count()
-
-    def loss(*args: Any, **kwargs: Any) -> Any:
-        stats = plain(*args, **kwargs)
-        if when(next(losses)):
-            stats.loss.mul_(torch.inf)
-        return stats
-
-    trainer.learner.loss = loss  # type: ignore[method-assign]
-
-
 def test_a_loss_that_is_not_finite(tmp_path: Path) -> None:
     with Trainer(tiny(), tmp_path / "run") as trainer:
-        poison(trainer, lambda k: k == 5)
+        trainer.learner.auxiliary.append(poison(lambda k: k == 5))
         reports = finish(trainer)
     assert [report.scalars["faults/nonfinite_updates"] for report in reports] == [0, 1, 1, 1]
     assert "1 of 4 updates skipped" in reports[1].notes[0]
@@ -292,7 +280,7 @@ def test_a_loss_that_is_not_finite(tmp_path: Path) -> None:
 def test_a_loss_that_stays_not_finite(tmp_path: Path) -> None:
     run = tmp_path / "run"
     with Trainer(tiny(train={"checkpoint_every": 1, "max_nonfinite_updates": 6}), run) as trainer:
-        poison(trainer, lambda k: k >= 4)
+        trainer.learner.auxiliary.append(poison(lambda k: k >= 4))
         next(trainer)
         with pytest.raises(NonFiniteError, match="6 updates in a row"):
             list(trainer)
@@ -323,7 +311,7 @@ def test_a_full_gpu_is_one_line(
 ) -> None:
     path = tmp_path / "config.toml"
     path.write_text(tiny(train={"checkpoint_every": 1}).to_toml())
-    iterations = count(1)
+    iterations = itertools.count(1)
 
     def targets(*args: Any, **kwargs: Any) -> Any:
         if next(iterations) == 3:

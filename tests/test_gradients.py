@@ -1,17 +1,22 @@
 """Backpropagation through time stops exactly where it should."""
 
+from dataclasses import replace
+
 import pytest
 import torch
-from helpers import fake_rollout, fake_targets, naive_unroll, small_agent
+from helpers import NVEC, fake_rollout, fake_targets, naive_unroll, small_agent, warmed_up
 from torch import Tensor
 
+from ppo_tbptt.config import PPOConfig, Schedule
 from ppo_tbptt.models import Agent
-from ppo_tbptt.models.heads import log_prob_and_entropy
-from ppo_tbptt.ppo.losses import ppo_loss
+from ppo_tbptt.ppo import learner as learner_module
+from ppo_tbptt.ppo.learner import Learner
+from ppo_tbptt.ppo.losses import PPOLoss
 from ppo_tbptt.ppo.sequences import cut, gather
+from ppo_tbptt.runtime.timing import Timer
 from ppo_tbptt.types import Rollout
 
-CLIP = {"clip_range": 0.2, "value_coef": 0.5, "entropy_coef": 0.01, "ratio": "joint", "clip_value_loss": True}
+PPO = PPOLoss(config=PPOConfig(), action_nvec=NVEC, clip_range=0.2, entropy_coef=0.01)
 
 
 def gradients(agent: Agent, loss: Tensor) -> list[Tensor]:
@@ -21,33 +26,11 @@ def gradients(agent: Agent, loss: Tensor) -> list[Tensor]:
 def loss_of_sequences(agent: Agent, rollout: Rollout, length: int | None) -> Tensor:
     sequences = cut(rollout.start, length)
     batch = gather(rollout, fake_targets(rollout), sequences, torch.arange(sequences.mask.shape[1]))
-    logits, value = agent.unroll(batch.obs, batch.state, batch.batch_sizes)
-    log_prob, entropy = log_prob_and_entropy(logits, batch.action, agent.action_nvec)
-    return ppo_loss(
-        log_prob=log_prob,
-        entropy=entropy,
-        value=value,
-        old_log_prob=batch.log_prob,
-        old_value=batch.value,
-        advantage=batch.advantage,
-        ret=batch.ret,
-        **CLIP,
-    ).loss
+    return PPO(batch, agent.unroll(batch.obs, batch.state, batch.sequences_per_step))[0]
 
 
 def loss_of_naive_unroll(agent: Agent, rollout: Rollout, begins: Tensor) -> Tensor:
-    log_prob, entropy, value = naive_unroll(agent, rollout, begins)
-    targets = fake_targets(rollout)
-    return ppo_loss(
-        log_prob=log_prob.flatten(0, 1),
-        entropy=entropy.flatten(),
-        value=value.flatten(),
-        old_log_prob=rollout.log_prob.flatten(0, 1),
-        old_value=rollout.value.flatten(),
-        advantage=targets.advantage.flatten(),
-        ret=targets.ret.flatten(),
-        **CLIP,
-    ).loss
+    return PPO(*naive_unroll(agent, rollout, begins))[0]
 
 
 def cuts(start: Tensor, length: int | None) -> Tensor:
@@ -89,11 +72,62 @@ def test_a_value_depends_on_its_own_sequence_only() -> None:
     sequences = cut(start, 4)  # env 0: steps 0-2, 3-6, 7; env 1: steps 0-3, 4-7
     batch = gather(rollout, fake_targets(rollout), sequences, torch.arange(sequences.mask.shape[1]))
     obs = batch.obs["obs"].requires_grad_()
-    values = agent.unroll({"obs": obs}, batch.state, batch.batch_sizes)[1]
+    values = agent.unroll({"obs": obs}, batch.state, batch.sequences_per_step).value
     column = torch.arange(len(batch.state))
-    where = (column < batch.batch_sizes[:, None]).nonzero()  # [M, 2]: (step in sequence, sequence) of each valid step
+    where = (
+        column < batch.sequences_per_step[:, None]
+    ).nonzero()  # [M, 2]: (step in sequence, sequence) of each valid step
     for m, (step, sequence) in enumerate(where.tolist()):
         (gradient,) = torch.autograd.grad(values[m], obs, retain_graph=True)
         touched = gradient.abs().sum(1) > 0
         expected = (where[:, 1] == sequence) & (where[:, 0] <= step)
         assert torch.equal(touched, expected)
+
+
+@pytest.mark.parametrize("normalize", [False, True])
+def test_steps_that_do_not_count_only_warm_the_state(normalize: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Loss, gradients, moments, and the means over minibatches of a whole update at unchanged weights."""
+    monkeypatch.setattr(learner_module, "cut", warmed_up)
+    agent, start = small_agent("gru"), torch.rand(14, 3, generator=torch.Generator().manual_seed(1)) < 0.15
+    rollout, targets = fake_rollout(agent, start), fake_targets(fake_rollout(agent, start))
+    agent.train()
+    sequences = warmed_up(start, 6)
+    assert torch.equal(sequences.warmup[:2], sequences.mask[:2]) and not sequences.warmup[2:].any()
+    counts = torch.zeros(14 * 3, dtype=torch.bool)
+    counts[sequences.index[2:][sequences.mask[2:]]] = True
+    wanted, output = naive_unroll(agent, rollout, cuts(start, 6), counts.view(14, 3))
+    if normalize:
+        shifted = wanted.advantage - wanted.advantage.mean()
+        wanted = replace(wanted, advantage=shifted / (shifted.square().mean().sqrt() + 1e-8))
+
+    config = PPOConfig(
+        learning_rate=Schedule(initial=0.0),
+        normalize_advantage=normalize,
+        sequence_length=6,
+        num_minibatches=1 if normalize else 3,
+    )
+    learner = Learner(agent, config, total_steps=1000, generator=torch.Generator())
+    batch = gather(rollout, targets, sequences, torch.arange(sequences.mask.shape[1]))
+    total, _ = learner.loss(batch, learner.ppo_loss(0))
+    expected, figures = learner.ppo_loss(0)(wanted, output)
+    assert worst_relative(gradients(agent, total), gradients(agent, expected)) < 1e-4
+    scalars = learner.update(rollout, targets, 0, Timer()).scalars
+    assert {tag: scalars[tag] for tag in figures} == pytest.approx({k: float(x) for k, x in figures.items()}, abs=1e-5)
+    assert scalars["loss/total"] == pytest.approx(expected.item(), abs=1e-5)
+
+
+def test_hooks_run_around_every_epoch_and_may_change_the_rollout() -> None:
+    agent = small_agent("gru")
+    rollout = fake_rollout(agent, torch.zeros(8, 2, dtype=torch.bool))
+    learner = Learner(agent, PPOConfig(num_epochs=2, num_minibatches=1), total_steps=1000, generator=torch.Generator())
+    calls: list[tuple[str, int]] = []
+
+    def stale(epoch: int) -> None:
+        calls.append(("before", epoch))
+        rollout.log_prob.fill_(float("nan") if epoch else -1.0)
+
+    stats = learner.update(
+        rollout, fake_targets(rollout), 0, Timer(), before_epoch=stale, after_epoch=lambda k: calls.append(("after", k))
+    )
+    assert calls == [("before", 0), ("after", 0), ("before", 1), ("after", 1)]
+    assert (stats.num_updates, stats.num_nonfinite) == (2, 1)

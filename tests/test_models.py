@@ -1,79 +1,182 @@
 """Networks: the contract of cores, the published baseline's shapes, sampling."""
 
 import math
+from dataclasses import dataclass
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
+from helpers import tiny_agent
 from published_network import convert_published
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ppo_tbptt.config import ConfigError, CoreConfig, ModelConfig
 from ppo_tbptt.models import CORES, Agent, Core
+from ppo_tbptt.models.contract import check_core
+from ppo_tbptt.models.cores import LSTM
 from ppo_tbptt.models.encoders import NatureCNN
 from ppo_tbptt.models.heads import log_prob_and_entropy, mode, sample
 
 
-@pytest.mark.parametrize("num_layers", [1, 2])
-@pytest.mark.parametrize("kind", CORES)
-def test_core_contract(kind: str, num_layers: int) -> None:
-    """A new entry in the table is picked up here."""
-    torch.manual_seed(0)
-    core = CORES[kind](6, 8, num_layers, 0.0)
-    x = torch.randn(5, 3, 6)
-    state = torch.randn(3, core.state_size)
-    y, after = core(x, state)
-    assert y.shape == (5, 3, core.output_size)
-    assert after.shape == state.shape
-    assert core.initial_state(4).shape == (4, core.state_size)
-    stepped = []
-    for t in range(5):  # L = 1 is the same code path
-        out, state = core(x[t : t + 1], state)
-        stepped.append(out)
-    torch.testing.assert_close(torch.cat(stepped), y)
-    torch.testing.assert_close(state, after)
-    if core.state_size:  # rows don't mix
-        other = core(x[:, :1], core.initial_state(1))[0]
-        both = core(x, core.initial_state(3))[0]
-        torch.testing.assert_close(both[:, :1], other)
+def core_config(kind: str, num_layers: int = 1, dropout: float = 0.0) -> CoreConfig:
+    return CoreConfig(kind=kind, hidden_size=8, num_layers=num_layers, dropout=dropout)  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize("num_layers", [1, 2])
+@pytest.mark.parametrize(("num_layers", "dropout"), [(1, 0.0), (2, 0.0), (2, 0.5)])
 @pytest.mark.parametrize("kind", CORES)
-def test_packed_equals_padded(kind: str, num_layers: int) -> None:
-    """A core's own way with packed sequences gives what padding gives, outputs and gradients."""
-    torch.manual_seed(0)
-    core = CORES[kind](6, 8, num_layers, 0.0)
-    batch_sizes = torch.tensor([4, 4, 2, 1, 1])
-    state = torch.randn(4, core.state_size)
-    results = []
-    for unroll in (core.unroll, lambda *args: Core.unroll(core, *args)):
-        x = torch.randn(12, 6, generator=torch.Generator().manual_seed(1)).requires_grad_()
-        y = unroll(x, state, batch_sizes)
-        results.append((y, torch.autograd.grad(y.square().sum(), x)[0]))
-    torch.testing.assert_close(results[0], results[1], rtol=1e-4, atol=1e-4)  # relu lets numbers grow to 10 and more
+def test_builtin_cores_keep_the_contract(kind: str, num_layers: int, dropout: float) -> None:
+    check_core(CORES[kind], core_config(kind, num_layers, dropout))
+
+
+class Stretches(LSTM):
+    """A core that leaves the unrolling of packed sequences to :class:`Core`."""
+
+    unroll = Core.unroll
+
+
+class Leaky(Core):
+    """The least there is to a core; one without weights, too."""
+
+    def __init__(self, input_size: int, config: Any) -> None:
+        super().__init__()
+        self.state_size = self.output_size = input_size
+
+    def forward(self, x: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
+        outputs = []
+        for x_t in x:
+            state = 0.9 * state + x_t
+            outputs.append(state)
+        return torch.stack(outputs), state
+
+
+@pytest.mark.parametrize("core_class", [Stretches, Leaky])
+def test_cores_with_nothing_but_forward_keep_the_contract(core_class: Any) -> None:
+    check_core(core_class, core_config("lstm", 2, 0.5))
+
+
+class StateBefore(Leaky):
+    def forward(self, x: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
+        y, _ = super().forward(x, state)
+        return y, state if len(x) == 1 else y[-2]
+
+
+class WrongShape(Leaky):
+    def forward(self, x: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
+        return super().forward(x, state)[0], state[None]
+
+
+class MixedRows(Leaky):
+    def forward(self, x: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
+        return super().forward(x - x.mean(1, keepdim=True), state)
+
+
+class InPlace(Leaky):
+    def forward(self, x: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
+        y, last = super().forward(x, state)
+        return y, state.copy_(last)
+
+
+class Forgetful(Leaky):
+    def unroll(self, x: Tensor, state: Tensor, sequences_per_step: Tensor) -> tuple[Tensor, Tensor]:
+        return super().unroll(x, torch.zeros_like(state), sequences_per_step)
+
+
+class StateOfPadding(Leaky):
+    def unroll(self, x: Tensor, state: Tensor, sequences_per_step: Tensor) -> tuple[Tensor, Tensor]:
+        y, last = super().unroll(x, state, sequences_per_step)
+        return y, 0.9 * last
+
+
+class Detached(Leaky):
+    def unroll(self, x: Tensor, state: Tensor, sequences_per_step: Tensor) -> tuple[Tensor, Tensor]:
+        y, last = super().unroll(x.detach(), state, sequences_per_step)
+        return y + x - x.detach(), last
+
+
+@pytest.mark.parametrize(
+    ("core_class", "complaint"),
+    [
+        (WrongShape, r"must be \[B, state_size\]"),
+        (StateBefore, "L steps in one call"),
+        (MixedRows, "must not depend on the other rows"),
+        (InPlace, "must not be changed in place"),
+        (Forgetful, "must recompute the outputs of acting"),
+        (StateOfPadding, "after the last step of each sequence"),
+        (Detached, "gradients of unroll"),
+    ],
+)
+def test_the_contract_sees_what_is_broken(core_class: Any, complaint: str) -> None:
+    with pytest.raises(AssertionError, match=f"^{core_class.__name__}: .*{complaint}"):
+        check_core(core_class, None)
 
 
 def test_state_layout_is_that_of_torch() -> None:
-    torch.manual_seed(0)
-    core = CORES["lstm"](6, 8, 2, 0.0)
+    core = CORES["lstm"](6, core_config("lstm", 2))
     assert core.state_size == 2 * 2 * 8
     h, c = torch.randn(2, 3, 8), torch.randn(2, 3, 8)
     flat = torch.cat([h[0], h[1], c[0], c[1]], 1)
     x = torch.randn(4, 3, 6)
-    y, after = core(x, flat)
+    y, state = core(x, flat)
     want, (h, c) = core.rnn(x, (h, c))  # type: ignore[operator]
     torch.testing.assert_close(y, want)
-    torch.testing.assert_close(after, torch.cat([h[0], h[1], c[0], c[1]], 1))
+    torch.testing.assert_close(state, torch.cat([h[0], h[1], c[0], c[1]], 1))
 
 
 def test_dropout_acts_between_layers_in_training_only() -> None:
-    torch.manual_seed(0)
-    core = CORES["gru"](6, 8, 2, 0.5)
+    core = CORES["gru"](6, core_config("gru", 2, 0.5))
     x, state = torch.randn(5, 3, 6), core.initial_state(3)
     core.eval()
     assert torch.equal(core(x, state)[0], core(x, state)[0])
     core.train()
     assert not torch.equal(core(x, state)[0], core(x, state)[0])
+
+
+@pytest.mark.parametrize(
+    ("kind", "complaint"),
+    [
+        ("gur", r"'gur' is unknown; must be module:name or built in \(none, rnn_tanh, .*\)"),
+        ("no_such_module:Core", "'no_such_module:Core': ModuleNotFoundError: No module named"),
+        ("test_models:Nothing", "'test_models:Nothing': AttributeError: .* has no attribute 'Nothing'"),
+        ("test_models:PublishedModel", "must be a subclass of ppo_tbptt.models.Core"),
+        ("test_models:WrongShape", "has no class Config"),
+        ("test_models:Choosy", "TypeError: .* unexpected keyword argument 'colour'"),
+        ("test_models:Sizeless", "its state_size is None; must be a whole number from 0 on"),
+    ],
+)
+def test_a_core_that_cannot_be_built_is_one_line(kind: str, complaint: str) -> None:
+    with pytest.raises(ConfigError, match=f"^core.kind: .*{complaint}") as caught:
+        Agent({"obs": (3,)}, (2,), core=SimpleNamespace(kind=kind, options={"colour": "red"}))
+    assert "\n" not in str(caught.value) and kind in str(caught.value)
+
+
+class Choosy(Leaky):
+    @dataclass
+    class Config:
+        width: int = 3
+
+
+class Sizeless(Leaky):
+    Config = SimpleNamespace
+
+    def __init__(self, input_size: int, config: Any) -> None:
+        Core.__init__(self)
+        self.output_size, self.state_size = input_size, None  # type: ignore[assignment]
+
+
+def test_observations_may_have_any_name() -> None:
+    """Ordinary ones name their encoders, as saved weights do."""
+    names = ["obs", "type", "keys", "a.b", "a_b", "", "training"]
+    agent = tiny_agent(dict.fromkeys(names, (3,)), (2,))
+    assert {"encoder.parts.obs.layers.0.weight", "encoder.parts.a_b.layers.0.weight"} <= agent.state_dict().keys()
+    tiny_agent(dict.fromkeys(names, (3,)), (2,), seed=1).load_state_dict(agent.state_dict())
+    state = agent.core.initial_state(2)
+    zero = {name: torch.zeros(2, 3) for name in names}
+    plain = agent.step(zero, state).features
+    for position, name in enumerate(names):
+        changed = (agent.step({**zero, name: torch.randn(2, 3)}, state).features != plain).any(0)
+        assert changed.view(len(names), 8).any(1).tolist() == [k == position for k in range(len(names))]
 
 
 def test_cnn_output_and_division_by_255() -> None:
@@ -126,11 +229,11 @@ def test_published_weights_give_equal_logits() -> None:
     frames = torch.randint(0, 256, (4, 84, 84, 3), dtype=torch.uint8)
     state = torch.randn(4, 512)
     with torch.no_grad():
-        logits, value, after = agent.step({"obs": frames}, state)
+        output = agent.step({"obs": frames}, state)
         want = theirs(frames.permute(0, 3, 1, 2).float() / 255, state)
-    torch.testing.assert_close(logits, want[0], atol=1e-5, rtol=1e-4)
-    torch.testing.assert_close(value, want[1], atol=1e-5, rtol=1e-4)
-    torch.testing.assert_close(after, want[2], atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(output.logits, want[0], atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(output.value, want[1], atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(output.state_out, want[2], atol=1e-5, rtol=1e-4)
     state_dict = theirs.state_dict()
     del state_dict["lin_value.bias"]
     with pytest.raises(ValueError, match=r"lin_value\.bias"):
@@ -139,7 +242,7 @@ def test_published_weights_give_equal_logits() -> None:
 
 def test_initialisation() -> None:
     torch.manual_seed(0)
-    agent = Agent({"obs": (84, 84, 3)}, (4,), core_hidden_size=64, hidden_size=32)
+    agent = Agent({"obs": (84, 84, 3)}, (4,), core=CoreConfig(hidden_size=64), model=ModelConfig(hidden_size=32))
     weight = agent.heads.hidden.weight  # 32 x 64: rows are orthogonal with norm sqrt(2)
     torch.testing.assert_close(weight @ weight.T, 2 * torch.eye(32), atol=1e-4, rtol=0)
     branch = agent.heads.get_parameter("policy.0.weight")
@@ -160,14 +263,14 @@ def test_the_two_kinds_of_plain_rnn_differ_in_their_nonlinearity() -> None:
     x = 10 * torch.randn(3, 7, 5)
     outputs = {}
     for kind in ("rnn_tanh", "rnn_relu"):
-        core = CORES[kind](5, 8, 1, 0.0)
+        core = CORES[kind](5, CoreConfig(kind=kind, hidden_size=8))
         outputs[kind] = core(x, core.initial_state(7))[0]
     assert outputs["rnn_tanh"].min() < 0 and outputs["rnn_tanh"].abs().max() <= 1
     assert outputs["rnn_relu"].min() == 0 and outputs["rnn_relu"].max() > 1
 
 
 def test_without_memory_the_core_has_nothing_to_save() -> None:
-    agent = Agent({"obs": (3,)}, (2,), core="none", hidden_size=8, vector_hidden_sizes=(8,))
+    agent = tiny_agent({"obs": (3,)}, (2,), "none")
     assert not [name for name in agent.state_dict() if name.startswith("core")]
 
 
@@ -190,3 +293,18 @@ def test_sampling_at_the_edges_of_the_noise() -> None:
     largest = torch.tensor([[1 - 2**-24]])
     assert sample(logits, torch.zeros(1, 1), (4,))[0].item() == 1  # never an action of probability 0
     assert sample(logits, largest, (4,))[0].item() == 2
+
+
+def test_sampling_among_many_choices() -> None:
+    """As one by one, with memory for no more than a few numbers per choice."""
+    logits, noise = torch.randn(64, 3000), torch.rand(64, 1)
+    action, _ = sample(logits, noise, (3000,))
+    cumulative = logits.double().softmax(1).cumsum(1)
+    wanted = (noise.double() >= cumulative).sum(1)
+    assert (action[:, 0] - wanted).abs().max() <= 1  # a number may lie between two roundings
+    assert (action[:, 0] == wanted).float().mean() > 0.9
+    before = torch.full((4096, 1000), 1e-3)
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
+        sample(before, torch.rand(4096, 1), (1000,))
+    largest = max(event.cpu_memory_usage for event in profile.events() or [])
+    assert largest <= 8 * 8 * before.numel()

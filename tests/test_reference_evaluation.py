@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 from configs_for_tests import tiny
+from helpers import tiny_agent
 from recorded_envs import Dictated
 from scipy import stats
 
@@ -208,12 +209,12 @@ def make_agent(env_id: str, **changes: Any) -> Agent:
     """An agent with a mind of its own: its actions are far from equally probable, and depend on its state."""
     env = gym.make(env_id.split(":")[-1], disable_env_checker=True)
     boxes = env.observation_space.spaces if isinstance(env.observation_space, gym.spaces.Dict) else None
-    shapes = {"obs": env.observation_space.shape} if boxes is None else {key: box.shape for key, box in boxes.items()}
+    shapes: Any = (
+        {"obs": env.observation_space.shape} if boxes is None else {key: box.shape for key, box in boxes.items()}
+    )
     space = env.action_space
     nvec = (int(space.n),) if isinstance(space, gym.spaces.Discrete) else tuple(int(n) for n in space.nvec)  # type: ignore[attr-defined]
-    torch.manual_seed(3)
-    small = {"core_hidden_size": 8, "hidden_size": 16, "cnn_channels": (4, 4, 4), "vector_hidden_sizes": (8,)}
-    agent = Agent(shapes, nvec, **{**small, **changes})  # type: ignore[arg-type]
+    agent = tiny_agent(shapes, nvec, seed=3, **changes)
     for head in agent.heads.policy:
         torch.nn.init.orthogonal_(head.get_parameter("weight"), 3.0)
     if env_id == TRACER:

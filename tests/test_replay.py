@@ -4,31 +4,17 @@ from dataclasses import replace
 
 import pytest
 import torch
-from helpers import NVEC, fake_rollout, fake_targets, small_agent
+from helpers import fake_rollout, fake_targets, small_agent, worst_replay
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from ppo_tbptt.models import CORES, Agent
-from ppo_tbptt.models.heads import log_prob_and_entropy
+from ppo_tbptt.models import CORES
 from ppo_tbptt.ppo.sequences import cut, gather
-from ppo_tbptt.types import Rollout, Sequences
+from ppo_tbptt.types import Sequences
 
 LENGTHS = [1, 3, 16, None]
 TOLERANCE = 1e-5  # float32
-
-
-def worst_replay(
-    agent: Agent, rollout: Rollout, sequences: Sequences, ids: Tensor | None = None
-) -> tuple[float, float]:
-    """Largest |ratio - 1| of any branch, and largest difference of values."""
-    agent.train()
-    ids = torch.arange(sequences.mask.shape[1]) if ids is None else ids
-    batch = gather(rollout, fake_targets(rollout), sequences, ids)
-    with torch.no_grad():
-        logits, value = agent.unroll(batch.obs, batch.state, batch.batch_sizes)
-        log_prob, _ = log_prob_and_entropy(logits, batch.action, NVEC)
-    return float(((log_prob - batch.log_prob).exp() - 1).abs().max()), float((value - batch.value).abs().max())
 
 
 def some_starts(steps: int = 37, envs: int = 4) -> Tensor:
@@ -90,26 +76,13 @@ def test_garbage_in_padding_changes_nothing() -> None:
     ids = torch.arange(1, sequences.mask.shape[1])  # all but the sequence that holds step 0 of environment 0
     before = gather(rollout, fake_targets(rollout), sequences, ids)
     with torch.no_grad():
-        expected = agent.unroll(before.obs, before.state, before.batch_sizes)
+        expected = agent.unroll(before.obs, before.state, before.sequences_per_step)
     rollout.obs["obs"][0, 0] = 1e6
     rollout.state[0, 0] = 1e6
     garbage = Sequences(index=torch.where(sequences.mask, sequences.index, 0), mask=sequences.mask)
     assert (~sequences.mask[:, ids]).any()
     after = gather(rollout, fake_targets(rollout), garbage, ids)
     with torch.no_grad():
-        logits, value = agent.unroll(after.obs, after.state, after.batch_sizes)
-    assert torch.equal(logits, expected[0])
-    assert torch.equal(value, expected[1])
-
-
-def test_core_sees_padding_only_after_the_last_valid_step() -> None:
-    """Outputs of valid steps are the same when what the core is fed at padded places is 1e6 instead of 0."""
-    agent = small_agent("lstm", 2)
-    mask = cut(some_starts(), 16).mask
-    generator = torch.Generator().manual_seed(0)
-    x = torch.randn(*mask.shape, agent.encoder.output_size, generator=generator)
-    state = torch.randn(mask.shape[1], agent.core.state_size, generator=generator)
-    with torch.no_grad():
-        clean = agent.core(torch.where(mask[..., None], x, 0.0), state)[0][mask]
-        dirty = agent.core(torch.where(mask[..., None], x, 1e6), state)[0][mask]
-    assert torch.equal(clean, dirty)
+        output = agent.unroll(after.obs, after.state, after.sequences_per_step)
+    assert torch.equal(output.logits, expected.logits)
+    assert torch.equal(output.value, expected.value)

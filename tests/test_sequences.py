@@ -66,7 +66,7 @@ def test_fewer_sequences_than_minibatches() -> None:
 
 @pytest.mark.parametrize("length", [1, 3, None])
 def test_gather_keeps_rows_together(length: int | None) -> None:
-    """Every field of a valid step comes from the same step; state and start from the sequence's first one."""
+    """Every field of a valid step comes from the same step; the state from the sequence's first one."""
     agent = small_agent()
     start = torch.rand(9, 3, generator=torch.Generator().manual_seed(2)) < 0.3
     rollout, sequences = fake_rollout(agent, start), cut(start, length)
@@ -74,10 +74,10 @@ def test_gather_keeps_rows_together(length: int | None) -> None:
     ids = torch.tensor([2, 0])
     batch = gather(rollout, targets, sequences, ids)
     ids = sorted(ids.tolist(), key=lambda s: -int(sequences.lengths[s]))  # the longest first
-    assert len(batch.batch_sizes) == sequences.lengths[ids].max()  # no longer than this minibatch's longest
+    assert len(batch.sequences_per_step) == sequences.lengths[ids].max()  # no longer than this minibatch's longest
     row = 0
-    for step in range(len(batch.batch_sizes)):
-        assert batch.batch_sizes[step] == sum(int(sequences.lengths[s]) > step for s in ids)
+    for step in range(len(batch.sequences_per_step)):
+        assert batch.sequences_per_step[step] == sum(int(sequences.lengths[s]) > step for s in ids)
         for column, s in enumerate(ids):
             if step >= sequences.lengths[s]:
                 continue
@@ -87,10 +87,9 @@ def test_gather_keeps_rows_together(length: int | None) -> None:
             assert torch.equal(batch.log_prob[row], rollout.log_prob[t, n])
             assert batch.value[row] == rollout.value[t, n]
             assert batch.advantage[row] == targets.advantage[t, n]
-            assert batch.ret[row] == targets.ret[t, n]
+            assert batch.value_target[row] == targets.value_target[t, n]
             if step == 0:
                 assert torch.equal(batch.state[column], rollout.state[t, n])
-                assert batch.start[column] == rollout.start[t, n]
             row += 1
     assert row == len(batch.value)
 

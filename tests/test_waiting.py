@@ -6,7 +6,7 @@ from contextlib import nullcontext
 import pytest
 import torch
 from device_stand_in import DEVICE, OnDevice, StandIn, move
-from helpers import tracer_fleet
+from helpers import tiny_agent, tracer_fleet
 
 from ppo_tbptt.config import PPOConfig
 from ppo_tbptt.models import CORES, Agent
@@ -21,7 +21,7 @@ STEPS, ENVS = 24, 5
 
 @pytest.fixture(autouse=True)
 def stand_in_for_cuda(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Agent, "_autocast", lambda self: nullcontext())  # which knows no such device
+    monkeypatch.setattr(Agent, "arithmetic", lambda self: nullcontext())  # which knows no such device
     monkeypatch.setattr(torch.Tensor, "pin_memory", lambda self: self)
     monkeypatch.setattr(sys.modules["torch.optim.adam"], "_device_dtype_check_for_fused", lambda *args, **kwargs: None)
 
@@ -50,13 +50,11 @@ def collect(agent: Agent, obs_device: torch.device, mode: StandIn) -> tuple[Roll
 @pytest.mark.parametrize("core", CORES)
 @pytest.mark.parametrize("obs_device", ["cpu", "meta"])
 def test_the_host_waits_for_each_action_and_twice_per_update(core: str, obs_device: str) -> None:
-    torch.manual_seed(0)
-    agent = Agent({"obs": (3,)}, (3, 2), core=core, core_hidden_size=8, hidden_size=16, vector_hidden_sizes=(8,))
+    agent = tiny_agent({"obs": (3,)}, (3, 2), core)
     config = PPOConfig(num_epochs=3, num_minibatches=4, sequence_length=6)
-    learner = Learner(agent, config, total_steps=1000, generator=torch.Generator())
     with StandIn() as mode:
         move(agent)
-        learner.optimizer.param_groups[0]["params"] = list(agent.parameters())
+        learner = Learner(agent, config, total_steps=1000, generator=torch.Generator())
         rollout, carry = collect(agent, torch.device(obs_device), mode)
         # The actions of each half; and the carried observations of each, where the host keeps them.
         stored = ["aten::copy_"] * 2 if obs_device == "cpu" else []
@@ -66,7 +64,9 @@ def test_the_host_waits_for_each_action_and_twice_per_update(core: str, obs_devi
         end = rollout.terminated | rollout.truncated
         advantage = gae(rollout.reward, rollout.value, rollout.next_value, end, gamma=0.99, gae_lambda=0.95)
         mode.waits.clear()
-        stats = learner.update(rollout, Targets(advantage=advantage, ret=advantage + rollout.value), 0, Timer())
+        stats = learner.update(
+            rollout, Targets(advantage=advantage, value_target=advantage + rollout.value), 0, Timer()
+        )
         assert stats.num_updates == 12 and stats.num_nonfinite == 0
         assert mode.waits == ["aten::_to_copy"] * 2  # where episodes start, at its beginning; the figures, at its end
         assert mode.mixed == [] and mode.not_deterministic == []

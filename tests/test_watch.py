@@ -57,11 +57,12 @@ def test_what_is_recorded_is_what_the_agent_computes(core: str) -> None:
     for t in range(recording.num_steps):
         obs = {key: torch.from_numpy(x.copy())[None] for key, x in recording.obs(t).items()}
         with torch.no_grad():
-            logits, value, state = agent.step(obs, state)
-        expected = [x.softmax(1)[0].numpy() for x in logits.split(recording.spec.action_nvec, 1)]
+            output = agent.step(obs, state)
+        state = output.state_out
+        expected = [x.softmax(1)[0].numpy() for x in output.logits.split(recording.spec.action_nvec, 1)]
         for found, wanted in zip(recording.probs[t], expected, strict=True):
             np.testing.assert_allclose(found, wanted, rtol=1e-6)
-        assert recording.values[t] == pytest.approx(float(value))
+        assert recording.values[t] == pytest.approx(float(output.value))
         np.testing.assert_array_equal(recording.states[t], state[0].numpy())
 
 

@@ -15,6 +15,7 @@ from ppo_tbptt.benchmark.clock import seconds_per_call
 from ppo_tbptt.config import Config
 from ppo_tbptt.envs import EnvSpec
 from ppo_tbptt.models.agent import build_agent
+from ppo_tbptt.runtime.device import tf32
 
 
 def forward_flop(config: Config, spec: EnvSpec) -> dict[str, int]:
@@ -55,7 +56,7 @@ def peak_flops(device: torch.device, dtype: torch.dtype) -> dict[str, float]:
     x = random(batch, channels, side, side).contiguous(memory_format=torch.channels_last)
     weight = random(channels, channels, 3, 3).contiguous(memory_format=torch.channels_last)
     conv_flop = 2 * batch * (side - 2) ** 2 * channels**2 * 9
-    with torch.no_grad():
+    with torch.no_grad(), tf32(dtype, device):
         return {
             "matmul": 2 * size**3 / seconds_per_call(lambda: a @ b, device),
             "conv": conv_flop / seconds_per_call(lambda: F.conv2d(x, weight), device),

@@ -119,15 +119,14 @@ def full_minibatch(agent: Agent, obs: Obs, steps: int, sequences: int) -> Miniba
         x.zero_()
     noise = torch.randn_like(rollout.value)
     whole = cut(rollout.start, None)
-    return gather(rollout, Targets(advantage=noise, ret=noise), whole, torch.arange(sequences))
+    return gather(rollout, Targets(advantage=noise, value_target=noise), whole, torch.arange(sequences))
 
 
 def _update(learner: Learner, batch: Minibatch) -> None:
     """One update as the learner does it, with the arithmetic alone."""
     learner.agent.train()
-    stats = learner.loss(batch, clip_range=learner.config.clip_range.initial, entropy_coef=0.0)
     learner.optimizer.zero_grad(set_to_none=True)
-    stats.loss.backward()
+    learner.backward(batch, learner.ppo_loss(0))
     nn.utils.clip_grad_norm_(learner.agent.parameters(), learner.config.max_grad_norm)
     learner.optimizer.step()
 

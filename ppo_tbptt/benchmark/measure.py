@@ -134,7 +134,7 @@ def _speed(setting: Setting, ceiling: Ceiling) -> dict[str, Any]:
         "ceiling_steps_per_second": limit,
         "ceiling_seconds": asdict(ceiling),
         "fraction_of_ceiling": speed / limit,
-        "padded_over_valid": 1 / (1 - padding) if setting.trainer.agent.core.pads else 1.0,
+        "padded_over_valid": 1.0,
         "padded_over_valid_if_padded": 1 / (1 - padding),
     }
 

@@ -141,12 +141,13 @@ def evaluate(
             state = agent.reset_state(state, torch.from_numpy(wipe).to(device))
             if disturb is not None:
                 state = disturb(state, age, jobs.now)
-            logits, _, state = agent.step(obs, state)
+            output = agent.step(obs, state)
+            state = output.state_out
             if greedy:
-                action = mode(logits, nvec)
+                action = mode(output.logits, nvec)
             else:
                 noise = np.stack([g.random(len(nvec), dtype=np.float32) for g in generators])
-                action, _ = sample(logits, torch.from_numpy(noise).to(device), nvec)
+                action, _ = sample(output.logits, torch.from_numpy(noise).to(device), nvec)
             outcome = envs.step(action.cpu().numpy(), _seed_array(jobs.next))
             age = np.where(outcome.terminated | outcome.truncated, 0, age + 1)
             for episode in outcome.episodes:

@@ -60,9 +60,10 @@ class _Step(nn.Module):
     def forward(self, *inputs: Tensor) -> tuple[Tensor, ...]:
         obs = dict(zip(self.keys, inputs, strict=False))
         if self.agent.core.state_size:
-            return self.agent.step(obs, inputs[-1])
-        logits, value, _ = self.agent.step(obs, inputs[0].new_zeros(inputs[0].shape[0], 0, dtype=torch.float32))
-        return logits, value
+            output = self.agent.step(obs, inputs[-1])
+            return output.logits, output.value, output.state_out
+        output = self.agent.step(obs, inputs[0].new_zeros(inputs[0].shape[0], 0, dtype=torch.float32))
+        return output.logits, output.value
 
 
 def export_onnx(policy: Policy, path: Path) -> Exported:

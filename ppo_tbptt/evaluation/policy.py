@@ -94,7 +94,8 @@ class Policy:
             self._state = self.agent.core.initial_state(num)
         if len(self._state) != num:
             raise ValueError(f"a batch of {num} observations after one of {len(self._state)}; call reset() between")
-        logits, value, self._state = self.agent.step(tensors, self._state)
+        output = self.agent.step(tensors, self._state)
+        logits, value, self._state = output.logits, output.value, output.state_out
         nvec = self.agent.action_nvec
         if greedy:
             action = mode(logits, nvec)

@@ -1,73 +1,78 @@
 """Recurrent cores. Their state is one flat vector per sequence, packed and unpacked here and nowhere else.
 
-A new cell is one class with the interface of :class:`Core` and one entry in ``CORES``.
+A built-in core is one class with the interface of :class:`Core` and an entry in ``CORES``. A core of the user's own is
+such a class in any module, named ``kind = "module:Class"``; :mod:`ppo_tbptt.models.contract` checks it.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
-from functools import partial
-from typing import Any
+from collections.abc import Mapping
+from itertools import groupby
+from typing import Any, ClassVar
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
-from ppo_tbptt.runtime.pinned import to_device
+from ppo_tbptt.config import ConfigError, CoreConfig
+from ppo_tbptt.models.plugins import load_plugin, one_line
 
 
 class Core(nn.Module, ABC):
-    """What turns features into features with memory.
+    """Turns features into features with memory.
 
-    ``state_size`` (D) is the width of the state, 0 for no memory; ``output_size`` (H) the width of the output.
+    Constructed as ``(input_size, config)``. A subclass sets ``state_size`` (D), the width of the state, 0 without
+    memory, and ``output_size`` (H). A user's core has a class ``Config`` too, whose keyword arguments are the options
+    beside ``kind`` in the config's ``[core]``, and whose instance is ``config``.
     """
 
+    Config: ClassVar[Any]
     state_size: int
     output_size: int
-    pads: bool = True
-    """Whether ``unroll`` computes padded steps; False where a core has its own way with packed sequences."""
+
+    def __init__(self, *_: Any) -> None:
+        super().__init__()
+        self.register_buffer("_like", torch.empty(0), persistent=False)  # knows dtype and device
 
     def initial_state(self, batch: int) -> Float[Tensor, "B D"]:
-        """The state at the start of an episode."""
-        return next(self.parameters()).new_zeros(batch, self.state_size)
+        """Return the state at the start of an episode: zeros."""
+        return self.get_buffer("_like").new_zeros(batch, self.state_size)
 
     @abstractmethod
     def forward(
         self, x: Float[Tensor, "L B F"], state: Float[Tensor, "B D"]
     ) -> tuple[Float[Tensor, "L B H"], Float[Tensor, "B D"]]:
-        """Unroll over L steps from ``state``; the state returned is the one after the last step."""
+        """Unroll over L steps from ``state``; return the outputs and the state after the last step."""
         raise NotImplementedError
 
     def unroll(
-        self, x: Float[Tensor, "M F"], state: Float[Tensor, "S D"], batch_sizes: Int[Tensor, "L"]
-    ) -> Float[Tensor, "M H"]:
-        """Outputs of packed sequences (see :class:`~ppo_tbptt.types.Minibatch`), each from its own ``state``.
+        self, x: Float[Tensor, "M F"], state: Float[Tensor, "S D"], sequences_per_step: Int[Tensor, "L"]
+    ) -> tuple[Float[Tensor, "M H"], Float[Tensor, "S D"]]:
+        """Unroll packed sequences (see :class:`~ppo_tbptt.types.Minibatch`), each from its own ``state``.
 
-        This pads them at their tails, where nothing comes after; a core that computes packed sequences overrides it.
-        The only place where padding exists.
+        Returns the outputs, and the state after the last step of each sequence. :meth:`forward` is called once for each
+        stretch of steps with as many sequences, so nothing is padded; a core with a faster way overrides this.
         """
-        longest, most = len(batch_sizes), len(state)
-        if len(x) == longest * most:
-            return self(x.view(longest, most, -1), state)[0].flatten(0, 1)
-        valid = torch.arange(most) < batch_sizes[:, None]  # [L, S]
-        position = to_device(valid.flatten().nonzero().squeeze(1), x.device)  # [M], into [L * S]
-        padded = x.new_zeros(longest * most, x.shape[1]).index_copy(0, position, x)
-        return self(padded.view(longest, most, -1), state)[0].flatten(0, 1).index_select(0, position)
+        stretches = [(count, len(list(steps))) for count, steps in groupby(sequences_per_step.tolist())]
+        outputs, states, begin = [], [], 0
+        for number, (count, steps) in enumerate(stretches):
+            y, state = self(x[begin : begin + steps * count].view(steps, count, -1), state[:count])
+            outputs.append(y.flatten(0, 1))
+            begin += steps * count
+            going_on = stretches[number + 1][0] if number + 1 < len(stretches) else 0
+            states.append(state[going_on:])
+        if len(outputs) == 1:
+            return outputs[0], states[0]
+        return torch.cat(outputs), torch.cat(states[::-1])
 
 
 class NoMemory(Core):
     """The identity, with a state of width 0: PPO without recurrence."""
 
-    pads = False
-
-    def __init__(self, input_size: int) -> None:
+    def __init__(self, input_size: int, config: object) -> None:
         super().__init__()
         self.state_size = 0
         self.output_size = input_size
-        self.register_buffer("_like", torch.empty(0), persistent=False)
-
-    def initial_state(self, batch: int) -> Float[Tensor, "B D"]:
-        return self.get_buffer("_like").new_zeros(batch, 0)
 
     def forward(
         self, x: Float[Tensor, "L B F"], state: Float[Tensor, "B D"]
@@ -75,19 +80,22 @@ class NoMemory(Core):
         return x, state
 
     def unroll(
-        self, x: Float[Tensor, "M F"], state: Float[Tensor, "S D"], batch_sizes: Int[Tensor, "L"]
-    ) -> Float[Tensor, "M H"]:
-        return x
+        self, x: Float[Tensor, "M F"], state: Float[Tensor, "S D"], sequences_per_step: Int[Tensor, "L"]
+    ) -> tuple[Float[Tensor, "M H"], Float[Tensor, "S D"]]:
+        return x, state
 
 
 class TorchCore(Core):
     """``torch.nn``'s RNN, GRU or LSTM. The state is laid out as ``[part, layer, hidden]`` (parts: h, and c of LSTM)."""
 
-    pads = False
+    rnn_class: ClassVar[type[nn.RNN] | type[nn.GRU] | type[nn.LSTM]]
+    rnn_options: ClassVar[Mapping[str, str]] = {}
 
-    def __init__(self, rnn: nn.RNN | nn.GRU | nn.LSTM) -> None:
+    def __init__(self, input_size: int, config: CoreConfig) -> None:
         super().__init__()
-        self.rnn = rnn
+        self.rnn = rnn = self.rnn_class(
+            input_size, config.hidden_size, config.num_layers, dropout=config.dropout, **self.rnn_options
+        )
         self._parts = 2 if isinstance(rnn, nn.LSTM) else 1
         self.state_size = self._parts * rnn.num_layers * rnn.hidden_size
         self.output_size = rnn.hidden_size
@@ -100,23 +108,24 @@ class TorchCore(Core):
     def forward(
         self, x: Float[Tensor, "L B F"], state: Float[Tensor, "B D"]
     ) -> tuple[Float[Tensor, "L B H"], Float[Tensor, "B D"]]:
-        y, after = self._run(x, state)
-        stacked = torch.stack(after) if self._parts == 2 else after[None]
-        return y, stacked.permute(2, 0, 1, 3).reshape(x.shape[1], self.state_size)
+        y, parts = self._run(x, state)
+        return y, self._pack(parts)
 
     def unroll(
-        self, x: Float[Tensor, "M F"], state: Float[Tensor, "S D"], batch_sizes: Int[Tensor, "L"]
-    ) -> Float[Tensor, "M H"]:
-        if len(x) == len(batch_sizes) * len(state):
-            return super().unroll(x, state, batch_sizes)  # nothing to pad, and plain tensors are faster
-        return self._run(PackedSequence(x, batch_sizes), state)[0].data
+        self, x: Float[Tensor, "M F"], state: Float[Tensor, "S D"], sequences_per_step: Int[Tensor, "L"]
+    ) -> tuple[Float[Tensor, "M H"], Float[Tensor, "S D"]]:
+        if len(x) == len(sequences_per_step) * len(state):
+            return super().unroll(x, state, sequences_per_step)  # a rectangle: plain tensors are faster
+        y, parts = self._run(PackedSequence(x, sequences_per_step), state)
+        return y.data, self._pack(parts)
 
     def _run(self, x: Any, state: Float[Tensor, "S D"]) -> Any:
-        """The module's own call; on CUDA always in the weights' float32, on TF32's tensor cores where the agent's
-        precision is bfloat16 (see :func:`~ppo_tbptt.runtime.device.prepare_precision`).
+        """Call the module itself; on CUDA always in the weights' float32.
 
-        Inside of autocast cuDNN would compute in float16, whatever type autocast asks for (PyTorch's
-        ``_cudnn_rnn_cast_reflatten``, up to 2.11 at least), where gradients underflow without loss scaling.
+        There it computes on TF32's tensor cores where the agent's precision is bfloat16 (see
+        :func:`~ppo_tbptt.runtime.device.tf32`). Inside of autocast cuDNN would compute in float16, whatever type
+        autocast asks for (PyTorch's ``_cudnn_rnn_cast_reflatten``, up to 2.11 at least), where gradients underflow
+        without loss scaling.
         """
         if not state.is_cuda:
             return self.rnn(x, self._unpack(state))
@@ -128,23 +137,72 @@ class TorchCore(Core):
         h = parts[0].contiguous()
         return (h, parts[1].contiguous()) if self._parts == 2 else h
 
-
-def _torch_core(
-    cell: Callable[..., nn.RNN | nn.GRU | nn.LSTM],
-    input_size: int,
-    hidden_size: int,
-    num_layers: int,
-    dropout: float,
-    **kwargs: str,
-) -> Core:
-    return TorchCore(cell(input_size, hidden_size, num_layers, dropout=dropout, **kwargs))
+    def _pack(self, parts: Tensor | tuple[Tensor, Tensor]) -> Float[Tensor, "S D"]:
+        stacked = parts[None] if isinstance(parts, Tensor) else torch.stack(parts)
+        return stacked.permute(2, 0, 1, 3).reshape(-1, self.state_size)
 
 
-CORES: dict[str, Callable[..., Core]] = {
-    "none": lambda input_size, hidden_size, num_layers, dropout: NoMemory(input_size),
-    "rnn_tanh": partial(_torch_core, nn.RNN, nonlinearity="tanh"),
-    "rnn_relu": partial(_torch_core, nn.RNN, nonlinearity="relu"),
-    "gru": partial(_torch_core, nn.GRU),
-    "lstm": partial(_torch_core, nn.LSTM),
+class TanhRNN(TorchCore):
+    """Elman's network with tanh."""
+
+    rnn_class = nn.RNN
+    rnn_options: ClassVar = {"nonlinearity": "tanh"}
+
+
+class ReluRNN(TorchCore):
+    """Elman's network with ReLU."""
+
+    rnn_class = nn.RNN
+    rnn_options: ClassVar = {"nonlinearity": "relu"}
+
+
+class GRU(TorchCore):
+    """The gated recurrent unit (Cho et al. 2014, https://arxiv.org/abs/1406.1078)."""
+
+    rnn_class = nn.GRU
+
+
+class LSTM(TorchCore):
+    """Long short-term memory (Hochreiter and Schmidhuber 1997) with a forget gate."""
+
+    rnn_class = nn.LSTM
+
+
+CORES: dict[str, type[Core]] = {
+    "none": NoMemory,
+    "rnn_tanh": TanhRNN,
+    "rnn_relu": ReluRNN,
+    "gru": GRU,
+    "lstm": LSTM,
 }
-"""By ``core.kind``: ``(input_size, hidden_size, num_layers, dropout) -> Core``. Dropout acts between layers."""
+"""By ``core.kind``; each is constructed as ``(input_size, config)``."""
+
+
+def build_core(input_size: int, config: Any) -> Core:
+    """Build the core that ``config.kind`` names.
+
+    Args:
+        input_size: number of features F.
+        config: the config's ``[core]``; a built-in core is given it as it is, a user's own an instance of its
+            ``Config`` made of the ``options``.
+
+    Raises:
+        ConfigError: no such core, or one that refuses its options or is no core.
+    """
+    if config.kind in CORES:
+        return CORES[config.kind](input_size, config)
+    core_class = load_plugin("core.kind", config.kind, CORES)
+    where = f"core.kind: {config.kind!r}"
+    if not isinstance(core_class, type) or not issubclass(core_class, Core):
+        raise ConfigError(f"{where}: must be a subclass of ppo_tbptt.models.Core")
+    if not hasattr(core_class, "Config"):
+        raise ConfigError(f"{where}: has no class Config to hold its options")
+    try:
+        core = core_class(input_size, core_class.Config(**config.options))
+    except (TypeError, ValueError) as error:
+        raise ConfigError(f"{where}: {one_line(error)}") from error
+    for name, least in (("state_size", 0), ("output_size", 1)):
+        size = getattr(core, name, None)
+        if type(size) is not int or size < least:
+            raise ConfigError(f"{where}: its {name} is {size!r}; must be a whole number from {least} on")
+    return core

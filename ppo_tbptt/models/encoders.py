@@ -1,4 +1,4 @@
-"""From observations to features. The division of frames by 255 lives here and nowhere else."""
+"""From observations to features. Frames are divided by 255 here and nowhere else."""
 
 from collections.abc import Mapping, Sequence
 from typing import TypeVar
@@ -8,6 +8,7 @@ from jaxtyping import Float, UInt8
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ppo_tbptt.config import ModelConfig
 from ppo_tbptt.types import Obs
 
 Layer = TypeVar("Layer", nn.Linear, nn.Conv2d)
@@ -20,10 +21,18 @@ def orthogonal_(layer: Layer, gain: float) -> Layer:
 
 
 class NatureCNN(nn.Module):
-    """The convolutions of Mnih et al. 2015 on u8 frames ``[M, X, Y, C]``; with ``features``, their dense layer too.
+    """The convolutions of Mnih et al. 2015 on u8 frames ``[M, X, Y, C]``, and their dense layer if asked for.
 
     Frames stay channels-last: ``permute`` gives the convolutions the NHWC memory that they want, so no copy is made
     for layout, and the flattened features are in ``(x, y, channel)`` order.
+
+    Args:
+        shape: of a frame, ``(X, Y, C)``.
+        channels: output channels of the three convolutions.
+        features: width of the dense layer; None: the flattened output of the convolutions.
+
+    Raises:
+        ValueError: a frame too small for the convolutions.
     """
 
     KERNELS = ((8, 4), (4, 2), (3, 1))
@@ -82,24 +91,29 @@ class MLP(nn.Module):
 class Encoder(nn.Module):
     """One encoder for each observation (CNN for rank 3, MLP for rank 1), their features concatenated in key order."""
 
-    def __init__(
-        self,
-        obs_shapes: Mapping[str, tuple[int, ...]],
-        *,
-        cnn_channels: tuple[int, int, int],
-        cnn_features: int | None,
-        vector_hidden_sizes: Sequence[int],
-    ) -> None:
+    def __init__(self, obs_shapes: Mapping[str, tuple[int, ...]], config: ModelConfig) -> None:
         super().__init__()
-        parts: dict[str, NatureCNN | MLP] = {}
+        self.parts = nn.ModuleDict()
+        self.names: dict[str, str] = {}
+        """Of each observation's encoder in ``parts``."""
+        self.output_size = 0
         for key, shape in obs_shapes.items():
             if len(shape) == 3:
-                parts[key] = NatureCNN((shape[0], shape[1], shape[2]), cnn_channels, cnn_features)
+                part = NatureCNN((shape[0], shape[1], shape[2]), config.cnn_channels, config.cnn_features)
             else:
-                parts[key] = MLP(shape[0], vector_hidden_sizes)
-        self.parts = nn.ModuleDict(parts)
-        self.output_size = sum(part.output_size for part in parts.values())
+                part = MLP(shape[0], config.vector_hidden_sizes)
+            self.names[key] = name = _module_name(key, self.parts)
+            self.parts[name] = part
+            self.output_size += part.output_size
 
     def forward(self, obs: Obs) -> Float[Tensor, "M F"]:
-        features = [part(obs[key]) for key, part in self.parts.items()]
+        features = [self.parts[name](obs[key]) for key, name in self.names.items()]
         return features[0] if len(features) == 1 else torch.cat(features, 1)
+
+
+def _module_name(key: str, taken: nn.ModuleDict) -> str:
+    """Return the observation's key, altered where torch can't name a module so: ``type``, ``keys``, ``a.b``."""
+    name = key.replace(".", "_")
+    while not name or hasattr(taken, name):
+        name += "_"
+    return name

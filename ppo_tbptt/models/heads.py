@@ -27,17 +27,23 @@ class Heads(nn.Module):
 
 
 def at_least_float32(x: Tensor) -> Tensor:
-    """What autocast made half as wide, widened; float64 stays."""
+    """Widen what autocast made half as wide; float64 stays."""
     return x.float() if x.dtype.itemsize < 4 else x
 
 
 def sample(
     logits: Float[Tensor, "M K"], noise: Float[Tensor, "M A"], nvec: tuple[int, ...]
 ) -> tuple[Int[Tensor, "M A"], Float[Tensor, "M A"]]:
-    """Actions and their log-probabilities per branch, by inverting the cumulative distribution at ``noise``.
+    """Sample actions by inverting the cumulative distribution at ``noise``.
 
-    ``noise`` is uniform on [0, 1): one number per branch decides an action, whatever the branch's size, so that the
-    same noise and logits give the same action on any device.
+    Args:
+        logits: of all branches side by side.
+        noise: uniform on [0, 1): one number per branch decides an action, whatever the branch's size, so that the same
+            noise and logits give the same action on any device.
+        nvec: number of choices of each branch.
+
+    Returns:
+        Actions and their log-probabilities per branch.
     """
     actions, log_probs = [], []
     for branch, u in zip(at_least_float32(logits).split(nvec, 1), noise.unbind(1), strict=True):
@@ -49,20 +55,23 @@ def sample(
 
 
 def _cumulative(p: Float[Tensor, "M K"]) -> Float[Tensor, "M K"]:
-    """``cumsum(1)``, which has no deterministic kernel on CUDA; float64 sums as that does on a CPU."""
-    k = torch.arange(p.shape[1], device=p.device)
-    return torch.where(k <= k[:, None], p[:, None].double(), 0.0).sum(2).to(p.dtype)
+    """Sum along the last axis by doubling, in float64: ``cumsum`` has no deterministic kernel on CUDA."""
+    x, reach = p.double(), 1
+    while reach < p.shape[1]:
+        x = torch.cat((x[:, :reach], x[:, reach:] + x[:, :-reach]), 1)
+        reach *= 2
+    return x.to(p.dtype)
 
 
 def mode(logits: Float[Tensor, "M K"], nvec: tuple[int, ...]) -> Int[Tensor, "M A"]:
-    """The most probable action of each branch (the first of equals)."""
+    """Return the most probable action of each branch (the first of equals)."""
     return torch.stack([branch.argmax(1) for branch in logits.split(nvec, 1)], 1)
 
 
 def log_prob_and_entropy(
     logits: Float[Tensor, "M K"], action: Int[Tensor, "M A"], nvec: tuple[int, ...]
 ) -> tuple[Float[Tensor, "M A"], Float[Tensor, "M"]]:
-    """Log-probability of ``action`` per branch, and the entropy in nats summed over branches."""
+    """Compute the log-probability of ``action`` per branch, and the entropy in nats summed over branches."""
     log_probs, entropies = [], []
     for branch, chosen in zip(at_least_float32(logits).split(nvec, 1), action.unbind(1), strict=True):
         log_p = branch.log_softmax(1)

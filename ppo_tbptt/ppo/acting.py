@@ -66,9 +66,9 @@ def decide(
 ) -> Decision:
     """One step from ``carried``, the core's state after the step before; call it inside ``agent.acting()``."""
     state = agent.reset_state(carried, start)
-    logits, value, after = agent.step(obs, state)
-    action, log_prob = sample(logits, noise, agent.action_nvec)
-    return Decision(state=state, action=action, log_prob=log_prob, value=value, after=after)
+    output = agent.step(obs, state)
+    action, log_prob = sample(output.logits, noise, agent.action_nvec)
+    return Decision(state=state, action=action, log_prob=log_prob, value=output.value, after=output.state_out)
 
 
 class Actor:

@@ -6,6 +6,9 @@ from torch import Tensor
 
 from ppo_tbptt.types import Rollout, Targets
 
+Moments = tuple[Float[Tensor, ""], Float[Tensor, ""]]
+"""Mean and (population) standard deviation of a minibatch's advantages."""
+
 
 def gae(
     reward: Float[Tensor, "T N"],
@@ -16,7 +19,7 @@ def gae(
     gamma: float,
     gae_lambda: float,
 ) -> Float[Tensor, "T N"]:
-    """Advantages ``A_t = delta_t + gamma * lambda * (1 - end_t) * A_{t+1}``, all on the device of the inputs.
+    """Compute advantages ``A_t = delta_t + gamma * lambda * (1 - end_t) * A_{t+1}`` on the device of the inputs.
 
     ``next_value`` is the value of the true successor (0 after a terminal step, the bootstrap after a truncation),
     so ``delta_t = reward_t + gamma * next_value_t - value_t`` holds everywhere, and ``end`` (terminated or
@@ -40,7 +43,18 @@ def gae(
 
 
 def compute_targets(rollout: Rollout, *, gamma: float, gae_lambda: float) -> Targets:
-    """Advantages, and value targets ``advantage + value`` (TD(lambda) returns)."""
+    """Compute advantages, and value targets ``advantage + value`` (TD(lambda) returns)."""
     end = rollout.terminated | rollout.truncated
     advantage = gae(rollout.reward, rollout.value, rollout.next_value, end, gamma=gamma, gae_lambda=gae_lambda)
-    return Targets(advantage=advantage, ret=advantage + rollout.value)
+    return Targets(advantage=advantage, value_target=advantage + rollout.value)
+
+
+def normalize(advantage: Float[Tensor, "M"], moments: Moments | None = None) -> Float[Tensor, "M"]:
+    """Shift and scale to zero mean and unit (population) variance; a single step becomes 0.
+
+    Args:
+        advantage: of the steps of a minibatch that count.
+        moments: those of the whole minibatch, where these steps are only a part of it.
+    """
+    mean, deviation = moments or (advantage.mean(), advantage.std(correction=0))
+    return (advantage - mean) / (deviation + 1e-8)

@@ -107,7 +107,7 @@ class Sampler:
             start=torch.cat([player.start for player in players]),
             state=torch.cat([player.carried for player in players]),
         )
-        record.complete(agent, agent.step(carry.obs, agent.reset_state(carry.state, carry.start))[1])
+        record.complete(agent, agent.step(carry.obs, agent.reset_state(carry.state, carry.start)).value)
         return Collected(
             rollout=storage,
             carry=carry,
@@ -261,7 +261,7 @@ class _FinalObservations:
         if not self.t:
             return
         obs = {key: torch.from_numpy(np.stack([o[key] for o in self.obs])).to(agent.device) for key in self.obs[0]}
-        value = agent.step(obs, torch.stack(self.state))[1]
+        value = agent.step(obs, torch.stack(self.state)).value
         position = to_device(torch.tensor(self.t) * storage.num_envs + torch.tensor(self.n), agent.device)
         storage.next_value.view(-1).index_copy_(0, position, value)
 

@@ -1,42 +1,41 @@
 """The update: epochs over minibatches of whole sequences."""
 
-from collections.abc import Callable
-from dataclasses import dataclass, fields
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import torch
-from jaxtyping import Bool
+from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from ppo_tbptt.config import PPOConfig
 from ppo_tbptt.models import Agent
-from ppo_tbptt.models.heads import log_prob_and_entropy
-from ppo_tbptt.ppo.all_reduce import Moments, share_gradients, share_moments, share_steps
-from ppo_tbptt.ppo.losses import normalize, ppo_loss
-from ppo_tbptt.ppo.sequences import cut, gather, padding_fraction, split
+from ppo_tbptt.ppo.advantages import Moments, normalize
+from ppo_tbptt.ppo.all_reduce import Part, all_reduce_gradients, all_reduce_moments, all_reduce_steps
+from ppo_tbptt.ppo.losses import AuxiliaryLoss, Figures, PPOLoss, total_loss
+from ppo_tbptt.ppo.sequences import cut, gather, only_counted, padding_fraction, split
+from ppo_tbptt.runtime.device import tf32
 from ppo_tbptt.runtime.distributed import World
 from ppo_tbptt.runtime.errors import RunError
 from ppo_tbptt.runtime.pinned import to_device
 from ppo_tbptt.runtime.timing import Timer
-from ppo_tbptt.types import LossStats, Minibatch, Obs, Rollout, Targets
+from ppo_tbptt.types import Minibatch, Obs, Rollout, Sequences, Targets
+
+EpochHook = Callable[[int], object]
+"""Called with the number of the epoch, from 0 on. It may change the rollout's tensors in place."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class UpdateStats:
-    """Figures of one update, over all ranks. The loss figures are means over all steps of all minibatches."""
+    """Figures of one update, over all ranks."""
 
-    loss: dict[str, float]
-    """By field of :class:`~ppo_tbptt.types.LossStats`, and ``grad_norm`` (before clipping, mean over updates)."""
-    learning_rate: float
-    entropy_coef: float
-    clip_range: float
+    scalars: dict[str, float]
+    """By tag. Losses and the like are means over the steps of all minibatches; absent where all were skipped."""
     num_updates: int
-    """Those that were skipped included."""
+    """Minibatches, those that were skipped included."""
     num_nonfinite: int
-    """Updates that were skipped because a figure of theirs, or their gradient, was NaN or infinite."""
-    num_sequences: int
-    mean_length: float
-    padding_fraction: float
+    """Minibatches that were skipped because a figure of theirs, or their gradient, was NaN or infinite."""
 
 
 class NonFiniteError(RunError):
@@ -50,14 +49,32 @@ class NonFiniteError(RunError):
         self.minibatch = minibatch
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Step:
+    """What became of one minibatch."""
+
+    part: Part
+    tags: tuple[str, ...]
+    figures: Float[Tensor, "_"]
+    """By tag, over all ranks, still on the device."""
+    skipped: Bool[Tensor, ""]
+
+
 class Learner:
     """Owns the optimiser and the order of the minibatches.
 
-    ``generator`` (on the CPU) draws the permutations; ``total_steps`` is where schedules without a span of their own
-    end. Each rank of ``world`` updates on its own rollout, and all step alike (see :mod:`ppo_tbptt.ppo.all_reduce`).
+    Each rank of ``world`` updates on its own rollout, and all step alike (see :mod:`ppo_tbptt.ppo.all_reduce`).
 
     An update whose loss or gradient is not finite is skipped: neither weights nor the optimiser's state change.
-    ``max_nonfinite`` of them in a row, over the end of an iteration too, are the end.
+
+    Args:
+        agent: what is trained.
+        config: the config's ``[ppo]``.
+        total_steps: where schedules without a span of their own end.
+        generator: of the permutations, on the CPU.
+        world: the ranks.
+        max_nonfinite: so many skipped updates in a row, over the end of an iteration too, are an error.
+        auxiliary: losses beside PPO's. The parameters of those that are modules are trained too.
     """
 
     def __init__(
@@ -69,6 +86,7 @@ class Learner:
         generator: torch.Generator,
         world: World | None = None,
         max_nonfinite: int = 10,
+        auxiliary: Sequence[AuxiliaryLoss] = (),
     ) -> None:
         self.agent = agent
         self.config = config
@@ -76,50 +94,104 @@ class Learner:
         self.generator = generator
         self.world = world or World()
         self.max_nonfinite = max_nonfinite
+        self.auxiliary = list(auxiliary)
+        self.loss_modules = {aux.name: aux.loss for aux in auxiliary if isinstance(aux.loss, nn.Module)}
         self.encode: Callable[[Obs], Tensor] | None = None
         """The encoder where it is compiled."""
         self._nonfinite_in_a_row = 0
         self.optimizer = torch.optim.AdamW(
-            agent.parameters(), lr=config.learning_rate.initial, weight_decay=config.weight_decay, fused=True
+            self.parameters(), lr=config.learning_rate.initial, weight_decay=config.weight_decay, fused=True
         )
 
-    def load_optimizer(self, tree: dict[str, Any]) -> None:
-        """Go on with the moments and counts of a used optimiser's ``state_dict``; its settings are the config's.
+    def parameters(self) -> list[nn.Parameter]:
+        """Return all that is trained: the agent's parameters, then the losses'."""
+        modules = (self.agent, *self.loss_modules.values())
+        return list(dict.fromkeys(p for module in modules for p in module.parameters()))
+
+    # --- state -----------------------------------------------------------------------------------------------------
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the optimiser's state, and the weights of losses by name."""
+        losses = {name: module.state_dict() for name, module in self.loss_modules.items()}
+        return {"optimizer": self.optimizer.state_dict(), "losses": losses}
+
+    def load_state_dict(self, tree: Mapping[str, Any]) -> None:
+        """Go on with the moments and counts of a used optimiser, and with the weights of losses.
+
+        The optimiser's settings are the config's. Losses that ``tree`` does not hold begin anew.
 
         Raises:
-            KeyError, ValueError: it is of another network.
+            KeyError, ValueError, RuntimeError: it is of another network.
         """
+        losses = tree.get("losses", {})
+        for name in self.loss_modules.keys() & losses.keys():
+            self.loss_modules[name].load_state_dict(losses[name])
+        parameters = self.parameters()
+        if list(losses) != list(self.loss_modules):  # the numbers of their parameters are others
+            parameters = list(self.agent.parameters())
+        state = {number: x for number, x in tree["optimizer"]["state"].items() if number < len(parameters)}
+        if not state:
+            raise ValueError("the optimiser has no state")
         settings = self.optimizer.state_dict()["param_groups"]
-        self.optimizer.load_state_dict({"state": tree["state"], "param_groups": settings})
-        for parameter in self.agent.parameters():
-            state = self.optimizer.state[parameter]
-            if state["exp_avg"].shape != parameter.shape or state["exp_avg_sq"].shape != parameter.shape:
+        self.optimizer.load_state_dict({"state": state, "param_groups": settings})
+        for parameter in parameters:
+            moments = self.optimizer.state.get(parameter, {})  # none of what has never had a gradient
+            if any(moments[name].shape != parameter.shape for name in ("exp_avg", "exp_avg_sq") if moments):
                 raise ValueError("the optimiser's state is of another network")
 
-    def loss(
-        self, batch: Minibatch, *, clip_range: float, entropy_coef: float, moments: Moments | None = None
-    ) -> LossStats:
-        """The loss of one minibatch with the current weights.
+    # --- one minibatch ---------------------------------------------------------------------------------------------
 
-        ``moments``: mean and deviation of the advantages, where other ranks hold more of the minibatch.
+    def ppo_loss(self, env_steps: int) -> PPOLoss:
+        """Build PPO's loss with the coefficients that hold after ``env_steps``."""
+        clip_range = self.config.clip_range.at(env_steps, self.total_steps)
+        entropy_coef = self.config.entropy_coef.at(env_steps, self.total_steps)
+        nvec = self.agent.action_nvec
+        return PPOLoss(config=self.config, action_nvec=nvec, clip_range=clip_range, entropy_coef=entropy_coef)
+
+    def loss(self, batch: Minibatch, ppo: PPOLoss, moments: Moments | None = None) -> tuple[Float[Tensor, ""], Figures]:
+        """Compute the sum of all losses of one minibatch with the current weights, and its figures.
+
+        Args:
+            batch: advantages as they are; they are normalised here, if the config says so.
+            ppo: see :meth:`ppo_loss`.
+            moments: of the advantages, where other ranks hold more of the minibatch.
         """
-        config = self.config
-        logits, value = self.agent.unroll(batch.obs, batch.state, batch.batch_sizes, self.encode)
-        log_prob, entropy = log_prob_and_entropy(logits, batch.action, self.agent.action_nvec)
-        return ppo_loss(
-            log_prob=log_prob,
-            entropy=entropy,
-            value=value,
-            old_log_prob=batch.log_prob,
-            old_value=batch.value,
-            advantage=normalize(batch.advantage, moments) if config.normalize_advantage else batch.advantage,
-            ret=batch.ret,
-            clip_range=clip_range,
-            value_coef=config.value_coef,
-            entropy_coef=entropy_coef,
-            ratio=config.ratio,
-            clip_value_loss=config.clip_value_loss,
-        )
+        output = self.agent.unroll(batch.obs, batch.state, batch.sequences_per_step, self.encode)
+        batch, output = only_counted(batch, output)
+        if self.config.normalize_advantage:
+            batch = replace(batch, advantage=normalize(batch.advantage, moments))
+        return total_loss(batch, output, ppo, self.auxiliary)
+
+    def backward(self, batch: Minibatch, ppo: PPOLoss, moments: Moments | None = None) -> Figures:
+        """Add the gradients of :meth:`loss` to the parameters'; return its figures."""
+        loss, figures = self.loss(batch, ppo, moments)
+        with tf32(self.agent.precision, self.agent.device):
+            loss.backward()
+        return figures
+
+    def _step(self, part: Part, minibatch: Callable[[Tensor], Minibatch], ppo: PPOLoss, timer: Timer) -> _Step:
+        """Step the optimiser once, with the minibatch that ``minibatch`` makes of the part's sequences."""
+        parameters = self.parameters()
+        self.optimizer.zero_grad(set_to_none=True)
+        figures: Figures = {}
+        if part.steps:
+            with timer("sequences"):
+                batch = minibatch(part.ids)
+            with timer("learning"):
+                figures = self.backward(batch, ppo, part.moments)
+        with timer("learning"):
+            figures = all_reduce_gradients(self.world, parameters, figures, part)
+            norm = nn.utils.clip_grad_norm_(parameters, self.config.max_grad_norm)
+            figures = {**figures, "optim/grad_norm": norm}
+            values = torch.stack(list(figures.values()))
+            skipped = values.isfinite().logical_not().any()
+            # Decided on the device, as the optimiser's fused kernels do for loss scaling.
+            self.optimizer.grad_scale = None  # type: ignore[attr-defined]
+            self.optimizer.found_inf = skipped.float()  # type: ignore[attr-defined]
+            self.optimizer.step()
+        return _Step(part=part, tags=tuple(figures), figures=values, skipped=skipped)
+
+    # --- one iteration ---------------------------------------------------------------------------------------------
 
     def update(
         self,
@@ -128,108 +200,102 @@ class Learner:
         env_steps: int,
         timer: Timer,
         *,
-        before_epoch: Callable[[int], object] = lambda epoch: None,
-        after_epoch: Callable[[int], object] = lambda epoch: None,
+        before_epoch: EpochHook | None = None,
+        after_epoch: EpochHook | None = None,
     ) -> UpdateStats:
         """Train on one rollout; ``env_steps`` were done before it.
 
-        Waits for the device twice: for where episodes start, and at the end.
-
-        With ``target_kl`` set the epochs stop early, after the first one whose mean ``approx_kl`` exceeds it; that
-        costs one more wait per epoch.
+        Waits for the device twice: for where episodes start, and at the end. With ``target_kl`` set the epochs stop
+        early, after the first one whose mean ``approx_kl`` exceeds it; that costs one more wait per epoch.
 
         Raises:
             NonFiniteError: see the class.
         """
-        config, world = self.config, self.world
-        learning_rate = config.learning_rate.at(env_steps, self.total_steps)
-        entropy_coef = config.entropy_coef.at(env_steps, self.total_steps)
-        clip_range = config.clip_range.at(env_steps, self.total_steps)
+        config, ppo = self.config, self.ppo_loss(env_steps)
         for group in self.optimizer.param_groups:
-            group["lr"] = learning_rate
-
-        self.agent.train()
+            group["lr"] = config.learning_rate.at(env_steps, self.total_steps)
+        for module in (self.agent, *self.loss_modules.values()):
+            module.train()
         with timer("sequences"):
             sequences = cut(rollout.start, config.sequence_length)
-            lengths = sequences.lengths
-        names = [f.name for f in fields(LossStats)]
-        parameters = list(self.agent.parameters())
-        sums: list[Tensor] = []  # [loss stats..., grad norm] x weight, one per update
-        skipped: list[Tensor] = []
-        weights: list[float] = []
-        minibatches: list[Tensor] = []
-        padding: list[float] = []
+        minibatch = partial(gather, rollout, targets, sequences)
+        epochs: list[list[_Step]] = []
         for epoch in range(config.num_epochs):
-            before_epoch(epoch)
+            if before_epoch is not None:
+                before_epoch(epoch)
             with timer("sequences"):
-                groups = split(lengths, config.num_minibatches, self.generator, keep_empty=world.size > 1)
-                padding.append(padding_fraction(sequences, [ids for ids in groups if len(ids)]))
-                groups, own, steps = share_steps(world, groups, lengths)
-                moments: list[Moments | None] = [None] * len(groups)
-                if config.normalize_advantage and world.size > 1:
-                    moments[:] = share_moments(world, targets.advantage, sequences, groups, steps)
-            epoch_start = len(sums)
-            for ids, m, total, moment in zip(groups, own, steps, moments, strict=True):
-                self.optimizer.zero_grad(set_to_none=True)
-                figures = parameters[0].new_zeros(len(names))
-                if m:
-                    with timer("sequences"):
-                        batch = gather(rollout, targets, sequences, ids)
-                    with timer("learning"):
-                        stats = self.loss(batch, clip_range=clip_range, entropy_coef=entropy_coef, moments=moment)
-                        stats.loss.backward()
-                        figures = torch.stack([getattr(stats, name).detach() for name in names])
-                with timer("learning"):
-                    figures = share_gradients(world, parameters, figures, m / total)
-                    norm = nn.utils.clip_grad_norm_(parameters, config.max_grad_norm)
-                    figures = torch.cat([figures, norm[None]])
-                    skip = figures.isfinite().logical_not().any()
-                    self._step_unless(skip)
-                    sums.append(figures)
-                    skipped.append(skip)
-                    weights.append(float(total))
-                    minibatches.append(ids)
-            after_epoch(epoch)
+                parts = self._partition(sequences, targets)
+            epochs.append([self._step(part, minibatch, ppo, timer) for part in parts])
+            if after_epoch is not None:
+                after_epoch(epoch)
             if config.target_kl is not None:
-                means = _mean(sums[epoch_start:], weights[epoch_start:], skipped[epoch_start:])
-                kl = means[names.index("approx_kl")]
+                kl = _means(epochs[-1])[epochs[-1][0].tags.index("policy/approx_kl")]
                 if float(kl) > config.target_kl:
                     break
-
         with timer("learning"):  # where a GPU catches up
-            means = torch.cat([_mean(sums, weights, skipped), torch.stack(skipped)]).tolist()
-        flags = [bool(flag) for flag in means[-len(skipped) :]]
-        self._count(flags, lambda ids: gather(rollout, targets, sequences, ids) if len(ids) else None, minibatches)
+            return self._report(epochs, sequences, ppo, minibatch)
+
+    def _partition(self, sequences: Sequences, targets: Targets) -> list[Part]:
+        """Draw an epoch's minibatches."""
+        config, world, counted = self.config, self.world, sequences.counted
+        groups = split(counted, config.num_minibatches, self.generator, keep_empty=world.size > 1)
+        parts = all_reduce_steps(world, groups, counted)
+        if config.normalize_advantage and world.size > 1:
+            parts = all_reduce_moments(world, targets.advantage, sequences, parts)
+        return parts
+
+    def _report(
+        self,
+        epochs: list[list[_Step]],
+        sequences: Sequences,
+        ppo: PPOLoss,
+        minibatch: Callable[[Tensor], Minibatch],
+    ) -> UpdateStats:
+        """Wait for the device; gather the figures of all ranks.
+
+        Raises:
+            NonFiniteError: see the class.
+        """
+        steps = [step for epoch in epochs for step in epoch]
+        tags = steps[0].tags
+        means = torch.cat([_means(steps), torch.stack([step.skipped for step in steps])]).tolist()
+        skipped = [bool(flag) for flag in means[len(tags) :]]
+        self._count_skipped(steps, skipped, minibatch)
+        padding = [padding_fraction(sequences, [x.part.ids for x in epoch if len(x.part.ids)]) for epoch in epochs]
+        lengths = sequences.lengths
         own = [len(lengths), int(lengths.sum()), sum(padding) / len(padding)]
-        num_sequences, num_steps, padded = world.sum_(torch.tensor(own, dtype=torch.float64))
-        return UpdateStats(
-            loss=dict(zip([*names, "grad_norm"], means, strict=False)),
-            learning_rate=learning_rate,
-            entropy_coef=entropy_coef,
-            clip_range=clip_range,
-            num_updates=len(sums),
-            num_nonfinite=sum(flags),
-            num_sequences=int(num_sequences),
-            mean_length=float(num_steps / num_sequences),
-            padding_fraction=float(padded / world.size),
-        )
+        num_sequences, num_steps, padded = self.world.sum_(torch.tensor(own, dtype=torch.float64)).tolist()
+        scalars = {} if all(skipped) else dict(zip(tags, means, strict=False))
+        scalars |= {
+            "optim/learning_rate": self.optimizer.param_groups[0]["lr"],
+            "optim/entropy_coef": ppo.entropy_coef,
+            "optim/clip_range": ppo.clip_range,
+            "optim/updates": float(len(steps)),
+            "sequences/count": num_sequences,
+            "sequences/mean_length": num_steps / num_sequences,
+            "sequences/padding_fraction": padded / self.world.size,
+        }
+        return UpdateStats(scalars=scalars, num_updates=len(steps), num_nonfinite=sum(skipped))
 
-    def _step_unless(self, skip: Bool[Tensor, ""]) -> None:
-        """``optimizer.step()``, or nothing at all; decided on the device, as its fused kernels do for loss scaling."""
-        self.optimizer.grad_scale = None  # type: ignore[attr-defined]
-        self.optimizer.found_inf = skip.float()  # type: ignore[attr-defined]
-        self.optimizer.step()
-
-    def _count(self, skipped: list[bool], minibatch: Callable[[Tensor], Minibatch | None], ids: list[Tensor]) -> None:
-        for update, skip in enumerate(skipped):
+    def _count_skipped(self, steps: list[_Step], skipped: list[bool], minibatch: Callable[[Tensor], Minibatch]) -> None:
+        for step, skip in zip(steps, skipped, strict=True):
             self._nonfinite_in_a_row = self._nonfinite_in_a_row + 1 if skip else 0
             if self._nonfinite_in_a_row >= self.max_nonfinite:
                 text = f"loss or gradient was NaN or infinite in {self._nonfinite_in_a_row} updates in a row"
-                raise NonFiniteError(f"{text}; they were skipped", minibatch(ids[update]))
+                last = minibatch(step.part.ids) if step.part.steps else None
+                raise NonFiniteError(f"{text}; they were skipped", last)
 
 
-def _mean(rows: list[Tensor], weights: list[float], skipped: list[Tensor]) -> Tensor:
-    """Of the rows that were not skipped; NaN where none is left."""
-    out = torch.stack(skipped)
-    weight = to_device(torch.tensor(weights), out.device).masked_fill(out, 0.0)
-    return (torch.stack(rows).masked_fill(out[:, None], 0.0) * weight[:, None]).sum(0) / weight.sum()
+def _means(steps: Sequence[_Step]) -> Float[Tensor, "_"]:
+    """Average the figures of those that were not skipped over all their steps; NaN where none is left.
+
+    Raises:
+        ValueError: a loss reports other figures than before.
+    """
+    if len({step.tags for step in steps}) > 1:
+        raise ValueError("losses must report the same figures for all minibatches")
+    skipped = torch.stack([step.skipped for step in steps])
+    weights = torch.tensor([float(step.part.total_steps) for step in steps])
+    weight = to_device(weights, skipped.device).masked_fill(skipped, 0.0)
+    figures = torch.stack([step.figures for step in steps]).masked_fill(skipped[:, None], 0.0)
+    return (figures * weight[:, None]).sum(0) / weight.sum()

@@ -8,20 +8,22 @@ either. Gradients stop at a sequence's start (its state is data) while the state
 """
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
 
 from ppo_tbptt.runtime.pinned import to_device
-from ppo_tbptt.types import Minibatch, Rollout, Sequences, Targets
+from ppo_tbptt.types import AgentOutput, Minibatch, Rollout, Sequences, Targets
 
 
 def cut(start: Bool[Tensor, "T N"], sequence_length: int | None) -> Sequences:
     """Cut a rollout into sequences of at most ``sequence_length`` steps (None: whole episodes within the rollout).
 
-    Every step is in exactly one sequence; a sequence is consecutive in time, of one environment, and never crosses
-    a start. ``L`` is the longest sequence, never the longest episode. Sequences are ordered by environment, then time.
+    Every step is in exactly one sequence, and counts; a sequence is consecutive in time, of one environment, and never
+    crosses a start. ``L`` is the longest sequence, never the longest episode. Sequences are ordered by environment,
+    then time.
     """
     steps, envs = start.shape
     t = torch.arange(steps)[:, None]
@@ -40,35 +42,44 @@ def cut(start: Bool[Tensor, "T N"], sequence_length: int | None) -> Sequences:
 
 
 def split(
-    lengths: Int[Tensor, "S"], num_minibatches: int, generator: torch.Generator, *, keep_empty: bool = False
-) -> list[Tensor]:
-    """A fresh permutation of the sequences, split so that each minibatch holds about the same number of valid steps.
+    counted: Int[Tensor, "S"], num_minibatches: int, generator: torch.Generator, *, keep_empty: bool = False
+) -> list[Int[Tensor, "_"]]:
+    """Draw a permutation of the sequences and split it so that all minibatches hold about as many steps that count.
 
-    Returns at most ``num_minibatches`` tensors of sequence numbers, none of them empty (there are fewer where there
-    are fewer sequences). Each differs from the ideal number of steps by less than the longest sequence.
-    ``keep_empty``: exactly ``num_minibatches``, some of which may be empty.
+    Args:
+        counted: number of steps of each sequence that count.
+        num_minibatches: at most so many; fewer where there are fewer sequences.
+        generator: of the permutation, on the CPU.
+        keep_empty: return exactly ``num_minibatches``, some of which may be empty.
+
+    Returns:
+        Sequence numbers of each minibatch. Each differs from the ideal number of steps by less than the longest
+        sequence.
     """
-    order = torch.randperm(len(lengths), generator=generator)
-    ends = lengths[order].cumsum(0)
-    middle = 2 * ends - lengths[order]  # twice the middle of each sequence, to stay in integers
-    group = middle * num_minibatches // (2 * int(ends[-1]))
+    order = torch.randperm(len(counted), generator=generator)
+    ends = counted[order].cumsum(0)
+    middle = 2 * ends - counted[order]  # twice the middle of each sequence, to stay in integers
+    group = (middle * num_minibatches // (2 * int(ends[-1]))).clamp(max=num_minibatches - 1)
     sizes = torch.bincount(group, minlength=num_minibatches).tolist()
     return [ids for ids in order.split(sizes) if keep_empty or len(ids)]
 
 
-def gather(rollout: Rollout, targets: Targets, sequences: Sequences, ids: Int[Tensor, "S"]) -> Minibatch:
-    """The minibatch of the sequences ``ids``, in descending order of length, on the device of ``rollout.value``.
+def gather(rollout: Rollout, targets: Targets, sequences: Sequences, ids: Int[Tensor, "_"]) -> Minibatch:
+    """Gather the sequences ``ids``, in descending order of length, on the device of ``rollout.value``.
 
     Observations may be stored elsewhere, on the host.
     """
     ids = ids[sequences.lengths[ids].argsort(descending=True, stable=True)]
     mask = sequences.mask[:, ids]
-    batch_sizes = mask.sum(1)
-    batch_sizes = batch_sizes[: int((batch_sizes > 0).sum())]
+    sequences_per_step = mask.sum(1)
+    sequences_per_step = sequences_per_step[: int((sequences_per_step > 0).sum())]
     index = sequences.index[:, ids]
     device = rollout.value.device
     steps, firsts = index[mask], index[0]  # [M], time-major, and [S']
     valid, first = to_device(steps, device), to_device(firsts, device)
+    in_loss = None
+    if sequences.in_loss is not None:
+        in_loss = to_device(sequences.in_loss[:, ids][mask].nonzero().squeeze(1), device)
 
     def pick(x: Tensor, at: Tensor) -> Tensor:
         return x.flatten(0, 1).index_select(0, at)
@@ -82,15 +93,37 @@ def gather(rollout: Rollout, targets: Targets, sequences: Sequences, ids: Int[Te
         log_prob=pick(rollout.log_prob, valid),
         value=pick(rollout.value, valid),
         advantage=pick(targets.advantage, valid),
-        ret=pick(targets.ret, valid),
+        value_target=pick(targets.value_target, valid),
         state=pick(rollout.state, first),
-        start=pick(rollout.start, first),
-        batch_sizes=batch_sizes,
+        sequences_per_step=sequences_per_step,
+        in_loss=in_loss,
+    )
+
+
+def only_counted(batch: Minibatch, output: AgentOutput) -> tuple[Minibatch, AgentOutput]:
+    """Leave out the steps that don't count, of whatever has a row per step; the same objects where all count.
+
+    ``state``, ``state_out`` and ``sequences_per_step`` go on describing the sequences as they were unrolled.
+    """
+    at = batch.in_loss
+    if at is None:
+        return batch, output
+
+    def pick(x: Tensor) -> Tensor:
+        return x.index_select(0, at)
+
+    per_step = ("action", "log_prob", "value", "advantage", "value_target")
+    obs = {key: pick(x) for key, x in batch.obs.items()}
+    extras = {key: pick(x) for key, x in output.extras.items()}
+    outputs = ("logits", "value", "features", "core_output")
+    return (
+        replace(batch, obs=obs, **{name: pick(getattr(batch, name)) for name in per_step}),
+        replace(output, extras=extras, **{name: pick(getattr(output, name)) for name in outputs}),
     )
 
 
 def padding_fraction(sequences: Sequences, groups: Sequence[Tensor]) -> float:
-    """Share of padding if each group were padded to its own longest sequence.
+    """Return the share of padding if each group were padded to its own longest sequence.
 
     What a core over packed sequences saves, and what one that needs padding computes.
     """

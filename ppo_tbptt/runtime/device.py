@@ -5,7 +5,8 @@ import os
 import platform
 import re
 import sys
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
@@ -64,16 +65,22 @@ def resolve_precision(name: str, device: torch.device) -> torch.dtype:
     return {"float32": torch.float32, "bfloat16": torch.bfloat16}[name]
 
 
-def prepare_precision(name: str, device: torch.device) -> torch.dtype:
-    """Resolve the precision like :func:`resolve_precision` and set TF32 for the whole process.
+@contextmanager
+def tf32(precision: torch.dtype, device: torch.device) -> Iterator[None]:
+    """Let cuDNN round float32 to TF32's 10 bits inside, or not: only where ``precision`` is bfloat16.
 
-    By default cuDNN's convolutions and recurrent cores round float32 to TF32 (10 bits). ``float32`` turns that off;
-    ``bfloat16`` turns it on for what stays in float32.
+    By default CUDA's convolutions and recurrent cores do so. The setting is the whole process's, hence only for the
+    calls of one agent; backward passes need it too.
     """
-    precision = resolve_precision(name, device)
-    if device.type == "cuda":
-        torch.backends.cudnn.allow_tf32 = precision == torch.bfloat16
-    return precision
+    if device.type != "cuda":
+        yield
+        return
+    before = torch.backends.cudnn.allow_tf32
+    torch.backends.cudnn.allow_tf32 = precision == torch.bfloat16
+    try:
+        yield
+    finally:
+        torch.backends.cudnn.allow_tf32 = before
 
 
 def versions(device: torch.device) -> str:

@@ -10,6 +10,7 @@ from ppo_tbptt.envs.workers.fleet import Fleet, build_fleet
 from ppo_tbptt.models import Agent
 from ppo_tbptt.models.compile import CompileError, compile_encoder
 from ppo_tbptt.ppo.learner import Learner
+from ppo_tbptt.ppo.losses import build_losses
 from ppo_tbptt.runtime.distributed import World
 from ppo_tbptt.types import Rollout
 
@@ -34,6 +35,7 @@ def build_learner(config: Config, agent: Agent, generator: torch.Generator, worl
         generator=generator,
         world=world,
         max_nonfinite=config.train.max_nonfinite_updates,
+        auxiliary=build_losses(config.losses, agent),
     )
 
 

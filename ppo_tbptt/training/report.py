@@ -31,7 +31,7 @@ def iteration_scalars(
     rollout = collected.rollout
     return {
         **episode_scalars(episodes),
-        **update_scalars(update),
+        **update.scalars,
         **explained_variance(rollout, targets, world),
         **faults.scalars(),
         **time_scalars(timer, rollout.num_steps * rollout.num_envs * world.size),
@@ -60,33 +60,12 @@ def gather_episodes(world: World, episodes: list[Episode]) -> list[Episode]:
     return [Episode(*fields) for row in rows for fields in row]
 
 
-def update_scalars(stats: UpdateStats) -> dict[str, float]:
-    """Name the figures of an update by their tags."""
-    loss = stats.loss
-    return {
-        "loss/total": loss["loss"],
-        "loss/policy": loss["policy_loss"],
-        "loss/value": loss["value_loss"],
-        "policy/entropy": loss["entropy"],
-        "policy/approx_kl": loss["approx_kl"],
-        "policy/clip_fraction": loss["clip_fraction"],
-        "optim/grad_norm": loss["grad_norm"],
-        "optim/learning_rate": stats.learning_rate,
-        "optim/entropy_coef": stats.entropy_coef,
-        "optim/clip_range": stats.clip_range,
-        "optim/updates": float(stats.num_updates),
-        "sequences/count": float(stats.num_sequences),
-        "sequences/mean_length": stats.mean_length,
-        "sequences/padding_fraction": stats.padding_fraction,
-    }
-
-
 def explained_variance(rollout: Rollout, targets: Targets, world: World) -> dict[str, float]:
     """Compute 1 - Var(return - value) / Var(return); empty where all returns are equal."""
-    variance = world.variance(targets.ret)
+    variance = world.variance(targets.value_target)
     if variance == 0:
         return {}
-    return {"policy/explained_variance": 1 - world.variance(targets.ret - rollout.value) / variance}
+    return {"policy/explained_variance": 1 - world.variance(targets.value_target - rollout.value) / variance}
 
 
 def time_scalars(timer: Timer, num_steps: int) -> dict[str, float]:

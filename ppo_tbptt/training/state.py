@@ -39,7 +39,7 @@ def state_dict(trainer: "Trainer") -> dict[str, Any]:
         "iteration": trainer.iteration,
         "env_steps": trainer.env_steps,
         "agent": trainer.agent.state_dict(),
-        "optimizer": trainer.learner.optimizer.state_dict(),
+        **trainer.learner.state_dict(),
         "level_seeds": torch.cat(world.gather(torch.tensor(envs.seed_counts()))).tolist(),
         "environments": _gather_environments(world, envs, trainer.carry, replay=replay),
         "faults": trainer.faults.state_dict(),
@@ -67,7 +67,7 @@ def load_state_dict(trainer: "Trainer", tree: dict[str, Any], progress: Callable
         trainer.agent.load_state_dict(tree["agent"])
         trainer.iteration, trainer.env_steps = tree["iteration"], tree["env_steps"]
         if trainer.iteration:
-            trainer.learner.load_optimizer(tree["optimizer"])
+            trainer.learner.load_state_dict(tree)
         trainer.checkpoints.load_state_dict(tree)
         trainer.faults.load_state_dict(tree["faults"])
         saved = tree.get("callbacks", {})

@@ -15,7 +15,7 @@ from ppo_tbptt.evaluation.evaluate import Evaluation
 from ppo_tbptt.models import Agent
 from ppo_tbptt.models.agent import build_agent
 from ppo_tbptt.ppo.advantages import compute_targets
-from ppo_tbptt.ppo.all_reduce import share_weights
+from ppo_tbptt.ppo.all_reduce import broadcast_parameters
 from ppo_tbptt.ppo.collector import Sampler, rollout_storage
 from ppo_tbptt.run.folder import RunDir
 from ppo_tbptt.run.metrics import Report
@@ -107,11 +107,11 @@ class Trainer(Iterator[Report]):
         self.envs = envs or build_envs(config, world, self.device)
         self._closing.callback(self.envs.close)
         self.agent = build_agent(config, self.envs.spec, self.device) if agent is None else agent.to(self.device)
-        share_weights(world, self.agent)
         self.collector = Sampler(self.envs, self.agent)
         self._closing.callback(self.collector.close)
         self.storage = rollout_storage(config, self.envs.spec, self.agent.core.state_size, self.device)
         self.learner = build_learner(config, self.agent, self.rng.permutation, world)
+        broadcast_parameters(world, self.learner.parameters())
         self.notes += describe_storage(self.storage)
         if config.compile:
             self.notes += compile_updates(self.learner, self.storage, config.batch_size // config.ppo.num_minibatches)
