@@ -10,12 +10,12 @@ from torch import Tensor
 
 
 def to_device(x: Tensor, device: torch.device) -> Tensor:
-    """``x`` (on the CPU) on ``device``; the CPU's own tensors are returned as they are.
+    """``x`` on ``device``; what lies there already is returned as it is.
 
     A copy from ordinary memory waits until the GPU has done everything before it; one from page-locked memory does
     not, and torch keeps such memory for the next copy once this one is done.
     """
-    if device.type == "cpu":
+    if x.device == device:
         return x
     return x.pin_memory().to(device, non_blocking=True)
 
