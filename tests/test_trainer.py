@@ -48,9 +48,7 @@ def test_double_buffering_changes_nothing_but_rounding() -> None:
         with Trainer(tiny(env={"num_envs": 5, "num_workers": 2, "double_buffering": setting})) as trainer:
             assert len(trainer.envs.worker_pids) == (4 if setting == "on" else 2)
             assert trainer.envs.where == ("in two halves of 2 workers each" if setting == "on" else "in 2 workers")
-            assert [part.rows for part in trainer.envs.parts] == (
-                [slice(0, 3), slice(3, 5)] if setting == "on" else [slice(0, 5)]
-            )
+            assert trainer.envs.groups == ((slice(0, 3), slice(3, 5)) if setting == "on" else (slice(0, 5),))
             rows.append([timeless(report.scalars) for report in trainer])
     for whole, halves in zip(*rows, strict=True):
         assert halves == pytest.approx(whole, rel=1e-3, abs=1e-5)

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from ppo_tbptt.envs import Episode, Restarts
+from ppo_tbptt.envs import Episode, FaultBudget
 from ppo_tbptt.ppo.learner import UpdateStats
 from ppo_tbptt.runtime.distributed import World
 from ppo_tbptt.types import Rollout, Targets
@@ -67,13 +67,13 @@ class FaultCounts:
     nonfinite_updates: int = 0
     """Of all ranks, which skip them together."""
 
-    def state(self, restarts: Restarts) -> list[int]:
-        """What ``FaultCounts(*state)`` goes on from; ``restarts`` are this process's."""
-        return [self.restarts_before + restarts.count, self.cut_episodes, self.nonfinite_updates]
+    def state(self, faults: FaultBudget) -> list[int]:
+        """What ``FaultCounts(*state)`` goes on from; ``faults`` are this process's."""
+        return [self.restarts_before + faults.count, self.cut_episodes, self.nonfinite_updates]
 
-    def scalars(self, world: World, restarts: Restarts) -> dict[str, float]:
+    def scalars(self, world: World, faults: FaultBudget) -> dict[str, float]:
         """Over all ranks, which call it together."""
-        worker_restarts, cut_episodes, _ = torch.stack(world.gather(torch.tensor(self.state(restarts)))).sum(0).tolist()
+        worker_restarts, cut_episodes, _ = torch.stack(world.gather(torch.tensor(self.state(faults)))).sum(0).tolist()
         return {
             "faults/worker_restarts": float(worker_restarts),
             "faults/cut_episodes": float(cut_episodes),

@@ -16,14 +16,22 @@ import torch
 
 from ppo_tbptt.config import Config
 from ppo_tbptt.config.resume import continued, describe_changes
-from ppo_tbptt.envs import EnvSpec, Episode, WorkerError, resolve_workers
-from ppo_tbptt.envs.workers.fleet import build_fleet
+from ppo_tbptt.envs import (
+    EnvSpec,
+    Episode,
+    FaultBudget,
+    LevelSeeds,
+    WorkerError,
+    double_buffered,
+    make_vector_env,
+    resolve_workers,
+)
 from ppo_tbptt.evaluation.evaluate import Evaluation, evaluate
 from ppo_tbptt.models.agent import build_agent
 from ppo_tbptt.models.compile import CompileError, compile_encoder
 from ppo_tbptt.ppo.advantages import gae
 from ppo_tbptt.ppo.all_reduce import share_weights
-from ppo_tbptt.ppo.collector import Collected, Sampler, rollout_storage
+from ppo_tbptt.ppo.collector import CollectedRollout, RolloutCollector, rollout_storage
 from ppo_tbptt.ppo.learner import Learner, NonFiniteError, UpdateStats
 from ppo_tbptt.run.checkpoint import CheckpointError, save_checkpoint
 from ppo_tbptt.run.folder import RunDir
@@ -35,7 +43,7 @@ from ppo_tbptt.runtime.distributed import World
 from ppo_tbptt.runtime.rng import Streams
 from ppo_tbptt.runtime.timing import Timer
 from ppo_tbptt.training.report import FaultCounts, episode_scalars, explained_variance, headline, update_scalars
-from ppo_tbptt.training.state import check_saved_state, go_on, saved_episodes
+from ppo_tbptt.training.state import check_saved_state, saved_episodes
 from ppo_tbptt.types import Carry, Rollout, Targets
 from ppo_tbptt.watch.training_video import TrainingVideos
 
@@ -80,12 +88,16 @@ class Trainer(Iterator[Report]):
         self.config = config = config.replace(precision=precision)  # what was used is what is saved
         torch.manual_seed(config.seed)
         env = config.env
-        self.envs = build_fleet(
+        self.fault_budget = FaultBudget(env.max_worker_restarts)
+        first_env = self.world.rank * env.num_envs
+        self.levels = LevelSeeds(config.seed, env.num_envs, env.first_seed, env.num_seeds, first_env)
+        self.envs = make_vector_env(
             env,
-            seed=config.seed,
-            first_env=self.world.rank * env.num_envs,
+            self.levels,
             num_workers=_own_workers(config, world),
-            cuda=self.device.type == "cuda",
+            two_groups=double_buffered(env, cuda=self.device.type == "cuda"),
+            replay=env.replay,
+            faults=self.fault_budget,
         )
         self._end_envs = self.envs.close
         self.writer: RunWriter | None = None
@@ -104,8 +116,8 @@ class Trainer(Iterator[Report]):
     ) -> None:
         config, spec = self.config, self.envs.spec
         self.agent = build_agent(config, spec, self.device)
-        self._sampler = Sampler(self.envs, self.agent)
-        self._end_envs = self._sampler.close
+        self._collector = RolloutCollector(self.envs, self.agent)
+        self._end_envs = self._collector.close
         self.streams = Streams(config.seed, self.world, self.device)
         self.learner = Learner(
             self.agent,
@@ -146,7 +158,7 @@ class Trainer(Iterator[Report]):
                 self.writer.show(self._introduce)
                 self._videos = TrainingVideos(self.agent, spec, config, self.run, self.writer)
         if restore is None:
-            self._carry = self._sampler.begin()
+            self._carry = self._collector.begin()
         else:
             self._carry = self._go_on(restore, progress)
             self._load_streams(restore)  # last, because whatever was done by now may have used them
@@ -222,7 +234,7 @@ class Trainer(Iterator[Report]):
             generator=self.streams.noise,
         )
         timer = Timer()
-        collected = self._sampler.collect(self._carry, self._storage, noise, timer)
+        collected = self._collector.collect(self._carry, self._storage, noise, timer)
         targets = self._targets(collected.rollout)
         stats = self._update(collected.rollout, targets, timer)
         self._carry = collected.carry
@@ -269,14 +281,14 @@ class Trainer(Iterator[Report]):
             save_checkpoint(path, {"iteration": self.iteration + 1, "minibatch": batch})
             raise NonFiniteError(f"{error}; the last minibatch is in {path}", error.minibatch) from error
 
-    def _fault_scalars(self, collected: Collected, stats: UpdateStats) -> dict[str, float]:
+    def _fault_scalars(self, collected: CollectedRollout, stats: UpdateStats) -> dict[str, float]:
         self.notes += collected.faults
         if stats.num_nonfinite:
             text = f"iteration {self.iteration}: {stats.num_nonfinite} of {stats.num_updates} updates skipped"
             self.notes.append(f"{text}: loss or gradient was NaN or infinite")
         self._faults.cut_episodes += collected.cut_episodes
         self._faults.nonfinite_updates += stats.num_nonfinite
-        return self._faults.scalars(self.world, self.envs.restarts)
+        return self._faults.scalars(self.world, self.fault_budget)
 
     def _take_notes(self) -> tuple[str, ...]:
         if self.writer is not None:
@@ -342,10 +354,7 @@ class Trainer(Iterator[Report]):
             try:
                 return {name: e.mean for name, e in self.evaluate().measures.items()}
             except WorkerError as error:
-                if self.envs.restarts.count >= self.envs.restarts.maximum:
-                    raise
-                self.envs.restarts.count += 1
-                self.notes.append(f"the evaluation is done again: {str(error).splitlines()[0]}")
+                self.notes.append(self.fault_budget.spend(error, "the evaluation is done again"))
 
     # --- checkpoints ------------------------------------------------------------------------------------------------
 
@@ -419,7 +428,7 @@ class Trainer(Iterator[Report]):
 
     def state_dict(self) -> dict[str, Any]:
         """All that a resumed run needs, as plain tensors, numbers and strings. All ranks call it together."""
-        counts = self.world.gather(torch.tensor(self.envs.seed_counts()))
+        counts = self.world.gather(torch.tensor(self.levels.state_dict()["counts"]))
         first, *others = self.streams.state()
         return {
             "version": version("ppo-tbptt"),
@@ -434,8 +443,8 @@ class Trainer(Iterator[Report]):
             "level_seeds": torch.cat(counts).tolist(),
             "generators": first,
             "generators_of_other_ranks": others,
-            "environments": saved_episodes(self.world, self.envs, self._carry, replay=self.config.env.replay),
-            "faults": self.world.gather_json(self._faults.state(self.envs.restarts)),
+            "environments": saved_episodes(self.world, self.envs, self._carry),
+            "faults": self.world.gather_json(self._faults.state(self.fault_budget)),
         }
 
     def _load_state(self, tree: dict[str, Any]) -> None:
@@ -458,7 +467,7 @@ class Trainer(Iterator[Report]):
             self._recent.extend(tree["recent"])
             counts, missing = tree["level_seeds"], [0] * (self.config.env.num_envs * self.world.size)
             own = slice(self.config.env.num_envs * self.world.rank, self.config.env.num_envs * (self.world.rank + 1))
-            self.envs.load_seed_counts([*counts, *missing[len(counts) :]][own])
+            self.levels.load_state_dict({"counts": [*counts, *missing[len(counts) :]][own]})
             self.restored_ranks = len(tree["environments"])
             same_ranks = self.restored_ranks == self.world.size
             self._faults = FaultCounts(*tree["faults"][self.world.rank if same_ranks else 0])
@@ -489,8 +498,9 @@ class Trainer(Iterator[Report]):
             reason = "env.replay is, or was, false"
         if reason:
             self.notes.append(f"not exact: all environments begin new episodes, because {reason}")
-            return self._sampler.begin()
-        carry, exact = go_on(self._sampler, ranks[self.world.rank], progress)
+            return self._collector.begin()
+        rank = ranks[self.world.rank]
+        carry, exact = self._collector.resume(rank, rank["start"], rank["state"], progress)
         if not exact.all():
             which = ", ".join(map(str, np.flatnonzero(~exact)[:10].tolist()))
             self.notes.append(
