@@ -10,7 +10,7 @@ from rich.table import Table
 from ppo_tbptt.commands.parser import UsageError, writing
 from ppo_tbptt.commands.results import evaluate_with_progress, file_name, note_overlap, wide_console, write_result
 from ppo_tbptt.commands.stop import Stop
-from ppo_tbptt.config import Config
+from ppo_tbptt.config import Config, TrainConfig
 from ppo_tbptt.evaluation.evaluate import evaluate
 from ppo_tbptt.evaluation.policy import Policy
 from ppo_tbptt.evaluation.result_file import read_evaluation
@@ -22,9 +22,16 @@ Tree = dict[str, Any]
 
 
 def evaluate_all(
-    path: Path, protocol: Mapping[str, Any], overrides: dict[str, str], *, device: str, json_file: Path | None
+    path: Path,
+    protocol_of: Callable[[TrainConfig], Mapping[str, Any]],
+    overrides: dict[str, str],
+    *,
+    device: str,
+    json_file: Path | None,
 ) -> int:
-    """Evaluate by ``protocol`` (arguments of ``evaluate``), write a file for each checkpoint and print a table.
+    """Evaluate each checkpoint, write a file for it and print a table.
+
+    ``protocol_of`` makes the arguments of ``evaluate`` from the run's own settings.
 
     What has its file already, written for a checkpoint of as many steps, is read from it. With ``overrides`` it is
     another task than the run's: nothing is written into the run's folder then, nor read from it.
@@ -36,7 +43,8 @@ def evaluate_all(
     checkpoints = run.periodic() + ([run.best] if run.best.is_file() else [])
     if not checkpoints:
         run.newest()  # says that there are none
-    env = Config.load(run.config).override(overrides).env
+    config = Config.load(run.config).override(overrides)
+    env, protocol = config.env, protocol_of(config.train)
     console = wide_console()
     note_overlap(env, protocol["seeds"], console)
     episodes = len(protocol["seeds"]) * protocol["repeats"]
