@@ -16,7 +16,8 @@ from torch import nn
 
 from ppo_tbptt.benchmark.clock import seconds_per_call
 from ppo_tbptt.config import Config
-from ppo_tbptt.envs import BatchedEnv, LevelSeeds, make_vector_env
+from ppo_tbptt.envs import BatchedEnv, LevelSeeds
+from ppo_tbptt.envs.batched import make_vector_env
 from ppo_tbptt.models import Agent
 from ppo_tbptt.ppo.acting import Actor
 from ppo_tbptt.ppo.collector import empty_rollout

@@ -1,6 +1,5 @@
 """Environments: one at a time (`make_env`), or N of them behind `BatchedEnv` (`VectorEnv`). Imports no torch."""
 
-from ppo_tbptt.envs.batched import double_buffered, make_vector_env
 from ppo_tbptt.envs.interface import (
     ArraySpec,
     BatchedEnv,
@@ -31,8 +30,6 @@ __all__ = [
     "StepResult",
     "VectorEnv",
     "WorkerError",
-    "double_buffered",
     "make_env",
-    "make_vector_env",
     "resolve_workers",
 ]

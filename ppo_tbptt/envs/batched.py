@@ -1,4 +1,4 @@
-"""From a config to its batch of environments."""
+"""Make the batch of environments that a config asks for. Apart from the rest, because workers read no config."""
 
 from typing import Any
 

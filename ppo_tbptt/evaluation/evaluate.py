@@ -9,7 +9,8 @@ import numpy as np
 import torch
 
 from ppo_tbptt.config import EnvConfig
-from ppo_tbptt.envs import EnvSpec, Episode, LevelSource, make_vector_env
+from ppo_tbptt.envs import EnvSpec, Episode, LevelSource
+from ppo_tbptt.envs.batched import make_vector_env
 from ppo_tbptt.evaluation.perturbations import Disturbance, EpisodeKey
 from ppo_tbptt.evaluation.statistics import Estimate, estimate
 from ppo_tbptt.models import Agent

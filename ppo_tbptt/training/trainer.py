@@ -22,10 +22,9 @@ from ppo_tbptt.envs import (
     FaultBudget,
     LevelSeeds,
     WorkerError,
-    double_buffered,
-    make_vector_env,
     resolve_workers,
 )
+from ppo_tbptt.envs.batched import double_buffered, make_vector_env
 from ppo_tbptt.evaluation.evaluate import Evaluation, evaluate
 from ppo_tbptt.models.agent import build_agent
 from ppo_tbptt.models.compile import CompileError, compile_encoder
