@@ -103,7 +103,7 @@ def test_tracer_tells_everything() -> None:
 
 @pytest.mark.parametrize("name", ["ImageToy", "DictToy"])
 def test_recall_toys(name: str) -> None:
-    env = make_env(f"ppo_tbptt/{name}-v0", options={"delay": 1})
+    env = make_env(f"fixture_envs:fixture/{name}-v0", options={"delay": 1})
     answers = set()
     for seed in range(16):
         obs = env.reset(seed)
