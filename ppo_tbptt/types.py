@@ -35,7 +35,7 @@ class Carry:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Rollout:
-    """T steps of N environments, in storage that a :class:`~ppo_tbptt.ppo.collector.Sampler` fills in place."""
+    """T steps of N environments; a :class:`~ppo_tbptt.ppo.collector.RolloutCollector` fills the tensors in place."""
 
     obs: Obs
     start: Bool[Tensor, "T N"]
@@ -48,7 +48,7 @@ class Rollout:
     next_value: Float[Tensor, "T N"]
     """Value of t's true successor: 0 if terminated, V(final observation, state after t) if truncated.
 
-    An episode that a failing environment cut is truncated too; its final observation is the last one that came.
+    An episode whose environment failed in t is truncated too; its final observation is that of t.
     """
     terminated: Bool[Tensor, "T N"]
     truncated: Bool[Tensor, "T N"]

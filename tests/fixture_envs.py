@@ -4,14 +4,39 @@ import os
 import signal
 import sys
 import time
+from collections.abc import Sequence
 from typing import Any, ClassVar, SupportsInt
 
 import gymnasium as gym
 import numpy as np
 
+from ppo_tbptt.envs import Episode, LevelSource
 from ppo_tbptt.envs.toy import ToyEnv, vector, vector_box
 
 Step = tuple[Any, float, bool, bool, dict[str, Any]]
+
+
+class GivenLevels(LevelSource):
+    """Environment i plays the i-th level of each round, and those of the last one for ever; -1 leaves it idle.
+
+    heard: (environment, episode) in the order in which it was told of them.
+    """
+
+    def __init__(self, *rounds: Sequence[int]) -> None:
+        self.rounds, self.begun = rounds, [0] * len(rounds[0])
+        self.heard: list[tuple[int, Episode]] = []
+
+    def peek(self, env: int) -> int | None:
+        level = self.rounds[min(self.begun[env], len(self.rounds) - 1)][env]
+        return None if level < 0 else int(level)
+
+    def begin(self, env: int) -> int | None:
+        level = self.peek(env)
+        self.begun[env] += 1
+        return level
+
+    def ended(self, env: int, episode: Episode) -> None:
+        self.heard.append((env, episode))
 
 
 def tracer_length(seed: SupportsInt, min_length: int = 3, max_length: int = 9) -> int:
@@ -110,19 +135,20 @@ class DictToy(ImageToy):
 
 
 class Faulty(ToyEnv):
-    """Fails as told, -1 for never. Else observation `[t, level seed]`, reward 0, terminated after `length` steps.
+    """Fails as told, -1 for never. Else observation `[t, level seed]`, reward 0.25, terminated after `length` steps.
 
     level: the level seed it fails at, -1 for all.  seconds: that each step takes.
     step_at: step (from 1) that raises.  exit_at: that ends the interpreter.  kill_at: that kills the process.
     hang_at: that takes a minute.  reward_at, obs_at: with NaN there.  shape_at: with an observation of three numbers.
     reset_at: reset (from 1, 0 for every) that raises.  space_at: likewise, after which there are three actions.
+    kill_level: the level seed whose reset kills the process.
     """
 
     default_reset_parameters: ClassVar[dict[str, Any]] = {
         "length": 1000,
         "seconds": 0,
         **dict.fromkeys(("level", "step_at", "exit_at", "kill_at", "hang_at"), -1),
-        **dict.fromkeys(("reward_at", "obs_at", "shape_at", "reset_at", "space_at"), -1),
+        **dict.fromkeys(("reward_at", "obs_at", "shape_at", "reset_at", "space_at", "kill_level"), -1),
     }
     minimum = -1
     observation_space = vector_box(2)
@@ -132,6 +158,8 @@ class Faulty(ToyEnv):
     def begin(self, seed: int | None) -> None:
         self.level = seed or 0
         self.resets += 1
+        if self.options["kill_level"] == seed:
+            os.kill(os.getpid(), signal.SIGKILL)
         self.fails = self.options["level"] in (-1, seed)
         if self._now("reset_at", 0, self.resets):
             raise RuntimeError("as told, in reset")
@@ -154,7 +182,7 @@ class Faulty(ToyEnv):
             os.kill(os.getpid(), signal.SIGKILL)
         if self._now("hang_at", self.t):
             time.sleep(60)
-        reward = np.nan if self._now("reward_at", self.t) else 0.0
+        reward = np.nan if self._now("reward_at", self.t) else 0.25
         return self.observe(), reward, self.t == self.options["length"], False, {}
 
     def _now(self, option: str, *when: int) -> bool:

@@ -1,8 +1,7 @@
 """Small rollouts with and without environments, and a naive unroll to compare with."""
 
 import itertools
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import fields, replace
 from typing import Any
 
@@ -11,7 +10,6 @@ from torch import Tensor
 
 from ppo_tbptt.config import CoreConfig, ModelConfig
 from ppo_tbptt.envs import LevelSeeds, VectorEnv
-from ppo_tbptt.envs.workers.fleet import Fleet
 from ppo_tbptt.models import Agent
 from ppo_tbptt.models.heads import log_prob_and_entropy, sample
 from ppo_tbptt.ppo.collector import empty_rollout
@@ -159,15 +157,8 @@ def poison(when: Callable[[int], bool]) -> AuxiliaryLoss:
     return AuxiliaryLoss(name="poison", coef=1.0, loss=loss)
 
 
-@contextmanager
-def tracer_fleet(sizes: tuple[int, ...], num_workers: int = 0) -> Iterator[Fleet]:
-    """Tracers in parts of these sizes."""
-    parts: list[tuple[VectorEnv, LevelSeeds]] = []
-    for first, size in zip(itertools.accumulate((0, *sizes)), sizes, strict=False):
-        envs = VectorEnv("fixture_envs:fixture/Tracer-v0", num_envs=size, num_workers=min(num_workers, size))
-        parts.append((envs, LevelSeeds(7, size, 10, 50, first)))
-    fleet = Fleet(parts)
-    try:
-        yield fleet
-    finally:
-        fleet.close()
+def tracers(num_envs: int, num_workers: int = 0, *, two_groups: bool = False) -> VectorEnv:
+    """Tracers on the levels 10 to 59."""
+    levels = LevelSeeds(7, num_envs, 10, 50)
+    env_id = "fixture_envs:fixture/Tracer-v0"
+    return VectorEnv(env_id, num_envs=num_envs, levels=levels, num_workers=num_workers, two_groups=two_groups)

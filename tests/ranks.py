@@ -165,7 +165,8 @@ def train(world: World, folder: Path) -> dict[str, Any]:
     )
     out: dict[str, Any] = {}
     with Trainer(config, folder / "run", world=world) as trainer:
-        out["first seeds"] = trainer.envs.parts[0].seeds.current.tolist()
+        assert trainer.levels is not None
+        out["first seeds"] = [trainer.levels.peek(env) for env in range(trainer.envs.num_envs)]
         out["iterations"] = trainer.num_iterations
         out["rows"] = [timeless(next(trainer).row()) for _ in range(2)]
         out["saved"] = trainer.state_dict()

@@ -90,7 +90,7 @@ def test_evaluate_on_a_changed_task(run: Path, capsys: pytest.CaptureFixture[str
     file = run.parent / "changed.json"
     command = ["evaluate", str(run), "--num-seeds", "4", "--num-workers", "0", "--json", str(file)]
     assert main([*command, "--env.options.num-show-steps", "9", "--env.max-episode-steps", "10"]) == 0
-    assert [row["length"] for row in json.loads(file.read_text())["per_episode"]] == [10] * 12
+    assert [row["length"] for row in json.loads(file.read_text())["per_episode"]] == [10] * 4
     assert main([*command, "--core.kind", "lstm"]) == 2
     assert "only --env.* can" in capsys.readouterr().err
 

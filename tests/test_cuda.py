@@ -13,7 +13,7 @@ from test_gradients import loss_of_sequences
 
 from ppo_tbptt.config import PPOConfig
 from ppo_tbptt.models import CORES, Agent
-from ppo_tbptt.ppo.acting import Actor, decide
+from ppo_tbptt.ppo.acting import Actor, reset_and_act
 from ppo_tbptt.ppo.learner import Learner
 from ppo_tbptt.ppo.sequences import cut
 from ppo_tbptt.run.checkpoint import load_checkpoint
@@ -122,10 +122,10 @@ def test_the_captured_graph_acts_like_plain_calls_also_when_the_weights_have_cha
             for _ in range(3):
                 obs = {"obs": torch.randn(4, 5, device=CUDA)}
                 start, noise = torch.rand(4, device=CUDA) < 0.3, torch.rand(4, len(NVEC), device=CUDA)
-                want, got = decide(agent, obs, after, start, noise).clone(), actor(obs, after, start, noise)
+                want, got = reset_and_act(agent, obs, after, start, noise), actor(obs, after, start, noise)
                 for f in fields(want):
                     torch.testing.assert_close(getattr(got, f.name), getattr(want, f.name), rtol=1e-3, atol=1e-4)
-                after = got.after
+                after = got.state_out.clone()
     assert actor.captured
 
 
@@ -165,8 +165,7 @@ def test_double_buffering_on_cuda_changes_nothing_but_rounding() -> None:
         )
         with Trainer(config) as trainer:
             reports = [next(trainer), next(trainer)]
-            for part in trainer.envs.parts:
-                assert torch.from_numpy(part.envs.memory).is_pinned()
+            assert torch.from_numpy(trainer.envs.host_memory).is_pinned()
             rows.append([{k: v for k, v in r.scalars.items() if not k.startswith("time/")} for r in reports])
     for whole, halves in zip(*rows, strict=True):
         assert halves == pytest.approx(whole, rel=1e-2, abs=1e-4)

@@ -20,7 +20,7 @@ from test_resume import assert_same, results
 
 from ppo_tbptt.cli import main
 from ppo_tbptt.config import Config
-from ppo_tbptt.envs import WorkerError
+from ppo_tbptt.envs import VectorEnv, WorkerError
 from ppo_tbptt.evaluation import evaluate as evaluation
 from ppo_tbptt.ppo.advantages import compute_targets
 from ppo_tbptt.ppo.learner import NonFiniteError
@@ -103,10 +103,15 @@ def test_kill_9_of_the_trainer_at_50_random_moments(tmp_path: Path) -> None:
 # --- workers --------------------------------------------------------------------------------------------------------
 
 
+def pids(trainer: Trainer) -> list[int]:
+    assert isinstance(trainer.envs, VectorEnv)
+    return trainer.envs.worker_pids
+
+
 def test_kill_9_of_a_worker(tmp_path: Path) -> None:
     with Trainer(tiny(env=IN_WORKERS), tmp_path / "run") as trainer:
         next(trainer)
-        os.kill(trainer.envs.worker_pids[1], signal.SIGKILL)
+        os.kill(pids(trainer)[1], signal.SIGKILL)
         report = next(trainer)
         assert report.scalars["faults/worker_restarts"] == 1
         assert len(report.notes) == 1 and "SIGKILL" in report.notes[0]
@@ -117,7 +122,7 @@ def test_kill_9_of_a_worker(tmp_path: Path) -> None:
 def test_a_worker_that_hangs(tmp_path: Path) -> None:
     with Trainer(tiny(env={**IN_WORKERS, "step_timeout": 1.0}), tmp_path / "run") as trainer:
         next(trainer)
-        os.kill(trainer.envs.worker_pids[0], signal.SIGSTOP)
+        os.kill(pids(trainer)[0], signal.SIGSTOP)
         report = next(trainer)
         assert report.scalars["faults/worker_restarts"] == 1
         assert "1" in report.notes[0] and "answer" in report.notes[0]

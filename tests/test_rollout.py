@@ -2,18 +2,16 @@
 
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from fixture_envs import tracer_length, tracer_reward, tracer_terminates
-from helpers import tiny_agent, tracer_fleet, worst_replay
+from helpers import tiny_agent, tracers, worst_replay
 from torch import Tensor
 
 from ppo_tbptt.envs import LevelSeeds, VectorEnv
-from ppo_tbptt.envs.workers.fleet import Fleet
 from ppo_tbptt.models import Agent
-from ppo_tbptt.ppo.acting import Actor, decide
-from ppo_tbptt.ppo.collector import Sampler, empty_rollout
+from ppo_tbptt.ppo.acting import Actor, reset_and_act
+from ppo_tbptt.ppo.collector import RolloutCollector, empty_rollout
 from ppo_tbptt.ppo.sequences import cut
 from ppo_tbptt.runtime.timing import Timer
 from ppo_tbptt.types import Carry, Rollout
@@ -41,20 +39,20 @@ def noise(seed: int = 0) -> Tensor:
 
 
 @pytest.mark.parametrize("num_workers", [0, 1, 3])
-@pytest.mark.parametrize("sizes", [(4,), (2, 2), (3, 1)])
-def test_every_field_of_every_row(num_workers: int, sizes: tuple[int, ...]) -> None:
+@pytest.mark.parametrize("two_groups", [False, True])
+def test_every_field_of_every_row(num_workers: int, two_groups: bool) -> None:
     """Two rollouts in a row; the tracer's observation is (level seed, episode, t) and its reward encodes the action."""
     agent = tracer_agent()
-    with tracer_fleet(sizes, num_workers) as fleet:
-        expected_seeds = LevelSeeds(7, ENVS, 10, 50)
-        sampler = Sampler(fleet, agent)
-        carry: Carry = sampler.begin()
-        place = [(int(seed), 0, 0) for seed in expected_seeds.current]
+    with tracers(ENVS, num_workers, two_groups=two_groups) as envs:
+        levels = LevelSeeds(7, ENVS, 10, 50)
+        collector = RolloutCollector(envs, agent)
+        carry: Carry = collector.begin()
+        place = [(levels.begin(n), 0, 0) for n in range(ENVS)]
         after = agent.core.initial_state(ENVS)
         fresh = [True] * ENVS
         ended = 0
         for number in range(2):
-            result = sampler.collect(carry, storage(agent), noise(number), Timer())
+            result = collector.collect(carry, storage(agent), noise(number), Timer())
             rollout, carry = result.rollout, result.carry
             for t in range(STEPS):
                 obs = torch.tensor(place, dtype=torch.float32)
@@ -88,9 +86,7 @@ def test_every_field_of_every_row(num_workers: int, sizes: tuple[int, ...]) -> N
                     fresh[n] = end
                     if end:
                         ended += 1
-                        mask = np.arange(ENVS) == n
-                        expected_seeds.advance(mask)
-                        place[n] = (int(expected_seeds.current[n]), episode + 1, 0)
+                        place[n] = (levels.begin(n), episode + 1, 0)
                     else:
                         place[n] = (seed, episode, step + 1)
             obs = torch.tensor(place, dtype=torch.float32)
@@ -110,11 +106,10 @@ def test_every_field_of_every_row(num_workers: int, sizes: tuple[int, ...]) -> N
 def test_replay_of_collected_rollouts() -> None:
     """The replay test on the real path, with a carried state that is not zero."""
     agent = tracer_agent()
-    with tracer_fleet((ENVS,)) as fleet:
-        sampler = Sampler(fleet, agent)
-        carry = sampler.begin()
-        carry = sampler.collect(carry, storage(agent), noise(0), Timer()).carry
-        rollout = sampler.collect(carry, storage(agent), noise(1), Timer()).rollout
+    with tracers(ENVS) as envs:
+        collector = RolloutCollector(envs, agent)
+        carry = collector.collect(collector.begin(), storage(agent), noise(0), Timer()).carry
+        rollout = collector.collect(carry, storage(agent), noise(1), Timer()).rollout
     assert rollout.state[0].abs().max() > 0.01
     for length in (1, 3, 16, None):
         assert max(worst_replay(agent, rollout, cut(rollout.start, length))) < 1e-5
@@ -122,18 +117,20 @@ def test_replay_of_collected_rollouts() -> None:
 
 def test_one_half_steps_while_the_agent_acts_for_the_other(monkeypatch: pytest.MonkeyPatch) -> None:
     agent = tracer_agent()
-    with tracer_fleet((2, 2), 1) as fleet:
-        in_flight: list[bool] = []
-        step = agent.step
+    done: list[str] = []
+    with tracers(ENVS, 1, two_groups=True) as envs:
+        owners: dict[str, Any] = {"step": agent, "send": envs, "receive": envs}
+        for name, call in {name: getattr(owner, name) for name, owner in owners.items()}.items():
 
-        def watched(*args: Any) -> Any:
-            in_flight.append(any(part.envs.in_flight for part in fleet.parts))
-            return step(*args)
+            def watched(*args: Any, call: Any = call, name: str = name) -> Any:
+                done.append(name if name == "step" else f"{name} {args[-1]}")
+                return call(*args)
 
-        monkeypatch.setattr(agent, "step", watched)
-        sampler = Sampler(fleet, agent)
-        sampler.collect(sampler.begin(), storage(agent), noise(), Timer())
-    assert in_flight[: 2 * STEPS] == [False] + [True] * (2 * STEPS - 1)
+            monkeypatch.setattr(owners[name], name, watched)
+        collector = RolloutCollector(envs, agent)
+        collector.collect(collector.begin(), storage(agent, 2), noise()[:2], Timer())
+    first = ["step", "send 0", "step", "send 1"]
+    assert done[:12] == [*first, "receive 0", "step", "send 0", "receive 1", "step", "send 1", "receive 0", "receive 1"]
 
 
 def test_dropout_does_not_act_while_acting() -> None:
@@ -141,9 +138,9 @@ def test_dropout_does_not_act_while_acting() -> None:
     agent.train()
     values = []
     for _ in range(2):
-        with tracer_fleet((ENVS,)) as fleet:
-            sampler = Sampler(fleet, agent)
-            values.append(sampler.collect(sampler.begin(), storage(agent), noise(), Timer()).rollout.value)
+        with tracers(ENVS) as envs:
+            collector = RolloutCollector(envs, agent)
+            values.append(collector.collect(collector.begin(), storage(agent), noise(), Timer()).rollout.value)
         agent.train()
     assert torch.equal(*values)
 
@@ -156,15 +153,15 @@ def test_acting_goes_on_where_no_graph_can_be_captured(monkeypatch: pytest.Monke
     with agent.acting():
         with pytest.warns(UserWarning, match="acting without a CUDA graph, slower"):
             first = actor(*inputs)
-        second, plain = actor(*inputs), decide(agent, *inputs)
+        second, plain = actor(*inputs), reset_and_act(agent, *inputs)
     assert not actor.captured
-    for decision in (first, second):
-        assert torch.equal(decision.action, plain.action) and torch.equal(decision.after, plain.after)
+    for output in (first, second):
+        assert torch.equal(output.action, plain.action) and torch.equal(output.state_out, plain.state_out)
 
 
 @pytest.mark.parametrize("env_id", ["fixture_envs:fixture/ImageToy-v0", "fixture_envs:fixture/DictToy-v0"])
 def test_images_stay_bytes_and_channels_last(env_id: str) -> None:
-    with VectorEnv(env_id, num_envs=2, num_workers=0) as envs:
+    with VectorEnv(env_id, num_envs=2, levels=LevelSeeds(0, 2, 0, 10)) as envs:
         shapes = {key: array.shape for key, array in envs.spec.obs.items()}
         agent = tiny_agent(shapes, envs.spec.action_nvec)
         kept = empty_rollout(
@@ -175,9 +172,9 @@ def test_images_stay_bytes_and_channels_last(env_id: str) -> None:
             state_size=8,
             device=torch.device("cpu"),
         )
-        sampler = Sampler(Fleet([(envs, LevelSeeds(0, 2, 0, 10))]), agent)
+        collector = RolloutCollector(envs, agent)
         draws = torch.rand(5, 2, len(envs.spec.action_nvec))
-        rollout = sampler.collect(sampler.begin(), kept, draws, Timer()).rollout
+        rollout = collector.collect(collector.begin(), kept, draws, Timer()).rollout
     frames = rollout.obs["image" if "Dict" in env_id else "obs"]
     assert frames.dtype == torch.uint8
     assert frames.shape == (5, 2, 84, 84, 3)

@@ -2,19 +2,15 @@
 
 import os
 import signal
-from contextlib import closing
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from helpers import tiny_agent, worst_replay
-from torch import Tensor
 
-from ppo_tbptt.envs import LevelSeeds, Restarts, VectorEnv, WorkerError
-from ppo_tbptt.envs.workers.fleet import Fleet
+from ppo_tbptt.envs import FaultBudget, LevelSeeds, VectorEnv, WorkerError
 from ppo_tbptt.models import Agent
-from ppo_tbptt.ppo.collector import Collected, Sampler, empty_rollout
+from ppo_tbptt.ppo.collector import CollectedRollout, RolloutCollector, empty_rollout
 from ppo_tbptt.ppo.sequences import cut
 from ppo_tbptt.runtime.timing import Timer
 from ppo_tbptt.types import Carry, Rollout
@@ -27,97 +23,67 @@ def new_agent() -> Agent:
     return tiny_agent({"obs": (2,)}, (2,), "lstm")
 
 
-def vector(
-    num_workers: int, restarts: Restarts | None = None, length: int = LENGTH, num_envs: int = ENVS, **kwargs: Any
-) -> VectorEnv:
+def level_seeds() -> LevelSeeds:
+    return LevelSeeds(1, ENVS, 10, 16)
+
+
+def vector(num_workers: int, maximum: int = 100, length: int = LENGTH, **kwargs: Any) -> VectorEnv:
     options = {"level": BAD, "length": length, **kwargs.pop("options", {})}
-    return VectorEnv(
-        "fixture_envs:fixture/Faulty-v0",
-        num_envs=num_envs,
-        num_workers=num_workers,
-        options=options,
-        restarts=restarts or Restarts(100),
-        **kwargs,
-    )
+    kwargs = {"levels": level_seeds(), "faults": FaultBudget(maximum), "options": options, **kwargs}
+    return VectorEnv("fixture_envs:fixture/Faulty-v0", num_envs=ENVS, num_workers=num_workers, **kwargs)
 
 
-def level_seeds(num_envs: int = ENVS, first_env: int = 0) -> LevelSeeds:
-    return LevelSeeds(1, num_envs, 10, 16, first_env)
-
-
-def run(sampler: Sampler, carry: Carry, number: int = 0) -> Collected:
-    noise = torch.rand(STEPS, ENVS, 1, generator=torch.Generator().manual_seed(number))
+def run(collector: RolloutCollector, carry: Carry, number: int = 0) -> CollectedRollout:
+    uniforms = torch.rand(STEPS, ENVS, 1, generator=torch.Generator().manual_seed(number))
     storage = empty_rollout(
         {"obs": ((2,), torch.float32)},
         num_steps=STEPS,
         num_envs=ENVS,
         num_branches=1,
-        state_size=sampler.agent.core.state_size,
+        state_size=collector.agent.core.state_size,
         device=torch.device("cpu"),
     )
-    return sampler.collect(carry, storage, noise, Timer())
+    return collector.collect(carry, storage, uniforms, Timer())
 
 
 class Simulation:
-    """What should become of four environments of which the one that plays BAD fails, with all of its worker's."""
+    """What should become of four environments of which those that play BAD fail, maybe with all of their process's."""
 
-    def __init__(self, num_workers: int, options: dict[str, int]) -> None:
-        size = ENVS // max(1, num_workers)
-        self.workers = [range(first, first + size) for first in range(0, ENVS, size)]
-        self.step_at, self.reset_fails = next(iter(options.values())), "reset_at" in options
-        self.seeds = level_seeds()
-        self.level, self.t = [-1] * ENVS, [0] * ENVS
-        self.restarts = 0
-        self.begin(list(range(ENVS)))
-
-    def begin(self, rows: list[int]) -> None:
-        """New episodes in ``rows``, again where a worker cannot reset one of them."""
-        while rows:
-            current = self.seeds.current
-            self.seeds.advance(np.isin(np.arange(ENVS), rows))
-            again = []
-            for worker in self.workers:
-                if worker[0] in rows:
-                    if self.reset_fails and BAD in current[list(worker)]:
-                        again += worker
-                        self.restarts += 1
-                    else:
-                        for n in worker:
-                            self.level[n], self.t[n] = int(current[n]), 0
-            rows = again
-
-    def step(self) -> tuple[list[int], list[tuple[int, int]]]:
-        """The rows that were cut after a step at least, and the (level, t) that each row is stepped from."""
-        cuts, todo, ended = [], list(self.workers), [False] * ENVS
-        while todo:
-            lost = []
-            following = self.seeds.current
-            for worker in todo:
-                ends = [n for n in worker if self.t[n] + 1 == LENGTH]
-                fails = [n for n in worker if not self.reset_fails and self.level[n] == BAD]
-                if any(self.t[n] + 1 == self.step_at for n in fails) or (
-                    self.reset_fails and any(following[n] == BAD for n in ends)
-                ):
-                    lost.append(worker)
-                    self.restarts += 1
-                else:
-                    for n in ends:
-                        ended[n] = True
-            rows = [n for worker in lost for n in worker]
-            cuts += [n for n in rows if self.t[n] > 0]
-            self.begin(rows)
-            todo = lost
-        place = list(zip(self.level, self.t, strict=True))
-        following = self.seeds.current
-        self.seeds.advance(np.array(ended))
+    def __init__(self, fault: str, num_processes: int) -> None:
+        (self.kind, self.at) = next(iter(FAULTS[fault].items()))
+        size = ENVS // num_processes
+        self.processes = [range(first, first + size) for first in range(0, ENVS, size)]
+        self.levels, self.level, self.t, self.faults = level_seeds(), [0] * ENVS, [0] * ENVS, 0
         for n in range(ENVS):
-            self.level[n], self.t[n] = (int(following[n]), 0) if ended[n] else (self.level[n], self.t[n] + 1)
-        return cuts, place
+            self.begin(n)
+
+    def begin(self, n: int) -> None:
+        """A new episode, of the next level that can be reset."""
+        self.level[n], self.t[n] = self.levels.begin(n), 0
+        if self.kind == "reset_at" and self.level[n] == BAD:
+            self.faults += 1
+            self.begin(n)
+
+    def step(self) -> tuple[list[tuple[int, int]], list[int]]:
+        """The (t, level) that each row is stepped from, and the rows that fail."""
+        place = list(zip(self.t, self.level, strict=True))
+        failing = [n for n in range(ENVS) if self.kind != "reset_at" and place[n] == (self.at - 1, BAD)]
+        self.faults += len(failing)
+        if self.kind in ("kill_at", "hang_at"):
+            down = [process for process in self.processes if set(process) & set(failing)]
+            self.faults += len(down) - len(failing)
+            failing = [n for process in down for n in process]
+        for n in range(ENVS):
+            self.t[n] += 1
+            if n in failing or self.t[n] == LENGTH:
+                self.begin(n)
+        return place, failing
 
 
 FAULTS = {
     "step": {"step_at": 4},
     "first step": {"step_at": 1},
+    "last step": {"step_at": LENGTH},
     "reward": {"reward_at": 3},
     "reset": {"reset_at": 0},
     "kill": {"kill_at": 5},
@@ -125,80 +91,60 @@ FAULTS = {
 }
 
 
-CASES = [
-    *(("step", 0), ("step", 1), ("step", 2), ("first step", 0), ("first step", 2), ("reward", 0)),
-    *(("reset", 0), ("reset", 1), ("reset", 2), ("kill", 1), ("kill", 2), ("hang", 1), ("hang", 2)),
-]
-
-
 @pytest.mark.parametrize(
-    ("fault", "num_workers", "halves"),
-    [(*case, False) for case in CASES] + [(*case, True) for case in CASES if case[1] < 2],
+    ("fault", "num_workers", "two_groups"),
+    [
+        *((fault, workers, False) for fault in ("step", "reset") for workers in (0, 1, 2)),
+        *(("first step", 2, False), ("last step", 0, False), ("reward", 0, False)),
+        *(("kill", 1, False), ("kill", 2, False), ("hang", 2, False)),
+        *(("step", 0, True), ("reset", 1, True), ("kill", 1, True)),
+    ],
 )
-def test_every_row_of_a_rollout_with_failures(fault: str, num_workers: int, halves: bool) -> None:
-    """Two halves fail apart, as two workers do: each half here is one worker's, or of this process."""
-    agent, restarts = new_agent(), Restarts(100)
-    simulation = Simulation(2 if halves else num_workers, FAULTS[fault])
-    size = ENVS // 2 if halves else ENVS
-    parts = [
-        (
-            vector(num_workers, restarts, options=FAULTS[fault], step_timeout=1, num_envs=size),
-            level_seeds(size, first_env),
-        )
-        for first_env in range(0, ENVS, size)
-    ]
-    fleet = Fleet(parts)
-    with closing(fleet):
-        sampler = Sampler(fleet, agent)
-        carry = sampler.begin()
-        cut_somewhere = 0
+def test_every_row_of_a_rollout_with_failures(fault: str, num_workers: int, two_groups: bool) -> None:
+    agent, budget = new_agent(), FaultBudget(100)
+    simulation = Simulation(fault, max(1, num_workers) * (2 if two_groups else 1))
+    levels, failures, texts = level_seeds(), 0, 0
+    kwargs: dict[str, Any] = {"options": FAULTS[fault], "step_timeout": 2, "levels": levels, "faults": budget}
+    with vector(num_workers, two_groups=two_groups, **kwargs) as envs:
+        collector = RolloutCollector(envs, agent)
+        carry = collector.begin()
         for number in range(2):
-            carried = carry
-            result = run(sampler, carry, number)
+            state_out, fresh = carry.state, carry.start
+            result = run(collector, carry, number)
             rollout, carry = result.rollout, result.carry
-            after = carried.state
-            truncated = torch.zeros(STEPS, ENVS, dtype=torch.bool)
-            cut_episodes, previous = 0, None
             for t in range(STEPS):
-                before = list(zip(simulation.t, simulation.level, strict=True))  # what was seen first at t
-                cuts, place = simulation.step()
-                cut_episodes += len(cuts)
-                if previous is not None:
-                    truncated[t - 1, cuts] = True
-                    values = value_of(agent, before, after, torch.tensor([where[0] == 0 for where in before]))
-                    torch.testing.assert_close(rollout.next_value[t - 1, cuts], values[cuts])
-                previous = place
-                expected = torch.tensor([[step, level] for level, step in place], dtype=torch.float32)
-                assert torch.equal(rollout.obs["obs"][t], expected), t
-                assert rollout.start[t].tolist() == [step == 0 for _, step in place]
-                state = agent.reset_state(after, rollout.start[t])
-                torch.testing.assert_close(rollout.state[t], state)
+                place, failing = simulation.step()
+                failures += len(failing)
+                obs = torch.tensor(place, dtype=torch.float32)
+                assert torch.equal(rollout.obs["obs"][t], obs), t
+                assert torch.equal(rollout.start[t], fresh) and fresh.tolist() == [where[0] == 0 for where in place]
+                state_in = agent.reset_state(state_out, rollout.start[t])
+                torch.testing.assert_close(rollout.state[t], state_in)
                 with torch.no_grad():
-                    output = agent.step({"obs": expected}, state)
-                after = output.state_out
+                    output = agent.step({"obs": obs}, state_in)
+                    state_out = output.state_out
+                    bootstrap = agent.step({"obs": obs}, state_out).value
                 torch.testing.assert_close(rollout.value[t], output.value)
                 chosen = output.logits.log_softmax(1).gather(1, rollout.action[t])
                 torch.testing.assert_close(rollout.log_prob[t], chosen)
-                assert rollout.terminated[t].tolist() == [step + 1 == LENGTH for _, step in place]
-            assert torch.equal(rollout.truncated, truncated)
+                failed = torch.tensor([n in failing for n in range(ENVS)])
+                assert torch.equal(rollout.truncated[t], failed)
+                assert rollout.terminated[t].tolist() == [
+                    n not in failing and place[n][0] + 1 == LENGTH for n in range(ENVS)
+                ]
+                assert rollout.reward[t].tolist() == [0.0 if n in failing else 0.25 for n in range(ENVS)]
+                torch.testing.assert_close(rollout.next_value[t, failed], bootstrap[failed])
+                fresh = rollout.terminated[t] | rollout.truncated[t]
             check_ends(rollout)
             check_replay(agent, rollout)
-            assert result.cut_episodes == cut_episodes
+            assert result.cut_episodes == int(rollout.truncated.sum())
             assert len(result.episodes) == int(rollout.terminated.sum())
-            assert carry.obs["obs"].tolist() == [
-                [t, level] for t, level in zip(simulation.t, simulation.level, strict=True)
-            ]
-            torch.testing.assert_close(carry.state, after)
-            cut_somewhere += cut_episodes
-        assert fleet.seed_counts() == simulation.seeds.state()
-        assert restarts.count == simulation.restarts > 1
-        assert cut_somewhere > 0 or fault == "first step"
-
-
-def value_of(agent: Agent, place: list[tuple[int, int]], state: Tensor, start: Tensor) -> Tensor:
-    obs = torch.tensor(place, dtype=torch.float32)
-    with torch.no_grad():
-        return agent.step({"obs": obs}, agent.reset_state(state, start)).value
+            texts += len(result.faults)
+            assert carry.obs["obs"].tolist() == [list(x) for x in zip(simulation.t, simulation.level, strict=True)]
+            torch.testing.assert_close(carry.state, state_out)
+    assert levels.state_dict() == simulation.levels.state_dict()
+    assert budget.count == texts == simulation.faults > 1
+    assert (failures > 1) == (fault != "reset")
 
 
 def check_ends(rollout: Rollout) -> None:
@@ -219,71 +165,61 @@ def check_replay(agent: Agent, rollout: Rollout) -> None:
 
 
 def test_a_worker_killed_between_rollouts() -> None:
-    """Its episodes begin anew at once, and the rows of the others are what they would have been, bit for bit."""
+    """Its episodes end with the next step, and the rows of the others are what they would have been, bit for bit."""
     agent = new_agent()
-    results: list[Collected] = []
+    results: list[CollectedRollout] = []
     for killed in (False, True):
-        seeds = level_seeds()
         with vector(2, length=7) as envs:
-            sampler = Sampler(Fleet([(envs, seeds)]), agent)
-            carry = sampler.begin()
-            carry = run(sampler, carry, 1).carry
+            collector = RolloutCollector(envs, agent)
+            carry = run(collector, collector.begin(), 1).carry
             if killed:
                 os.kill(envs.worker_pids[1], signal.SIGKILL)
-            results.append(run(sampler, carry, 2))
+            results.append(run(collector, carry, 2))
     calm, rollout = results[0].rollout, results[1].rollout
-    for one, other in [
-        (calm.obs["obs"], rollout.obs["obs"]),
-        *((getattr(calm, name), getattr(rollout, name)) for name in ("state", "action", "log_prob", "next_value")),
-    ]:
-        assert torch.equal(one[:, :2], other[:, :2])
+    for name in ("state", "action", "log_prob", "next_value"):
+        assert torch.equal(getattr(calm, name)[:, :2], getattr(rollout, name)[:, :2])
+    assert torch.equal(calm.obs["obs"][:, :2], rollout.obs["obs"][:, :2])
+    assert torch.equal(calm.obs["obs"][0], rollout.obs["obs"][0])
     assert results[0].cut_episodes == 0 and results[0].faults == []
-    assert rollout.start[0, 2:].all() and (rollout.obs["obs"][0, 2:, 0] == 0).all()
-    assert results[1].cut_episodes == 2 - int(calm.start[0, 2:].sum())
-    assert not rollout.truncated.any()
+    assert rollout.truncated.nonzero().tolist() == [[0, 2], [0, 3]] and results[1].cut_episodes == 2
+    assert rollout.start[1, 2:].all() and (rollout.obs["obs"][1, 2:, 0] == 0).all()
     assert results[1].faults == ["worker 1 (environments 2 to 3) was killed by SIGKILL; restarted (1 of at most 100)"]
     check_ends(rollout)
     check_replay(agent, rollout)
 
 
 @pytest.mark.parametrize("t", [0, 1, 2, STEPS - 1])
-def test_the_step_that_is_lost_may_be_any(t: int) -> None:
-    """All episodes fail in step ``t``, and end with the one before it: here, or in the rollout before."""
-    agent, seeds = new_agent(), level_seeds()
-    before = 2
+def test_the_step_that_fails_may_be_any(t: int) -> None:
+    """All episodes end with step ``t``, the first one of a rollout and the last one too."""
+    agent, before = new_agent(), 2
     with vector(0, options={"step_at": before + t + 1, "level": -1}, length=1000) as envs:
-        sampler = Sampler(Fleet([(envs, seeds)]), agent)
-        storage = {"obs": ((2,), torch.float32)}
+        collector = RolloutCollector(envs, agent)
         first = empty_rollout(
-            storage,
+            {"obs": ((2,), torch.float32)},
             num_steps=before,
             num_envs=ENVS,
             num_branches=1,
             state_size=agent.core.state_size,
             device=torch.device("cpu"),
         )
-        carry = sampler.collect(sampler.begin(), first, torch.rand(before, ENVS, 1), Timer()).carry
-        result = run(sampler, carry)
+        carry = collector.collect(collector.begin(), first, torch.rand(before, ENVS, 1), Timer()).carry
+        result = run(collector, carry)
     rollout = result.rollout
     expected = torch.zeros(STEPS, ENVS, dtype=torch.bool)
-    if t > 0:
-        expected[t - 1] = True
-    later = range(2 * t + before, STEPS, t + before)  # where they fail again
-    expected[[k - 1 for k in later]] = True
+    expected[range(t, STEPS, before + t + 1)] = True
     assert torch.equal(rollout.truncated, expected)
-    assert result.cut_episodes == ENVS * (1 + len(later))
+    assert result.cut_episodes == int(expected.sum())
     check_ends(rollout)
     check_replay(agent, rollout)
 
 
 @pytest.mark.parametrize("num_workers", [0, 2])
-def test_failures_beyond_the_limit(num_workers: int) -> None:
-    agent, seeds = new_agent(), level_seeds()
-    with vector(num_workers, Restarts(3), options={"step_at": 2, "level": -1}) as envs:
-        sampler = Sampler(Fleet([(envs, seeds)]), agent)
-        carry = sampler.begin()
+def test_after_the_last_fault_that_is_survived(num_workers: int) -> None:
+    with vector(num_workers, 3, options={"step_at": 2, "level": -1}) as envs:
+        collector = RolloutCollector(envs, new_agent())
+        carry = collector.begin()
         with pytest.raises(WorkerError, match=r"(?s)Traceback.*as told.*after 3 restarts"):
-            run(sampler, carry)
+            run(collector, carry)
 
 
 @pytest.mark.parametrize(
@@ -291,11 +227,10 @@ def test_failures_beyond_the_limit(num_workers: int) -> None:
 )
 def test_odd_episodes(length: int, limit: int | None, ends: int) -> None:
     """Of one step; longer than the rollout; without an end of their own."""
-    agent, seeds = new_agent(), level_seeds()
+    agent = new_agent()
     with vector(0, length=length, max_episode_steps=limit) as envs:
-        sampler = Sampler(Fleet([(envs, seeds)]), agent)
-        carry = sampler.begin()
-        result = run(sampler, carry)
+        collector = RolloutCollector(envs, agent)
+        result = run(collector, collector.begin())
     rollout = result.rollout
     end = rollout.truncated if limit else rollout.terminated
     assert end.sum(0).tolist() == [ends] * ENVS and len(result.episodes) == ends * ENVS

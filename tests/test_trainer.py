@@ -13,6 +13,7 @@ import torch
 from configs_for_tests import TINY, tiny
 
 from ppo_tbptt.config import Config, ConfigError
+from ppo_tbptt.envs import VectorEnv
 from ppo_tbptt.evaluation.statistics import Estimate
 from ppo_tbptt.run.checkpoint import CheckpointError, load_checkpoint
 from ppo_tbptt.run.folder import RunDirError
@@ -46,12 +47,17 @@ def test_the_number_of_workers_changes_nothing(env_id: str) -> None:
     assert runs[0] == runs[1] == runs[2]
 
 
+def pids(trainer: Trainer) -> list[int]:
+    assert isinstance(trainer.envs, VectorEnv)
+    return trainer.envs.worker_pids
+
+
 def test_ranks_divide_the_cores_of_their_machine(monkeypatch: pytest.MonkeyPatch) -> None:
     """Of six cores three ranks have two each, of two cores one; what is asked for by number holds for each rank."""
     for cores, asked, workers in [(6, "auto", 2), (2, "auto", 1), (6, 4, 4)]:
         monkeypatch.setattr(os, "sched_getaffinity", lambda _, n=cores: range(n), raising=False)
         with Trainer(tiny(env={"num_workers": asked}), world=World(local_size=3)) as trainer:
-            assert len(trainer.envs.worker_pids) == workers
+            assert len(pids(trainer)) == workers
 
 
 def test_double_buffering_changes_nothing_but_rounding() -> None:
@@ -59,11 +65,9 @@ def test_double_buffering_changes_nothing_but_rounding() -> None:
     rows = []
     for setting in ("off", "on"):
         with Trainer(tiny(env={"num_envs": 5, "num_workers": 2, "double_buffering": setting})) as trainer:
-            assert len(trainer.envs.worker_pids) == (4 if setting == "on" else 2)
+            assert len(pids(trainer)) == (4 if setting == "on" else 2)
             assert trainer.envs.where == ("in two halves of 2 workers each" if setting == "on" else "in 2 workers")
-            assert [part.rows for part in trainer.envs.parts] == (
-                [slice(0, 3), slice(3, 5)] if setting == "on" else [slice(0, 5)]
-            )
+            assert trainer.envs.groups == ((slice(0, 3), slice(3, 5)) if setting == "on" else (slice(0, 5),))
             rows.append([timeless(report.scalars) for report in trainer])
     for whole, halves in zip(*rows, strict=True):
         assert halves == pytest.approx(whole, rel=1e-3, abs=1e-5)

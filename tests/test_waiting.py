@@ -6,12 +6,12 @@ from contextlib import nullcontext
 import pytest
 import torch
 from device_stand_in import DEVICE, OnDevice, StandIn, move
-from helpers import tiny_agent, tracer_fleet
+from helpers import tiny_agent, tracers
 
 from ppo_tbptt.config import PPOConfig
 from ppo_tbptt.models import CORES, Agent
 from ppo_tbptt.ppo.advantages import gae
-from ppo_tbptt.ppo.collector import Sampler, empty_rollout
+from ppo_tbptt.ppo.collector import RolloutCollector, empty_rollout
 from ppo_tbptt.ppo.learner import Learner
 from ppo_tbptt.runtime.timing import Timer
 from ppo_tbptt.types import Carry, Rollout, Targets
@@ -39,11 +39,11 @@ def collect(agent: Agent, obs_device: torch.device, mode: StandIn) -> tuple[Roll
     )
     if obs_device != DEVICE:
         storage.obs["obs"] = torch.zeros(STEPS, ENVS, 3)
-    with tracer_fleet((3, 2)) as fleet:
-        sampler = Sampler(fleet, agent)
-        carry = sampler.collect(sampler.begin(), storage, torch.rand(STEPS, ENVS, 2), Timer()).carry
+    with tracers(ENVS, two_groups=True) as envs:
+        collector = RolloutCollector(envs, agent)
+        carry = collector.collect(collector.begin(), storage, torch.rand(STEPS, ENVS, 2), Timer()).carry
         mode.waits.clear()
-        carry = sampler.collect(carry, storage, torch.rand(STEPS, ENVS, 2), Timer()).carry
+        carry = collector.collect(carry, storage, torch.rand(STEPS, ENVS, 2), Timer()).carry
     return storage, carry
 
 

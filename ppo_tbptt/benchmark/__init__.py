@@ -1,4 +1,4 @@
-"""How fast whole iterations are, on what their time goes, and how fast this machine would allow them to be."""
+"""Benchmark whole training iterations: their speed, where their time goes, and this machine's ceiling."""
 
 from ppo_tbptt.benchmark.measure import MAX_EXTRA_ITERATIONS, Setting, compare, describe, measure, write_profile
 

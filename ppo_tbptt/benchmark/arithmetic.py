@@ -1,4 +1,4 @@
-"""Floating-point operations: how many the network needs, and how many per second the device can do.
+"""Count the network's floating-point operations, and measure how many per second the device does.
 
 A multiplication and its addition are two operations. Only convolutions and matrix products count (activations, the
 optimiser and the loss are passes over memory, not arithmetic).
@@ -19,7 +19,7 @@ from ppo_tbptt.runtime.device import tf32
 
 
 def forward_flop(config: Config, spec: EnvSpec) -> dict[str, int]:
-    """Operations of one environment's step through encoder, core and heads: ``conv`` and ``matmul``.
+    """Count the operations of one environment's step through encoder, core and heads: ``conv`` and ``matmul``.
 
     Counted from the operators that torch runs, on a new agent on the CPU. oneDNN is off meanwhile: its LSTM is one
     operator that the counter does not know.
@@ -37,7 +37,7 @@ def forward_flop(config: Config, spec: EnvSpec) -> dict[str, int]:
 
 
 def passes_per_step(num_epochs: int) -> int:
-    """Forward passes' worth of arithmetic per environment step.
+    """Return how many forward passes' worth of arithmetic an environment step takes.
 
     Acting is one; learning is three per epoch, because the gradients by the inputs and by the weights cost one each.
     """
@@ -45,7 +45,7 @@ def passes_per_step(num_epochs: int) -> int:
 
 
 def peak_flops(device: torch.device, dtype: torch.dtype) -> dict[str, float]:
-    """Operations per second of one large product (``matmul``) and one large convolution (``conv``) on the device."""
+    """Measure operations per second of a large product (``matmul``) and a large convolution (``conv``)."""
     cuda = device.type == "cuda"
     size, batch, channels, side = (8192, 512, 128, 28) if cuda else (1024, 8, 128, 28)
 

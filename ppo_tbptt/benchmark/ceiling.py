@@ -16,7 +16,8 @@ from torch import nn
 
 from ppo_tbptt.benchmark.clock import seconds_per_call
 from ppo_tbptt.config import Config
-from ppo_tbptt.envs import LevelSeeds, VectorEnv
+from ppo_tbptt.envs import BatchedEnv, LevelSeeds
+from ppo_tbptt.envs.batched import make_vector_env
 from ppo_tbptt.models import Agent
 from ppo_tbptt.ppo.acting import Actor
 from ppo_tbptt.ppo.collector import empty_rollout
@@ -40,14 +41,16 @@ class Ceiling:
 
 
 def measure_ceiling(trainer: Trainer) -> Ceiling:
-    """Time the parts; the trainer's weights change, its environments and workers stay idle."""
+    """Time the parts; the trainer's weights change, its environments are left alone."""
     config, agent = trainer.config, trainer.agent
     steps, sequences = unpadded(config)
-    with _same_envs(trainer) as envs:
-        play = RandomPlay(envs, config)
-        environments = seconds_per_call(play, torch.device("cpu"))
-        obs = {key: x.to(trainer.device) for key, x in play.record(steps * sequences).items()}
-        now = {key: torch.from_numpy(x).to(trainer.device, copy=True) for key, x in envs.obs.items()}
+    env, random = config.env, np.random.default_rng(config.seed)
+    levels = LevelSeeds(config.seed, env.num_envs, env.first_seed, env.num_seeds)
+    with make_vector_env(env, levels) as envs:
+        envs.reset()
+        environments = seconds_per_call(lambda: _play_randomly(envs, random), torch.device("cpu"))
+        obs = {key: x.to(trainer.device) for key, x in _random_observations(envs, random, steps * sequences).items()}
+        now = {key: torch.as_tensor(x).to(trainer.device, copy=True) for key, x in envs.obs.items()}
     batch = full_minibatch(agent, obs, steps, sequences)
     update = seconds_per_call(lambda: _update(trainer.learner, batch), trainer.device)
     return Ceiling(
@@ -58,52 +61,29 @@ def measure_ceiling(trainer: Trainer) -> Ceiling:
 
 
 def unpadded(config: Config) -> tuple[int, int]:
-    """Steps per sequence and number of sequences of a minibatch that is full and has no padding."""
+    """Return steps per sequence and number of sequences of a full minibatch without padding."""
     ppo = config.ppo
     size = config.batch_size // ppo.num_minibatches
     steps = min(ppo.sequence_length or ppo.rollout_steps, size)
     return steps, size // steps
 
 
-def _same_envs(trainer: Trainer) -> VectorEnv:
-    env = trainer.config.env
-    return VectorEnv(
-        env.id,
-        num_envs=env.num_envs,
-        num_workers=trainer.envs.num_workers,
-        options=env.options,
-        max_episode_steps=env.max_episode_steps,
-    )
+def _play_randomly(envs: BatchedEnv, random: np.random.Generator) -> None:
+    """Take one step with random actions."""
+    envs.step(random.integers(envs.spec.action_nvec, size=(envs.num_envs, len(envs.spec.action_nvec))))
 
 
-class RandomPlay:
-    """Each call is one step of all environments with random actions; episodes go on with new levels."""
-
-    def __init__(self, envs: VectorEnv, config: Config) -> None:
-        self._envs = envs
-        self._random = np.random.default_rng(config.seed)
-        self._seeds = LevelSeeds(config.seed, envs.num_envs, config.env.first_seed, config.env.num_seeds)
-        envs.reset(self._seeds.current)
-        self._seeds.advance(np.ones(envs.num_envs, dtype=np.bool_))
-
-    def __call__(self) -> None:
-        envs = self._envs
-        action = self._random.integers(envs.spec.action_nvec, size=(envs.num_envs, len(envs.spec.action_nvec)))
-        outcome = envs.step(action, self._seeds.current)
-        self._seeds.advance(outcome.terminated | outcome.truncated)
-
-    def record(self, count: int) -> Obs:
-        """``count`` observations ``[count, ...]`` of further play."""
-        rows: dict[str, list[np.ndarray]] = {key: [] for key in self._envs.obs}
-        for _ in range(-(-count // self._envs.num_envs)):
-            self()
-            for key, x in self._envs.obs.items():
-                rows[key].append(x.copy())
-        return {key: torch.from_numpy(np.concatenate(x)[:count]) for key, x in rows.items()}
+def _random_observations(envs: BatchedEnv, random: np.random.Generator, count: int) -> Obs:
+    """Return ``count`` observations ``[count, ...]`` of random play."""
+    rows: list[Obs] = []
+    for _ in range(-(-count // envs.num_envs)):
+        _play_randomly(envs, random)
+        rows.append({key: torch.as_tensor(x).clone() for key, x in envs.obs.items()})
+    return {key: torch.cat([obs[key] for obs in rows])[:count] for key in envs.obs}
 
 
 def full_minibatch(agent: Agent, obs: Obs, steps: int, sequences: int) -> Minibatch:
-    """``sequences`` sequences of exactly ``steps`` steps with these observations ``[steps * sequences, ...]``."""
+    """Make ``sequences`` sequences of exactly ``steps`` steps with these observations ``[steps * sequences, ...]``."""
     shapes = {key: (tuple(x.shape[1:]), x.dtype) for key, x in obs.items()}
     rollout = empty_rollout(
         shapes,
@@ -123,7 +103,7 @@ def full_minibatch(agent: Agent, obs: Obs, steps: int, sequences: int) -> Miniba
 
 
 def _update(learner: Learner, batch: Minibatch) -> None:
-    """One update as the learner does it, with the arithmetic alone."""
+    """Do the arithmetic of one update, and nothing else."""
     learner.agent.train()
     learner.optimizer.zero_grad(set_to_none=True)
     learner.backward(batch, learner.ppo_loss(0))
@@ -135,6 +115,6 @@ def _acting_seconds(agent: Agent, obs: Obs) -> float:
     actor, num_envs = Actor(agent), len(next(iter(obs.values())))
     state = agent.core.initial_state(num_envs)
     start = torch.zeros(num_envs, dtype=torch.bool, device=agent.device)
-    noise = torch.rand(num_envs, len(agent.action_nvec), device=agent.device)
+    uniforms = torch.rand(num_envs, len(agent.action_nvec), device=agent.device)
     with agent.acting():
-        return seconds_per_call(lambda: actor(obs, state, start, noise), agent.device)
+        return seconds_per_call(lambda: actor(obs, state, start, uniforms), agent.device)

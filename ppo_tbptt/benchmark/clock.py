@@ -1,4 +1,4 @@
-"""Seconds per call, on a CPU or a GPU."""
+"""Measure seconds per call, on a CPU or a GPU."""
 
 from collections.abc import Callable
 from statistics import median
@@ -7,7 +7,7 @@ from time import perf_counter
 import torch
 
 MEASURE_SECONDS = 2.0
-"""About how long one thing is timed; at least ``BLOCKS`` calls, however long they take."""
+"""About how long a call is timed; at least ``BLOCKS`` times, however long it takes."""
 BLOCKS = 5
 WARMUP_CALLS = 2
 
@@ -19,7 +19,7 @@ def synchronize(device: torch.device) -> None:
 
 
 def seconds_per_call(call: Callable[[], object], device: torch.device) -> float:
-    """Median of ``BLOCKS`` blocks of calls; the device is waited for once per block, so that launches may overlap."""
+    """Return the median of ``BLOCKS`` blocks of calls; the device is waited for once per block."""
     for _ in range(WARMUP_CALLS):
         call()
     calls = max(1, int(MEASURE_SECONDS / BLOCKS / _block(call, 1, device)))
@@ -27,7 +27,7 @@ def seconds_per_call(call: Callable[[], object], device: torch.device) -> float:
 
 
 def _block(call: Callable[[], object], calls: int, device: torch.device) -> float:
-    """Seconds per call over one block of ``calls``."""
+    """Measure seconds per call over one block of ``calls``."""
     synchronize(device)
     began = perf_counter()
     for _ in range(calls):

@@ -1,6 +1,5 @@
-"""Whole iterations of one or two settings, timed in turn, and the figures that come of them."""
+"""Time whole iterations of one or two settings in turn, and compute figures from them."""
 
-import os
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -13,6 +12,7 @@ from ppo_tbptt.benchmark.arithmetic import forward_flop, passes_per_step, peak_f
 from ppo_tbptt.benchmark.ceiling import Ceiling, measure_ceiling
 from ppo_tbptt.benchmark.clock import synchronize
 from ppo_tbptt.benchmark.memory import PeakMemory
+from ppo_tbptt.envs import resolve_workers
 from ppo_tbptt.training.trainer import Trainer
 
 PARTS = ("environments", "inference", "transfer", "sequences", "learning")
@@ -26,9 +26,9 @@ class Iteration:
     """One timed iteration."""
 
     total: float
-    """Seconds, with the device's work done."""
+    """Seconds until the device has done its work."""
     seconds: dict[str, float]
-    """By part; they add up to ``total``."""
+    """Seconds by part; they add up to ``total``."""
     padding_fraction: float
     """As the trainer reports it: of minibatches padded to their longest sequence, whether or not the core pads."""
 
@@ -46,19 +46,19 @@ class Setting:
 
     @property
     def middle(self) -> Iteration:
-        """The median iteration itself (the slower of two), so that its parts add up to its whole."""
+        """The median iteration (the slower of two), so that its parts add up to its whole."""
         return sorted(self.iterations, key=lambda iteration: iteration.total)[len(self.iterations) // 2]
 
     def steps_per_second(self, iteration: Iteration) -> float:
-        """Environment steps per second of one of the iterations."""
+        """Return environment steps per second of an iteration."""
         return self.trainer.config.batch_size / iteration.total
 
 
 def measure(settings: Sequence[Setting], warmup: int, iterations: int, say: Callable[[str], None]) -> None:
-    """Fill the settings: iterations in turn (A B A B ...), so that a slower minute hits both; then the memory.
+    """Measure the settings in turn (A B A B ...), so that a slower minute hits both; then their memory.
 
     Memory is sampled in an iteration of its own, because sampling takes time. With two settings each one's figure
-    includes what the other has at rest in this process.
+    includes what the other holds at rest.
     """
     for number in range(warmup + iterations):
         timed = number >= warmup
@@ -70,7 +70,7 @@ def measure(settings: Sequence[Setting], warmup: int, iterations: int, say: Call
     say("memory")
     for setting in settings:
         trainer = setting.trainer
-        with PeakMemory([os.getpid(), *trainer.envs.worker_pids], trainer.device) as memory:
+        with PeakMemory(trainer.device) as memory:
             next(trainer)
         setting.memory_mb = {"host": memory.host_mb, "device": memory.device_mb}
 
@@ -87,7 +87,7 @@ def run_iteration(trainer: Trainer) -> Iteration:
 
 
 def write_profile(trainer: Trainer, path: Path) -> None:
-    """The trace of one iteration (.json or .json.gz), for Perfetto or TensorBoard."""
+    """Write the trace of one iteration (.json or .json.gz), for Perfetto or TensorBoard."""
     activities = [torch.profiler.ProfilerActivity.CPU]
     if trainer.device.type == "cuda":
         activities.append(torch.profiler.ProfilerActivity.CUDA)
@@ -98,7 +98,7 @@ def write_profile(trainer: Trainer, path: Path) -> None:
 
 
 def describe(setting: Setting, say: Callable[[str], None]) -> dict[str, Any]:
-    """All figures of a measured setting, after measuring its ceiling and the device's peak."""
+    """Return all figures of a measured setting, after measuring its ceiling and the device's peak."""
     trainer = setting.trainer
     say("ceiling")
     ceiling = measure_ceiling(trainer)
@@ -112,7 +112,7 @@ def describe(setting: Setting, say: Callable[[str], None]) -> dict[str, Any]:
         "device": _device_name(trainer.device),
         "precision": str(dtype).removeprefix("torch."),
         "threads": torch.get_num_threads(),
-        "num_workers": trainer.envs.num_workers,
+        "num_workers": resolve_workers(trainer.config.env.num_workers, trainer.config.env.num_envs),
         "environments": f"{trainer.config.env.num_envs} {trainer.envs.where}",
         "torch": torch.__version__,
         "config": {"source": setting.source, "overrides": setting.overrides},
@@ -140,7 +140,7 @@ def _speed(setting: Setting, ceiling: Ceiling) -> dict[str, Any]:
 
 
 def _arithmetic(setting: Setting, peak: dict[str, float]) -> dict[str, Any]:
-    """Operations per environment step, and the share of the time that they would take at the device's peak."""
+    """Return operations per environment step, and their share of the time at the device's peak speed."""
     trainer = setting.trainer
     forward = forward_flop(trainer.config, trainer.envs.spec)
     passes = passes_per_step(trainer.config.ppo.num_epochs)
@@ -157,7 +157,7 @@ def _device_name(device: torch.device) -> str:
 
 
 def compare(base: Setting, other: Setting) -> dict[str, Any]:
-    """How much faster ``other`` is: the ratio of median speeds, and the range of the ratios of neighbours."""
+    """Return how much faster ``other`` is: the ratio of median speeds, and the range of the ratios of neighbours."""
     pairs = [
         other.steps_per_second(b) / base.steps_per_second(a)
         for a, b in zip(base.iterations, other.iterations, strict=True)

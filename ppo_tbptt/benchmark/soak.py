@@ -1,13 +1,14 @@
-"""A long training that is watched: does memory grow, do files, threads or processes pile up, does it slow down?"""
+"""Watch a long training: does memory grow, do files, threads or processes pile up, does it slow down?"""
 
-import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
 from time import monotonic
 
-from ppo_tbptt.benchmark.memory import MEGABYTE
+import psutil
+
+from ppo_tbptt.benchmark.memory import MEGABYTE, tree
 from ppo_tbptt.config import Config
 from ppo_tbptt.run.metrics import read_metrics
 from ppo_tbptt.training.trainer import Trainer
@@ -25,7 +26,7 @@ SLOWDOWN = 0.05
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Sample:
-    """One look at all processes of the training, between two iterations."""
+    """One sample of all processes of the training, between two iterations."""
 
     minutes: float
     memory_mb: float
@@ -33,11 +34,11 @@ class Sample:
     threads: int
     processes: int
     steps_per_second: float
-    """Since the look before."""
+    """Since the sample before."""
 
 
 def soak(config: Config, run_dir: Path, *, minutes: float, seconds_between: float) -> Iterator[Sample]:
-    """Train for so long and look every so often (Linux only).
+    """Train for so many minutes and yield a sample every so many seconds (Linux only).
 
     Raises:
         RuntimeError: the config's training is over before that.
@@ -49,37 +50,32 @@ def soak(config: Config, run_dir: Path, *, minutes: float, seconds_between: floa
             steps += trainer.batch_size
             now = monotonic()
             if now - looked >= seconds_between:
-                yield _look(trainer, (now - began) / 60, steps / (now - looked))
+                yield _sample((now - began) / 60, steps / (now - looked))
                 looked, steps = monotonic(), 0
             if now - began >= 60 * minutes:
                 return
     raise RuntimeError(f"the training was over within {minutes:g} minutes; give it more total_steps")
 
 
-def _look(trainer: Trainer, minutes: float, steps_per_second: float) -> Sample:
-    own = os.getpid()
-    children = Path(f"/proc/{own}/task/{own}/children").read_text(encoding="ascii").split()
-    pids = [own, *map(int, children)]
-    assert set(trainer.envs.worker_pids) <= set(pids)
+def _sample(minutes: float, steps_per_second: float) -> Sample:
+    processes = tree()
     return Sample(
         minutes=minutes,
-        memory_mb=sum(map(_own_bytes, pids)) / MEGABYTE,
-        files=sum(len(os.listdir(f"/proc/{pid}/fd")) for pid in pids),
-        threads=sum(len(os.listdir(f"/proc/{pid}/task")) for pid in pids),
-        processes=len(pids),
+        memory_mb=sum(map(_anonymous_bytes, processes)) / MEGABYTE,
+        files=sum(process.num_fds() for process in processes),
+        threads=sum(process.num_threads() for process in processes),
+        processes=len(processes),
         steps_per_second=steps_per_second,
     )
 
 
-def _own_bytes(pid: int) -> int:
-    """Memory that is no file's: the libraries' pages are shared with whatever else runs, and would come and go."""
-    text = Path(f"/proc/{pid}/smaps_rollup").read_text(encoding="ascii")
-    kilobytes = {line.split()[0]: line.split()[1] for line in text.splitlines()[1:]}
-    return 1024 * (int(kilobytes["Pss_Anon:"]) + int(kilobytes["Pss_Shmem:"]))
+def _anonymous_bytes(process: psutil.Process) -> int:
+    """Memory that is no file's: the libraries' pages are shared with whatever else runs, and come and go with it."""
+    return sum(mapping.anonymous for mapping in process.memory_maps())
 
 
 def problems(samples: Sequence[Sample], metrics: Path) -> list[str]:
-    """What grew, slowed down or is missing, a line each."""
+    """Describe what grew, slowed down or is missing, a line each."""
     total = samples[-1].minutes
     first = [s for s in samples if WARMUP * total <= s.minutes < 2 * WARMUP * total]
     last = [s for s in samples if s.minutes >= (1 - WARMUP) * total]

@@ -1,6 +1,7 @@
 """``evaluate``: play held-out level seeds with a checkpoint, or with all that a run has kept."""
 
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 
@@ -10,6 +11,7 @@ from ppo_tbptt.commands.evaluate_all import evaluate_all
 from ppo_tbptt.commands.parser import Parser, check_target, env_overrides, positive
 from ppo_tbptt.commands.results import default_path, evaluate_with_progress, print_evaluation, save_result
 from ppo_tbptt.commands.stop import Stop
+from ppo_tbptt.config import TrainConfig
 from ppo_tbptt.evaluation.evaluate import evaluate
 
 
@@ -17,7 +19,7 @@ def run(argv: list[str]) -> int:
     """Run the command."""
     parser = Parser(
         "evaluate",
-        "Play held-out level seeds with a trained agent; the defaults are the published protocol.",
+        "Play held-out level seeds with a trained agent; by default as its run evaluates (train.eval_*).",
         'The task itself can be changed: --env.options.command-count "[3]".',
     )
     levels.add_options(parser)
@@ -27,7 +29,10 @@ def run(argv: list[str]) -> int:
     args, rest = parser.parse_with_overrides(argv)
     check_target("--json", args.json)
     if args.all:
-        protocol = {**levels.protocol(args), "forget_every": args.forget_every}
+
+        def protocol(train: TrainConfig) -> dict[str, Any]:
+            return {**levels.protocol(args, train), "forget_every": args.forget_every}
+
         return evaluate_all(args.path, protocol, env_overrides(rest), device=args.device, json_file=args.json)
     console = Console(markup=False, emoji=False)
     asked = levels.load(args, rest, console)

@@ -10,7 +10,7 @@ from ppo_tbptt.commands.console import interval, say, wide_console
 from ppo_tbptt.commands.parser import UsageError, writing
 from ppo_tbptt.commands.results import evaluate_with_progress, file_name, note_overlap, save_result, write_json
 from ppo_tbptt.commands.stop import Stop
-from ppo_tbptt.config import Config
+from ppo_tbptt.config import Config, TrainConfig
 from ppo_tbptt.evaluation.evaluate import evaluate
 from ppo_tbptt.evaluation.policy import Policy
 from ppo_tbptt.evaluation.result_file import read_evaluation
@@ -22,7 +22,12 @@ Tree = dict[str, Any]
 
 
 def evaluate_all(
-    path: Path, protocol: Mapping[str, Any], overrides: dict[str, str], *, device: str, json_file: Path | None
+    path: Path,
+    protocol_of: Callable[[TrainConfig], Mapping[str, Any]],
+    overrides: dict[str, str],
+    *,
+    device: str,
+    json_file: Path | None,
 ) -> int:
     """Evaluate all checkpoints, write a file for each and print a table.
 
@@ -31,7 +36,7 @@ def evaluate_all(
 
     Args:
         path: the run's folder.
-        protocol: arguments of :func:`~ppo_tbptt.evaluation.evaluate.evaluate`.
+        protocol_of: makes the arguments of ``evaluate`` from the run's own settings.
         overrides: of the config's ``env``.
         device: to evaluate on.
         json_file: where to write all results together.
@@ -46,7 +51,8 @@ def evaluate_all(
     checkpoints = run.periodic() + ([run.best] if run.best.is_file() else [])
     if not checkpoints:
         run.newest()  # raises the error
-    env = Config.load(run.config).override(overrides).env
+    config = Config.load(run.config).override(overrides)
+    env, protocol = config.env, protocol_of(config.train)
     console = wide_console()
     note_overlap(env, protocol["seeds"], console)
     episodes = len(protocol["seeds"]) * protocol["repeats"]

@@ -1,13 +1,12 @@
-"""What an environment looks like from outside: its arrays, its actions, its episodes."""
+"""The environment interface: specs, episodes, errors, and `BatchedEnv`, behind which environments run anywhere."""
 
 import difflib
-from collections.abc import Iterable, Mapping
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, Self, TypeAlias
 
-import gymnasium as gym
 import numpy as np
-from gymnasium import spaces
 
 from ppo_tbptt.runtime.errors import InputError, RunError
 
@@ -27,12 +26,12 @@ class WorkerError(RunError):
 
 
 def one_line(text: object) -> str:
-    """`text` with every run of white space, line breaks included, as a single space."""
+    """Replace every run of white space in `text`, line breaks included, by a single space."""
     return " ".join(str(text).split())
 
 
 def suggestion(wrong: str, known: Iterable[str]) -> str:
-    """` Did you mean 'a' or 'b'?` for up to three close matches of `wrong` in `known`, else an empty string."""
+    """Return ` Did you mean 'a' or 'b'?` for up to three close matches of `wrong` in `known`, else an empty string."""
     known = list(known)
     close = difflib.get_close_matches(wrong, known, n=3, cutoff=0.6)
     return f" Did you mean {' or '.join(repr(match) for match in close)}?" if close else ""
@@ -41,9 +40,8 @@ def suggestion(wrong: str, known: Iterable[str]) -> str:
 Observation = dict[str, np.ndarray]
 """One observation by key, or `[N, ...]` of them. A Box observation lies under the single key `"obs"`."""
 
-SUPPORTED_OBSERVATIONS = (
-    "Box of uint8 and shape (height, width, channels), Box of numbers and shape (n,), or a Dict of such boxes"
-)
+Array: TypeAlias = Any
+"""A NumPy array, or a torch tensor on any device (this package imports no torch)."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -77,7 +75,7 @@ class EnvSpec:
     max_episode_steps: int | None
 
     def to_json(self) -> dict[str, Any]:
-        """Plain dicts, lists, strings and numbers; `from_json` gives an equal spec back."""
+        """Convert to plain dicts, lists, strings and numbers; `from_json` gives an equal spec back."""
         data = asdict(self)
         data["action_nvec"] = list(self.action_nvec)
         data["obs"] = [[key, list(array.shape), array.dtype] for key, array in self.obs.items()]
@@ -85,7 +83,7 @@ class EnvSpec:
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> "EnvSpec":
-        """The spec that `to_json` described."""
+        """Invert `to_json`."""
         fields = dict(data)
         fields["action_nvec"] = tuple(int(n) for n in fields["action_nvec"])
         fields["obs"] = {key: ArraySpec(shape=tuple(shape), dtype=dtype) for key, shape, dtype in fields["obs"]}
@@ -96,11 +94,11 @@ class EnvSpec:
 class Episode:
     """A finished episode.
 
-    index: its environment's place in the vector, -1 outside of a vector.
+    index: its environment's row in the batch, -1 outside of one.
     seed: the level seed it was reset with.
     ret: sum of its rewards, undiscounted.
     length: number of steps.
-    terminated: False if it was cut by a time limit.
+    terminated: False if it was truncated.
     measures: figures by this package's own definitions, comparable between runs.
     env: the environment's own figures, as they stood in the last step's info.
     """
@@ -114,57 +112,131 @@ class Episode:
     env: dict[str, float]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
+class FaultBudget:
+    """How many faults of environments and worker processes are survived; several batches may share one.
+
+    count: faults so far.
+    """
+
+    maximum: int = 0
+    count: int = 0
+
+    def spend(self, error: Exception, remedy: str) -> str:
+        """Count a fault, and describe it and its remedy in a line, with the traceback below it where there is one.
+
+        Raises:
+            WorkerError, EnvError: `error`, with the number of faults in its message, when the budget is spent.
+        """
+        if self.count >= self.maximum:
+            if not self.maximum:
+                raise error
+            count = f"after {self.count} restarts, of which a run may have {self.maximum}"
+            raise WorkerError(f"{error}\n({count})") from None
+        self.count += 1
+        first, *traceback = str(error).strip().splitlines()
+        return "\n".join([f"{first.rstrip(':')}; {remedy} ({self.count} of at most {self.maximum})", *traceback])
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class StepResult:
-    """Outcome of one step of N environments: `reward` f32 [N], `terminated`, `truncated` bool [N], `episodes` by index.
+    """Outcome of one step of a group of n environments.
 
-    lost: bool [N], the environments that did not take the step because they or their worker failed, with their
-        episodes gone: no reward, no flag. None, as nearly always, where all is well. See `VectorEnv.restart`.
-
-    The arrays are the caller's to keep.
+    reward f32 [n], terminated, truncated bool [n]: the caller's to keep.
+    final_obs: by key, [n, ...]; the last observation of the episode where one ended, overwritten by the next step.
+    episodes: those that ended, by index. Without those that a fault ended.
+    failed: bool [n], the environments that could not take the step. Their episodes are truncated with it: reward 0, and
+        their last observations are those which the step was sent for, not in `final_obs`. None where all is well.
+    faults: a text for each fault since the last result.
     """
 
-    reward: np.ndarray
-    terminated: np.ndarray
-    truncated: np.ndarray
+    reward: Any
+    terminated: Any
+    truncated: Any
+    final_obs: Mapping[str, Array]
     episodes: list[Episode]
-    lost: np.ndarray | None = None
+    failed: Any = None
+    faults: tuple[str, ...] = ()
 
 
-def observation_specs(space: gym.Space[Any], env_id: str) -> dict[str, ArraySpec]:
-    """Arrays of an observation space.
+class BatchedEnv(ABC):
+    """N environments of one kind with same-step autoreset.
 
-    Raises:
-        EnvError: the space is neither a supported Box nor a Dict of them.
+    An environment whose episode ends begins the next one in the same step, with a level that it draws by itself. One
+    whose levels have run out is idle: zero observations, reward 0, no flags, actions ignored.
+
+    spec: what each environment looks like.
+    num_envs: N.
+    groups: the rows of each group. A group is sent and received on its own, so that one can step while the agent acts
+        for the other.
+    obs: current observations by key, [N, ...], overwritten by each step of their group: copy what is to stay.
+    host_memory: u8 [bytes], host memory in which `obs` lies as long as this exists; it may be page-locked. None where
+        there is none.
+    where: where the environments run, for the user, such as "in 2 workers".
     """
-    if isinstance(space, spaces.Dict):
-        return {str(key): _box_spec(box, env_id, f"observation {key!r}") for key, box in space.spaces.items()}
-    return {"obs": _box_spec(space, env_id, "the observation")}
 
+    spec: EnvSpec
+    num_envs: int
+    groups: tuple[slice, ...]
+    obs: Mapping[str, Array]
+    host_memory: np.ndarray | None = None
+    where: str = ""
 
-def _box_spec(space: gym.Space[Any], env_id: str, name: str) -> ArraySpec:
-    if isinstance(space, spaces.Box):
-        shape = tuple(int(size) for size in space.shape)
-        if len(shape) == 3 and space.dtype == np.uint8:
-            return ArraySpec(shape=shape, dtype="uint8")
-        if len(shape) == 1 and np.issubdtype(space.dtype, np.number):
-            return ArraySpec(shape=shape, dtype="float32")
-        found = f"a Box of {space.dtype} and shape {shape}"
-    else:
-        found = f"a {type(space).__name__}"
-    raise EnvError(f"{env_id}: {name} is {found}; supported: {SUPPORTED_OBSERVATIONS}")
+    @abstractmethod
+    def reset(self) -> Mapping[str, Array]:
+        """Begin an episode of its next level in every environment, and return `obs`."""
 
+    @abstractmethod
+    def send(self, action: Array, group: int = 0) -> None:
+        """Start a step of a group; `receive` of the same group must follow.
 
-def action_spec(space: gym.Space[Any], env_id: str) -> tuple[tuple[int, ...], bool, np.ndarray]:
-    """Number of choices per branch, whether a plain int is wanted, and the first choice per branch (i64 [A]).
+        Args:
+            action: integers [n, A], each branch counting from 0, on the device of `obs`; also for idle environments.
+            group: index into `groups`, whose rows must not be read until the step is received.
+        """
 
-    Raises:
-        EnvError: the space is neither Discrete nor a MultiDiscrete of rank one.
-    """
-    if isinstance(space, spaces.Discrete):
-        return (int(space.n),), True, np.array([space.start], np.int64)
-    if isinstance(space, spaces.MultiDiscrete) and space.nvec.ndim == 1:
-        start = np.asarray(getattr(space, "start", np.zeros_like(space.nvec)), np.int64)
-        return tuple(int(n) for n in space.nvec), False, start
-    found = f"{type(space).__name__} of shape {space.shape}"
-    raise EnvError(f"{env_id}: the action space is {found}; supported: Discrete, or MultiDiscrete of rank one")
+    @abstractmethod
+    def receive(self, group: int = 0) -> StepResult:
+        """Wait for the step that `send` started.
+
+        Raises:
+            WorkerError: an environment failed and no more faults are survived; the batch is closed then.
+        """
+
+    def step(self, action: Array, group: int = 0) -> StepResult:
+        """`send` and `receive`."""
+        self.send(action, group)
+        return self.receive(group)
+
+    @abstractmethod
+    def state_dict(self) -> dict[str, Array]:
+        """Arrays that `load_state_dict` needs to go on in the middle of the episodes; empty where that is not offered.
+
+        The level source is not part of it.
+        """
+
+    @abstractmethod
+    def load_state_dict(
+        self, state: Mapping[str, Array], progress: Callable[[int, int], None] | None = None
+    ) -> np.ndarray:
+        """Go on where `state` was taken, and fill `obs`; where that fails, begin an episode of the next level.
+
+        Args:
+            state: what `state_dict` returned, here or in another batch of as many environments.
+            progress: called with the number of environments that are done, and N.
+
+        Returns bool [N], True where the environment is exactly where it was.
+
+        Raises:
+            ValueError: `state` is of another number of environments or of another kind.
+        """
+
+    @abstractmethod
+    def close(self) -> None:
+        """Free everything. Harmless when repeated."""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()

@@ -1,4 +1,4 @@
-"""From an environment's id to the environment: imports, registries, reset options and what to say when they fail."""
+"""Make an environment from its id: imports, registries, reset options, and one-line errors."""
 
 import importlib
 import json
@@ -14,7 +14,7 @@ from ppo_tbptt.envs.interface import EnvError, one_line, suggestion
 
 TOY_NAMESPACE = "ppo_tbptt/"
 GROUND_TRUTH = "ground_truth"
-"""The render mode of make_env that shows what the agent cannot see, where the environment can draw it."""
+"""Render mode of `make_env` that shows what is hidden from the agent, where the environment can draw it."""
 
 
 def open_env(env_id: str, render_mode: str | None) -> gym.Env[Any, Any]:
@@ -65,7 +65,7 @@ def _import(module: str, env_id: str) -> None:
 
 
 def _raised(error: BaseException) -> str:
-    """An error and the last line that it went through."""
+    """Describe an error and the last line that it went through."""
     frame = traceback.extract_tb(error.__traceback__)[-1]
     return one_line(f"{type(error).__name__}: {error} ({frame.filename}, line {frame.lineno})")
 
@@ -83,7 +83,7 @@ def _render_mode(name: str) -> str | None:
 
 
 def plain_options(env_id: str, options: Mapping[str, Any] | None) -> dict[str, Any] | None:
-    """`options` as workers receive them, so that no number of workers sees anything else.
+    """Pass `options` through JSON, so that environments see the same with any number of workers.
 
     Raises:
         EnvError: JSON cannot carry them.
@@ -95,7 +95,7 @@ def plain_options(env_id: str, options: Mapping[str, Any] | None) -> dict[str, A
 
 
 def check_options(env_id: str, env: gym.Env[Any, Any], options: Mapping[str, Any]) -> None:
-    """Hold `options` against the class's `default_reset_parameters` and `process_reset_params`, where it has them.
+    """Check `options` against the class's `default_reset_parameters` and `process_reset_params`, where it has them.
 
     Raises:
         EnvError: an option does not exist (the message lists those that do), or its value is refused.
@@ -115,7 +115,7 @@ def check_options(env_id: str, env: gym.Env[Any, Any], options: Mapping[str, Any
 
 
 def try_options(env_id: str, env: Any, options: Mapping[str, Any]) -> None:
-    """Play one step of MemoryGym, which meets many an impossible option only there.
+    """Play one step of MemoryGym, which refuses many an impossible option only there.
 
     Raises:
         EnvError: reset or step raised.
@@ -129,7 +129,7 @@ def try_options(env_id: str, env: Any, options: Mapping[str, Any]) -> None:
 
 
 def refused(env_id: str, options: Mapping[str, Any], error: Exception) -> EnvError:
-    """An EnvError that names the options which the failing line mentions (else all of them) and its reason."""
+    """Make an EnvError that names the options which the failing line mentions (else all of them) and its reason."""
     frame = traceback.extract_tb(error.__traceback__)[-1]
     line = frame.line or ""
     named = {key: value for key, value in options.items() if str(key) in line} or options

@@ -1,4 +1,4 @@
-"""MemoryGym: its ten tasks, what to measure in each, and repairs of what leaks from one episode into the next."""
+"""MemoryGym: its ten tasks, their measures, and fixes for state that leaks from one episode into the next."""
 
 import importlib
 import os
@@ -13,7 +13,7 @@ from ppo_tbptt.envs.interface import EnvError
 INSTALL = "pip install --no-deps memory-gym==1.0.2"
 
 Measure = Callable[[Any, Mapping[str, Any]], dict[str, float]]
-"""From the bare environment after its last step and that step's info, which lacks "success" where we cut."""
+"""(bare environment after its last step, that step's info, without "success" where truncated) -> measures."""
 
 
 def _mortar_mayhem(env: Any, info: Mapping[str, Any]) -> dict[str, float]:
@@ -110,7 +110,7 @@ def import_memory_gym(*, window: bool = False) -> None:
 
 
 def before_reset(env: Any, options: Mapping[str, Any]) -> None:
-    """Clear what the bare `env` would carry from its last episode into the next, or could not start without.
+    """Clear state of the bare `env` that leaks into its next episode, and supply what a reset misses.
 
     * Endless Mortar Mayhem keeps drawing the last episode's sprite until the agent may move again, and every task
       draws it into the first ground truth frame.
@@ -125,7 +125,7 @@ def before_reset(env: Any, options: Mapping[str, Any]) -> None:
 
 
 def shown_command(env: Any, *, first: bool) -> str | None:
-    """The command Mortar Mayhem draws in its first observation (after reset), or in the next one (before a step).
+    """Return the command that Mortar Mayhem draws first (after reset), or in the next observation (before a step).
 
     "" is a pause between two commands, None no command at all.
     """

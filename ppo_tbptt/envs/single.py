@@ -1,4 +1,4 @@
-"""One environment behind one contract, whatever its observation and action spaces are called."""
+"""One environment with one interface, whatever its observation and action spaces are."""
 
 import copy
 import math
@@ -17,9 +17,8 @@ from ppo_tbptt.envs.interface import (
     Episode,
     Observation,
     WorkerError,
-    action_spec,
-    observation_specs,
 )
+from ppo_tbptt.envs.spaces import action_spec, observation_specs
 
 _FLOAT32_MAX = float(np.finfo(np.float32).max)
 _NOT_FIGURES = frozenset({"reward", "length", "ground_truth", "episode", "TimeLimit.truncated"})
@@ -113,7 +112,7 @@ class SingleEnv:
         return self._read(obs)
 
     def step(self, action: np.ndarray) -> tuple[Observation, float, bool, bool, Episode | None]:
-        """Act: `action` is i64 [A], each branch counting from 0.
+        """Take a step with `action`, i64 [A], each branch counting from 0.
 
         Returns observation (arrays of the caller's own), reward, terminated, truncated, and the episode if it ended.
 
@@ -135,7 +134,7 @@ class SingleEnv:
         return self._read(obs), reward, terminated, truncated, episode
 
     def render(self) -> np.ndarray | None:
-        """The picture u8 [height, width, 3] of the present state, None without a render mode.
+        """Draw the present state, u8 [height, width, 3]; None without a render mode.
 
         Environments of MemoryGym in one process share one screen: with an own mode other than ground truth, render
         before any other of them acts.
@@ -154,7 +153,7 @@ class SingleEnv:
             self._bare.debug_window = None
 
     def where(self) -> str:
-        """Id, level seed and number of steps so far, for messages."""
+        """Name the id, level seed and number of steps so far, for messages."""
         return f"{self.spec.env_id}, level seed {self._seed}, step {self._length}"
 
     def _read(self, obs: Any) -> Observation:
@@ -189,7 +188,7 @@ class SingleEnv:
 
 
 def _figure(value: Any) -> float | None:
-    """`value` as a float if it is one finite number, else None."""
+    """Return `value` as a float if it is one finite number, else None."""
     if isinstance(value, bool | int | float | np.bool_ | np.number) and not isinstance(value, np.complexfloating):
         number = float(value)
         return number if math.isfinite(number) else None

@@ -30,7 +30,7 @@ class ToyEnv(gym.Env[Any, Any]):
 
     @classmethod
     def process_reset_params(cls, options: Mapping[str, Any] | None) -> dict[str, Any]:
-        """The defaults updated by `options`.
+        """Return the defaults updated by `options`.
 
         Raises:
             ValueError: one is unknown, no number, or below the class's `minimum`.
@@ -56,17 +56,17 @@ class ToyEnv(gym.Env[Any, Any]):
         """Draw an episode from `np_random`, or from `seed` itself."""
 
     def observe(self) -> Any:
-        """The observation of the present state."""
+        """Return the observation of the present state."""
         raise NotImplementedError
 
 
 def vector_box(size: int) -> gym.spaces.Box:
-    """Unbounded float32 vectors of `size` numbers."""
+    """Return the space of unbounded float32 vectors of `size` numbers."""
     return gym.spaces.Box(-np.inf, np.inf, (size,), np.float32)
 
 
 def vector(*values: float | int | bool) -> np.ndarray:
-    """f32 [len(values)]."""
+    """Return f32 [len(values)]."""
     return np.array(values, np.float32)
 
 

@@ -1,5 +1,6 @@
-"""Held-out evaluation: each level seed is played exactly ``repeats`` times, whatever the length of its episodes."""
+"""Held-out evaluation: play each level seed exactly ``repeats`` times, whatever the length of its episodes."""
 
+from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -8,15 +9,16 @@ import numpy as np
 import torch
 
 from ppo_tbptt.config import EnvConfig
-from ppo_tbptt.envs import EnvSpec, Episode, VectorEnv
+from ppo_tbptt.envs import EnvSpec, Episode, LevelSource
+from ppo_tbptt.envs.batched import make_vector_env
 from ppo_tbptt.evaluation.perturbations import Disturbance, EpisodeKey
 from ppo_tbptt.evaluation.statistics import Estimate, estimate
 from ppo_tbptt.models import Agent
 from ppo_tbptt.models.agent import check_fits
-from ppo_tbptt.models.heads import mode, sample
+from ppo_tbptt.ppo.acting import act
 
 PARALLEL_EPISODES = 64
-"""Episodes in flight. Fixed, because the size of a batch may change the last bits of a network's output."""
+"""Episodes played side by side. Fixed, because the size of a batch may change the last bits of a network's output."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -38,10 +40,11 @@ class Evaluation:
 
     @property
     def capped(self) -> int:
-        """Episodes that were cut at ``max_steps``."""
+        """Number of episodes that were truncated at ``max_steps``."""
         return sum(int(row["capped"]) for row in self.per_episode)
 
     def to_dict(self) -> dict[str, Any]:
+        """Convert to what JSON takes."""
         return {
             "env_id": self.env_id,
             "episodes": len(self.per_episode),
@@ -58,32 +61,41 @@ class Evaluation:
         }
 
 
-class _Jobs:
-    """Which (level seed, repeat) each environment plays, and which it will play next."""
+class EpisodeQueue(LevelSource):
+    """A level source: each level seed ``repeats`` times, in order, whichever environment is free; then idle."""
 
     def __init__(self, seeds: Sequence[int], repeats: int, num_envs: int) -> None:
-        self._waiting = [(seed, repeat) for seed in seeds for repeat in range(repeats)][::-1]
-        self.now: list[EpisodeKey | None] = [self._pop() for _ in range(num_envs)]
-        self.next: list[EpisodeKey | None] = [self._pop() for _ in range(num_envs)]
+        """Queue all episodes."""
+        self._waiting = deque((seed, repeat) for seed in seeds for repeat in range(repeats))
+        self._next: dict[int, EpisodeKey | None] = {}
+        self.playing: list[EpisodeKey | None] = [None] * num_envs
+        """What each environment plays, None where it is idle."""
+        self.finished: list[tuple[int, Episode]] = []
+        """Repeat and episode, as they ended."""
 
-    def _pop(self) -> EpisodeKey | None:
-        return self._waiting.pop() if self._waiting else None
+    def peek(self, env: int) -> int | None:
+        """See :class:`~ppo_tbptt.envs.LevelSource`."""
+        if env not in self._next:
+            self._next[env] = self._waiting.popleft() if self._waiting else None
+        key = self._next[env]
+        return None if key is None else key[0]
 
-    def finish(self, env: int) -> EpisodeKey:
-        done = self.now[env]
-        if done is None:
-            raise AssertionError(f"environment {env} ended an episode without having one to play")
-        self.now[env], self.next[env] = self.next[env], self._pop()
-        return done
+    def begin(self, env: int) -> int | None:
+        """See :class:`~ppo_tbptt.envs.LevelSource`."""
+        seed = self.peek(env)
+        self.playing[env] = self._next.pop(env)
+        return seed
+
+    def ended(self, env: int, episode: Episode) -> None:
+        """See :class:`~ppo_tbptt.envs.LevelSource`."""
+        key = self.playing[env]
+        assert key is not None and key[0] == episode.seed, f"environment {env} ended an episode that it does not play"
+        self.finished.append((key[1], episode))
 
 
-def _seed_array(jobs: list[EpisodeKey | None]) -> np.ndarray:
-    return np.array([-1 if job is None else job[0] for job in jobs], dtype=np.int64)
-
-
-def _noise(job: EpisodeKey | None, sampling_seed: int) -> np.random.Generator:
+def _generator(episode: EpisodeKey | None, sampling_seed: int) -> np.random.Generator:
     """The action noise of one episode: a function of the sampling seed, the level seed and the repeat alone."""
-    return np.random.default_rng((sampling_seed, *(job or (0, 0))))
+    return np.random.default_rng((sampling_seed, *(episode or (0, 0))))
 
 
 def evaluate(
@@ -103,60 +115,55 @@ def evaluate(
     """Play ``seeds`` x ``repeats`` episodes with ``agent`` and summarise them.
 
     Several run in parallel, each environment with its own recurrent state, reset where an episode starts. The same
-    agent, seeds and ``sampling_seed`` give the same numbers whatever the number of workers. An episode that reaches
-    ``max_steps`` is cut there and counted as capped. ``forget_every = k`` wipes the recurrent state every k steps of
-    an episode, which shows what the agent owes to its memory; ``disturb`` does anything else to it
-    (:mod:`ppo_tbptt.evaluation.perturbations`). ``progress`` is called after every step with the number of finished episodes.
+    agent, seeds and ``sampling_seed`` give the same numbers whatever the number of workers.
+
+    Args:
+        agent: as it is; put into evaluation mode.
+        env: the task.
+        seeds: level seeds.
+        repeats: episodes of each.
+        greedy: take the most probable actions instead of sampling.
+        sampling_seed: of the action noise.
+        max_steps: truncates longer episodes, which then count as capped.
+        forget_every: resets the recurrent state every so many steps of an episode.
+        disturb: changes the recurrent state before each step (:mod:`ppo_tbptt.evaluation.perturbations`).
+        num_workers: processes of the environments.
+        progress: called after every step with the number of finished episodes.
 
     Raises:
-        EnvError: the environment does not fit the agent.
-        EnvError, WorkerError: see :mod:`ppo_tbptt.envs`.
+        EnvError: the environment does not exist or does not fit the agent.
+        WorkerError: an environment failed.
     """
-    device, nvec = agent.device, agent.action_nvec
     num_envs = min(PARALLEL_EPISODES, len(seeds) * repeats)
-    jobs = _Jobs(seeds, repeats, num_envs)
-    own_limit = env.max_episode_steps
-    limit = max_steps if own_limit is None else min(max_steps, own_limit)
-    finished: list[tuple[int, Episode]] = []
-    with (
-        agent.acting(),
-        VectorEnv(
-            env.id,
-            num_envs=num_envs,
-            num_workers=num_workers,
-            options=env.options,
-            max_episode_steps=limit,
-            step_timeout=env.step_timeout,
-        ) as envs,
-    ):
+    queue = EpisodeQueue(seeds, repeats, num_envs)
+    limit = max_steps if env.max_episode_steps is None else min(max_steps, env.max_episode_steps)
+    changes = {"num_envs": num_envs, "num_workers": num_workers, "max_episode_steps": limit}
+    with agent.acting(), make_vector_env(env, queue, **changes) as envs:
         spec = envs.spec
         check_fits(agent, spec)
-        envs.reset(_seed_array(jobs.now))
-        generators = [_noise(job, sampling_seed) for job in jobs.now]
+        envs.reset()
+        generators = [_generator(episode, sampling_seed) for episode in queue.playing]
         state = agent.core.initial_state(num_envs)
         age = np.zeros(num_envs, dtype=np.int64)  # steps done in the current episode
-        while any(job is not None for job in jobs.now):
-            obs = {key: torch.from_numpy(x).to(device, copy=True) for key, x in envs.obs.items()}
-            wipe = age == 0 if forget_every is None else age % forget_every == 0
-            state = agent.reset_state(state, torch.from_numpy(wipe).to(device))
+        while any(episode is not None for episode in queue.playing):
+            obs = {key: torch.from_numpy(x).to(agent.device, copy=True) for key, x in envs.obs.items()}
+            forget = age == 0 if forget_every is None else age % forget_every == 0
+            state = agent.reset_state(state, torch.from_numpy(forget).to(agent.device))
             if disturb is not None:
-                state = disturb(state, age, jobs.now)
-            output = agent.step(obs, state)
+                state = disturb(state, age, queue.playing)
+            uniforms = None
+            if not greedy:
+                rows = [generator.random(len(agent.action_nvec), dtype=np.float32) for generator in generators]
+                uniforms = torch.from_numpy(np.stack(rows)).to(agent.device)
+            output = act(agent, obs, state, uniforms)
             state = output.state_out
-            if greedy:
-                action = mode(output.logits, nvec)
-            else:
-                noise = np.stack([g.random(len(nvec), dtype=np.float32) for g in generators])
-                action, _ = sample(output.logits, torch.from_numpy(noise).to(device), nvec)
-            outcome = envs.step(action.cpu().numpy(), _seed_array(jobs.next))
-            age = np.where(outcome.terminated | outcome.truncated, 0, age + 1)
-            for episode in outcome.episodes:
-                _, repeat = jobs.finish(episode.index)
-                generators[episode.index] = _noise(jobs.now[episode.index], sampling_seed)
-                finished.append((repeat, episode))
+            result = envs.step(output.action.cpu())
+            age = np.where(result.terminated | result.truncated, 0, age + 1)
+            for episode in result.episodes:
+                generators[episode.index] = _generator(queue.playing[episode.index], sampling_seed)
             if progress is not None:
-                progress(len(finished))
-    finished.sort(key=lambda item: (item[1].seed, item[0]))
+                progress(len(queue.finished))
+    finished = sorted(queue.finished, key=lambda item: (item[1].seed, item[0]))
     rows = [
         {
             "seed": episode.seed,
@@ -183,7 +190,7 @@ def evaluate(
 
 
 def _measures(rows: list[dict[str, float]], spec: EnvSpec) -> dict[str, Estimate]:
-    """Each measure over levels. One that only some episodes report is taken over those."""
+    """Estimate each measure over levels, where only some episodes report it over those."""
     names = [name for name in dict.fromkeys(key for row in rows for key in row) if name not in NOT_MEASURES]
     proportions = {"success"} | ({spec.headline} if spec.headline_max == 1.0 else set())
     measures = {}

@@ -1,8 +1,8 @@
-"""What can be done to a playing agent's recurrent state, to find out what it is good for.
+"""Disturbances of a playing agent's recurrent state, to find out what the state is good for.
 
-Each acts before every step of the network on what the agent carries from one step of an episode to the next. The
-initial state is never touched: nothing is remembered in it. (:func:`~ppo_tbptt.evaluation.evaluate.evaluate` can wipe the state
-by itself.)
+Each acts before every step of the network on the state that is carried from one step of an episode to the next. The
+initial state is never touched, because it remembers nothing. (:func:`~ppo_tbptt.evaluation.evaluate.evaluate` resets
+the state every so many steps without any of these.)
 """
 
 from collections.abc import Callable, Sequence
@@ -24,11 +24,11 @@ episodes: what each environment plays, None where it is idle.
 
 
 class Shuffle:
-    """At every step the state that another running episode, of another level, carries: typical ones, but not its own.
+    """Exchange states between running episodes of different levels at every step: typical states, but of others.
 
-    Whole rows change places (h and c of an LSTM together), newly drawn at each step. Where more than half of the
-    running episodes are of one level some of them exchange with one another, and what is left of a single level keeps
-    its own state. The draws follow from ``seed`` and from what is running, not from the number of workers.
+    Whole rows are permuted (h and c of an LSTM together), newly drawn at each step. Where more than half of the running
+    episodes are of one level, some of them exchange with one another; where all are, each keeps its own. The draws are
+    a function of ``seed`` and of the running episodes, not of the number of workers.
     """
 
     def __init__(self, seed: int) -> None:
@@ -52,9 +52,9 @@ class Shuffle:
 
 
 class AddNoise:
-    """Gaussian noise at every step, of the standard deviation ``deviation`` ``[D]`` (one for each unit of the state).
+    """Add Gaussian noise of standard deviation ``deviation`` ``[D]`` (one for each unit of the state) at every step.
 
-    The noise of an episode follows from ``seed``, its level seed and its repeat alone.
+    The noise of an episode is a function of ``seed``, its level seed and its repeat alone.
     """
 
     def __init__(self, deviation: Float[Tensor, "D"], seed: int) -> None:
@@ -68,16 +68,14 @@ class AddNoise:
         noise = np.zeros(tuple(state.shape), dtype=np.float32)
         for row, episode in enumerate(episodes):
             if episode is not None and age[row] > 0:
-                if age[row] == 1:
-                    self._generators[episode] = np.random.default_rng(
-                        (self._seed, *episode, 1)
-                    )  # not the actions' noise
+                if age[row] == 1:  # the 1 keeps it apart from the actions' noise
+                    self._generators[episode] = np.random.default_rng((self._seed, *episode, 1))
                 noise[row] = self._generators[episode].standard_normal(noise.shape[1], dtype=np.float32)
         return state + torch.from_numpy(noise).to(state.device) * self._deviation
 
 
 class Measure:
-    """Changes nothing, and finds the root mean square of each unit of the state."""
+    """Leave the state as it is, and measure the root mean square of each of its units."""
 
     def __init__(self) -> None:
         self._squares: Tensor | None = None
@@ -95,6 +93,6 @@ class Measure:
 
     @property
     def rms(self) -> Float[Tensor, "D"]:
-        """Over all steps of all episodes but their first ones; zero where there were none."""
+        """Over all steps of all episodes but the first of each; zero without any."""
         assert self._squares is not None, "nothing was played yet"
         return (self._squares / max(1, self._count)).sqrt().float()

@@ -11,7 +11,7 @@ from ppo_tbptt.config import Config
 from ppo_tbptt.envs import EnvSpec
 from ppo_tbptt.models import Agent
 from ppo_tbptt.models.agent import build_agent
-from ppo_tbptt.models.heads import mode, sample
+from ppo_tbptt.ppo.acting import ActorOutput, act
 from ppo_tbptt.run.checkpoint import CheckpointError, load_checkpoint
 from ppo_tbptt.run.folder import run_at
 from ppo_tbptt.run.weights import SUFFIX, load_weights
@@ -19,7 +19,7 @@ from ppo_tbptt.runtime.device import prepare_device
 
 
 class Policy:
-    """An agent that carries its own recurrent state.
+    """A trained agent that keeps its recurrent state between calls.
 
         policy = Policy.load("runs/quickstart")
         obs, _ = env.reset(seed=200_000)
@@ -30,25 +30,26 @@ class Policy:
     """
 
     def __init__(self, agent: Agent, spec: EnvSpec, config: Config, *, env_steps: int = 0) -> None:
+        """Act with `agent`, in its present state of training; `spec` is what it was trained on."""
         self.agent = agent.eval()
         self.spec = spec
         self.config = config
         self.env_steps = env_steps
-        """Environment steps that it was trained for."""
+        """Environment steps that the agent was trained for."""
         self.value: Tensor | None = None
         """V of the last observation given to ``act``, ``[]`` or ``[N]``."""
-        self._logits: Tensor | None = None
+        self._last: ActorOutput | None = None
         self._state: Tensor | None = None
         self._generator = torch.Generator()
         self.reset(seed=0)
 
     @classmethod
     def load(cls, path: str | Path, *, device: str = "cpu") -> "Policy":
-        """From a run's folder (its newest checkpoint), a checkpoint file or exported weights (``.safetensors``).
+        """Load a run's newest checkpoint, a checkpoint file, or exported weights (``.safetensors``).
 
         Raises:
-            CheckpointError, RunDirError: nothing that can be loaded is there.
-            DeviceError: there is no such device.
+            CheckpointError, RunDirError: ``path`` holds nothing that can be loaded.
+            DeviceError: ``device`` does not exist.
         """
         file = Path(path)
         run = run_at(file)
@@ -70,7 +71,10 @@ class Policy:
         return cls(agent, spec, config, env_steps=env_steps)
 
     def reset(self, mask: np.ndarray | None = None, *, seed: int | None = None) -> None:
-        """Forget: of all rows, or of those where ``mask`` (bool ``[N]``) is True. ``seed`` restarts the sampling."""
+        """Reset the recurrent state of all rows, or of those where ``mask`` (bool ``[N]``) is True.
+
+        ``seed`` restarts the stream of random numbers that actions are sampled with.
+        """
         if seed is not None:
             self._generator.manual_seed(seed)
         if mask is None or self._state is None:
@@ -80,13 +84,13 @@ class Policy:
 
     @torch.no_grad()
     def act(self, obs: Any, *, greedy: bool = False) -> Any:
-        """The action for ``obs``: sampled, or the most probable one.
+        """Choose the action for ``obs``: sampled, or the most probable one.
 
         Returns an int for a Discrete space and an int64 array ``[A]`` for a MultiDiscrete one; for a batch an array
         with a leading axis of N.
 
         Raises:
-            ValueError: shapes that the agent was not trained on.
+            ValueError: the agent was trained on other shapes, or the batch size has changed since ``reset``.
         """
         tensors, batched = self._tensors(obs)
         num = len(next(iter(tensors.values())))
@@ -94,32 +98,36 @@ class Policy:
             self._state = self.agent.core.initial_state(num)
         if len(self._state) != num:
             raise ValueError(f"a batch of {num} observations after one of {len(self._state)}; call reset() between")
-        output = self.agent.step(tensors, self._state)
-        logits, value, self._state = output.logits, output.value, output.state_out
-        nvec = self.agent.action_nvec
-        if greedy:
-            action = mode(logits, nvec)
-        else:
-            noise = torch.rand(num, len(nvec), generator=self._generator).to(self.agent.device)
-            action, _ = sample(logits, noise, nvec)
-        self.value = value if batched else value[0]
-        self._logits = logits
-        result = action.cpu().numpy()
+        uniforms = None
+        if not greedy:
+            uniforms = torch.rand(num, len(self.agent.action_nvec), generator=self._generator).to(self.agent.device)
+        self._last = output = act(self.agent, tensors, self._state, uniforms)
+        self._state = output.state_out
+        self.value = output.value if batched else output.value[0]
+        result = output.action.cpu().numpy()
         if self.spec.discrete:
             return result[:, 0] if batched else int(result[0, 0])
         return result if batched else result[0]
 
     @property
     def probs(self) -> list[np.ndarray]:
-        """Of each branch, the probabilities of its choices at the last observation: f32 ``[n]`` or ``[N, n]``."""
-        if self.value is None or self._logits is None:
+        """Probabilities of each branch's choices at the last observation, f32 ``[n]`` or ``[N, n]``.
+
+        Raises:
+            ValueError: ``act`` was never called.
+        """
+        if self.value is None or self._last is None:
             raise ValueError("no probabilities before the first act()")
-        branches = [x.softmax(1).cpu().numpy() for x in self._logits.split(self.agent.action_nvec, 1)]
+        branches = [x.softmax(1).cpu().numpy() for x in self._last.logits.split(self.agent.action_nvec, 1)]
         return branches if self.value.ndim else [branch[0] for branch in branches]
 
     @property
     def state(self) -> np.ndarray:
-        """The recurrent state after the last observation, f32 ``[D]`` or ``[N, D]``; D = 0 without memory."""
+        """The recurrent state after the last observation, f32 ``[D]`` or ``[N, D]``; D = 0 without memory.
+
+        Raises:
+            ValueError: ``act`` was not called since ``reset``.
+        """
         if self.value is None or self._state is None:
             raise ValueError("no state before the first act() after reset()")
         state = self._state.cpu().numpy()
@@ -147,10 +155,10 @@ class Policy:
 
 
 def _check_shapes(config: Config, spec: EnvSpec, weights: dict[str, Tensor]) -> None:
-    """Before memory is taken for it: whether the agent that a file describes has the weights that the file holds.
+    """Compare the weights that a file holds with those of the agent that it describes, before allocating any.
 
     Raises:
-        ValueError: other names or shapes.
+        ValueError: names or shapes differ.
     """
     with torch.device("meta"):
         expected = build_agent(config, spec, torch.device("meta")).state_dict()

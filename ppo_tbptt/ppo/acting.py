@@ -1,8 +1,8 @@
-"""One step of acting for N environments; on a GPU as one captured graph.
+"""Acting: one step of the agent for N environments; while collecting on a GPU as one captured CUDA graph.
 
-A step is about forty small kernels, whose launches one by one take a GPU's host longer than the kernels themselves.
-Captured once with fixed shapes they are launched together. The graph holds addresses, not values: it reads the weights
-as they are at each step, and converts them to bfloat16 by itself.
+A step is about forty small kernels, which take the host longer to launch one by one than the GPU to run. Captured once
+with fixed shapes they are launched together. The graph holds addresses, not values: it reads the current weights at
+each replay, and converts them to bfloat16 itself.
 """
 
 import warnings
@@ -13,68 +13,77 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from ppo_tbptt.models import Agent
-from ppo_tbptt.models.heads import sample
+from ppo_tbptt.models.heads import log_prob_and_entropy, mode, sample
 from ppo_tbptt.types import Obs, Rollout
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Decision:
+class ActorOutput:
     """What the agent makes of N observations."""
 
-    state: Float[Tensor, "N D"]
-    """What the core was fed: initial where an episode starts."""
+    state_in: Float[Tensor, "N D"]
+    """What the core was fed: the initial state where an episode starts."""
     action: Int[Tensor, "N A"]
     log_prob: Float[Tensor, "N A"]
+    logits: Float[Tensor, "N K"]
     value: Float[Tensor, "N"]
-    after: Float[Tensor, "N D"]
+    state_out: Float[Tensor, "N D"]
     """The core's state after the step."""
 
     def store(self, storage: Rollout, t: int, rows: slice, start: Bool[Tensor, "N"]) -> None:
-        """As step t of the environments ``rows``."""
+        """Write it as step t of the environments ``rows``."""
         storage.start[t, rows] = start
-        storage.state[t, rows] = self.state
+        storage.state[t, rows] = self.state_in
         storage.action[t, rows] = self.action
         storage.log_prob[t, rows] = self.log_prob
         storage.value[t, rows] = self.value
 
-    def where(self, rows: Bool[Tensor, "N"], other: "Decision") -> "Decision":
-        """This one in ``rows``, the other elsewhere."""
-        return Decision(
-            state=torch.where(rows[:, None], self.state, other.state),
-            action=torch.where(rows[:, None], self.action, other.action),
-            log_prob=torch.where(rows[:, None], self.log_prob, other.log_prob),
-            value=torch.where(rows, self.value, other.value),
-            after=torch.where(rows[:, None], self.after, other.after),
-        )
 
-    def clone(self) -> "Decision":
-        return Decision(
-            state=self.state.clone(),
-            action=self.action.clone(),
-            log_prob=self.log_prob.clone(),
-            value=self.value.clone(),
-            after=self.after.clone(),
-        )
+def act(agent: Agent, obs: Obs, state_in: Float[Tensor, "N D"], uniforms: Float[Tensor, "N A"] | None) -> ActorOutput:
+    """Run one step of the agent and choose actions; call it without gradients.
+
+    Args:
+        agent: in evaluation mode, so that dropout does not act.
+        obs: on the agent's device.
+        state_in: what the core is fed, already reset where an episode starts.
+        uniforms: numbers in [0, 1) that decide the actions, one per branch; None takes the most probable choices.
+    """
+    output = agent.step(obs, state_in)
+    if uniforms is None:
+        action = mode(output.logits, agent.action_nvec)
+        log_prob, _ = log_prob_and_entropy(output.logits, action, agent.action_nvec)
+    else:
+        action, log_prob = sample(output.logits, uniforms, agent.action_nvec)
+    return ActorOutput(
+        state_in=state_in,
+        action=action,
+        log_prob=log_prob,
+        logits=output.logits,
+        value=output.value,
+        state_out=output.state_out,
+    )
 
 
-def decide(
+def reset_and_act(
     agent: Agent,
     obs: Obs,
-    carried: Float[Tensor, "N D"],
+    state: Float[Tensor, "N D"],
     start: Bool[Tensor, "N"],
-    noise: Float[Tensor, "N A"],
-) -> Decision:
-    """One step from ``carried``, the core's state after the step before; call it inside ``agent.acting()``."""
-    state = agent.reset_state(carried, start)
-    output = agent.step(obs, state)
-    action, log_prob = sample(output.logits, noise, agent.action_nvec)
-    return Decision(state=state, action=action, log_prob=log_prob, value=output.value, after=output.state_out)
+    uniforms: Float[Tensor, "N A"] | None,
+) -> ActorOutput:
+    """Like :func:`act`, from the previous step's ``state_out``, which is reset where ``start``."""
+    return act(agent, obs, agent.reset_state(state, start), uniforms)
+
+
+def bootstrap_value(agent: Agent, obs: Obs, state_in: Float[Tensor, "N D"]) -> Float[Tensor, "N"]:
+    """Compute the value of observations that are not acted on."""
+    return agent.step(obs, state_in).value
 
 
 class Actor:
-    """Calls :func:`decide`; on a GPU through a graph, captured at the first call, whose shapes then hold.
+    """Calls :func:`reset_and_act`; on a GPU through a graph that the first call captures, and whose shapes then hold.
 
-    What it returns there is overwritten by its next call: ``clone`` what is to stay.
+    The graph's outputs are overwritten by the next call.
     """
 
     def __init__(self, agent: Agent) -> None:
@@ -88,39 +97,35 @@ class Actor:
         return self._graph is not None
 
     def __call__(
-        self,
-        obs: Obs,
-        carried: Float[Tensor, "N D"],
-        start: Bool[Tensor, "N"],
-        noise: Float[Tensor, "N A"],
-    ) -> Decision:
+        self, obs: Obs, state: Float[Tensor, "N D"], start: Bool[Tensor, "N"], uniforms: Float[Tensor, "N A"]
+    ) -> ActorOutput:
+        """Run :func:`reset_and_act` with the same arguments."""
         if self._captures:
             self._captures = False
             try:
-                self._capture(obs, carried, start, noise)
+                self._capture(obs, state, start, uniforms)
             except RuntimeError as error:
                 reason = " ".join(str(error).split())[:200]
                 warnings.warn(f"acting without a CUDA graph, slower: it could not be captured ({reason})", stacklevel=2)
         if self._graph is None:
-            return decide(self.agent, obs, carried, start, noise)
+            return reset_and_act(self.agent, obs, state, start, uniforms)
         for key, x in obs.items():
             self._obs[key].copy_(x)
-        self._carried.copy_(carried)
-        self._start.copy_(start)
-        self._noise.copy_(noise)
+        for buffer, x in zip(self._buffers, (state, start, uniforms), strict=True):
+            buffer.copy_(x)
         self._graph.replay()
-        return self._decision
+        return self._output
 
-    def _capture(self, obs: Obs, carried: Tensor, start: Tensor, noise: Tensor) -> None:
+    def _capture(self, obs: Obs, *inputs: Tensor) -> None:
         self._obs = {key: x.clone() for key, x in obs.items()}
-        self._carried, self._start, self._noise = carried.clone(), start.clone(), noise.clone()
+        self._buffers = state, start, uniforms = [x.clone() for x in inputs]
         side, current = torch.cuda.Stream(), torch.cuda.current_stream()
         side.wait_stream(current)
-        with torch.cuda.stream(side):  # libraries choose their algorithms and allocate before anything is captured
+        with torch.cuda.stream(side):  # libraries choose algorithms and allocate memory before the capture
             for _ in range(3):
-                decide(self.agent, self._obs, self._carried, self._start, self._noise)
+                reset_and_act(self.agent, self._obs, state, start, uniforms)
         current.wait_stream(side)
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph):
-            self._decision = decide(self.agent, self._obs, self._carried, self._start, self._noise)
+            self._output = reset_and_act(self.agent, self._obs, state, start, uniforms)
         self._graph = graph

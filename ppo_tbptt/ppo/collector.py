@@ -1,6 +1,7 @@
-"""Acting: T steps of N environments into a :class:`~ppo_tbptt.types.Rollout`."""
+"""Collecting: T steps of N environments into a :class:`~ppo_tbptt.types.Rollout`."""
 
 import math
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -9,10 +10,10 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from ppo_tbptt.config import Config
-from ppo_tbptt.envs import EnvSpec, Episode, VectorEnv
-from ppo_tbptt.envs.workers.fleet import Fleet, Part
+from ppo_tbptt.envs import BatchedEnv, EnvSpec, Episode, StepResult
+from ppo_tbptt.envs.interface import Array
 from ppo_tbptt.models import Agent
-from ppo_tbptt.ppo.acting import Actor, Decision
+from ppo_tbptt.ppo.acting import Actor, ActorOutput, bootstrap_value
 from ppo_tbptt.runtime.device import storage_device
 from ppo_tbptt.runtime.pinned import PageLock, to_device
 from ppo_tbptt.runtime.timing import Timer
@@ -20,248 +21,212 @@ from ppo_tbptt.types import Carry, Obs, Rollout
 
 
 @dataclass(slots=True, kw_only=True)
-class Collected:
-    """What came of one call of :meth:`Sampler.collect`."""
+class CollectedRollout:
+    """What one call of :meth:`RolloutCollector.collect` returns."""
 
     rollout: Rollout
     carry: Carry
     episodes: list[Episode]
-    """Those that ended during the rollout, in order of time, then environment."""
+    """Those that ended during the rollout, in order of time, then environment; without the cut ones."""
     cut_episodes: int
-    """Those that a failure ended after at least one step; they are not among ``episodes``."""
+    """Episodes that ended, as truncated, because their environment failed."""
     faults: list[str]
-    """A text for each restart of environments since the last rollout."""
+    """A text for each fault of environments and workers since the last rollout."""
 
 
-class Sampler:
-    """Lets an agent act in the environments of a fleet.
+class RolloutCollector:
+    """Lets an agent act in a batch of environments.
 
-    Where the fleet has two parts, the workers of one step while the agent acts for the other. On a GPU each part acts
-    through a captured graph (:mod:`ppo_tbptt.ppo.acting`), and the memory that is shared with the workers is page-locked,
-    so that observations go from there to the GPU at once.
+    Where the batch has two groups, one steps while the agent acts for the other. On a GPU each group is acted for
+    through a captured graph (:mod:`ppo_tbptt.ppo.acting`), and the host memory in which observations come is
+    page-locked, so that copies from there to the GPU don't make the host wait.
     """
 
-    def __init__(self, fleet: Fleet, agent: Agent) -> None:
-        self.fleet = fleet
+    def __init__(self, envs: BatchedEnv, agent: Agent) -> None:
+        """Page-lock the batch's host memory, where the agent is on a GPU."""
+        self.envs = envs
         self.agent = agent
-        self._actors = [Actor(agent) for _ in fleet.parts]
-        cuda = agent.device.type == "cuda"
-        self._locks = [PageLock(part.envs.memory) for part in fleet.parts if cuda]
+        self._actors = [Actor(agent) for _ in envs.groups]
+        memory = envs.host_memory
+        self._lock = PageLock(memory) if agent.device.type == "cuda" and memory is not None else None
 
     def begin(self) -> Carry:
         """Reset all environments; every one is at the start of an episode."""
-        for part in self.fleet.parts:
-            part.begin()
-        num_envs = self.fleet.num_envs
-        start = torch.ones(num_envs, dtype=torch.bool, device=self.agent.device)
-        return Carry(obs=self.obs(), start=start, state=self.agent.core.initial_state(num_envs))
+        self.envs.reset()
+        start = torch.ones(self.envs.num_envs, dtype=torch.bool)
+        return self._carry(start, self.agent.core.initial_state(self.envs.num_envs))
 
-    def obs(self) -> Obs:
-        """A copy of all current observations, on the agent's device."""
-        rows = [part.envs.obs for part in self.fleet.parts]
-        device = self.agent.device
-        return {key: torch.cat([torch.from_numpy(obs[key]).to(device) for obs in rows]) for key in rows[0]}
+    def resume(
+        self,
+        saved: Mapping[str, Array],
+        start: Bool[Tensor, "N"],
+        state: Float[Tensor, "N D"],
+        progress: Callable[[int, int], None] | None = None,
+    ) -> tuple[Carry, np.ndarray]:
+        """Go on in the middle of saved episodes.
 
-    def collect(self, carry: Carry, storage: Rollout, noise: Float[Tensor, "T N A"], timer: Timer) -> Collected:
+        Args:
+            saved: what the environments' ``state_dict`` returned.
+            start: of the carry at that time, as ``state``.
+            state: the core's state after the last step.
+            progress: called with the number of environments that are done, and N.
+
+        Returns the carry, and bool ``[N]``: False where an episode could not be repeated, and a new one begins.
+        """
+        exact = self.envs.load_state_dict(saved, progress)
+        return self._carry(start.cpu() | torch.from_numpy(~exact), state), exact
+
+    def collect(
+        self, carry: Carry, storage: Rollout, uniforms: Float[Tensor, "T N A"], timer: Timer
+    ) -> CollectedRollout:
         """Fill ``storage`` with T steps that go on from ``carry``.
 
-        ``noise`` (uniform on [0, 1), on the CPU) decides the actions, so that nothing depends on how the environments
-        are spread over workers. Dropout does not act here. At the end ``next_value`` is the value of each step's true
-        successor: 0 where terminated, V(final observation, state after the step) where truncated, and the next step's
-        value otherwise, the last one from the carried observation and state.
+        ``uniforms`` (in [0, 1), on the CPU) decide the actions, so that nothing depends on how the environments are
+        spread over workers. Dropout does not act. ``next_value`` is the value of each step's true successor: 0 where
+        terminated, V(final observation, state after the step) where truncated, and the next step's value otherwise,
+        the last one from the carried observation and state.
 
-        Where environments fail in step t and restart, their episodes end, as truncated, with step t - 1; the values of
-        step t's observations, which the agent had seen by then, are its successors'. Step t is then the first one of
-        new episodes, decided with the same noise. All other environments take step t once.
+        Where an environment fails, its episode is truncated with that step: reward 0, and the observation that the
+        step was chosen for as the final one.
 
         Raises:
-            WorkerError: an environment or a worker failed, and no restarts are left.
+            WorkerError: an environment failed, and no more faults are survived.
         """
+        uniforms = uniforms.to(self.agent.device)
+        finals = _FinalObservations()
         with self.agent.acting():
-            return self._collect(carry, storage, noise.to(self.agent.device), timer)
-
-    def close(self) -> None:
-        """Let go of the shared memory, and end the workers."""
-        try:
-            for lock in self._locks:
-                lock.release()
-        finally:
-            self.fleet.close()
-
-    def _collect(self, carry: Carry, storage: Rollout, noise: Tensor, timer: Timer) -> Collected:
-        agent, record = self.agent, _Record(storage)
-        players = [
-            _Player(part, actor, carry, record, noise, timer)
-            for part, actor in zip(self.fleet.parts, self._actors, strict=True)
-        ]
-        episodes: list[Episode] = []
-        for player in players:
-            player.act(0)
-        for t in range(storage.num_steps):
-            for player in players:
-                episodes += player.finish(t)
-                if t + 1 < storage.num_steps:
-                    player.act(t + 1)
-        carry = Carry(
-            obs=self.obs(),
-            start=torch.cat([player.start for player in players]),
-            state=torch.cat([player.carried for player in players]),
-        )
-        record.complete(agent, agent.step(carry.obs, agent.reset_state(carry.state, carry.start)).value)
-        return Collected(
+            groups = [
+                _Group(self.envs, index, actor, carry, storage, uniforms, finals, timer)
+                for index, actor in enumerate(self._actors)
+            ]
+            for group in groups:
+                group.act(0)
+            for t in range(storage.num_steps):
+                for group in groups:
+                    group.finish(t)
+                    if t + 1 < storage.num_steps:
+                        group.act(t + 1)
+            start = torch.cat([group.start for group in groups])
+            carry = self._carry(start, torch.cat([group.state for group in groups]))
+            for group in groups:
+                group.store_outcomes()
+            state_in = self.agent.reset_state(carry.state, carry.start)
+            storage.next_value[:-1] = storage.value[1:]
+            storage.next_value[-1] = bootstrap_value(self.agent, carry.obs, state_in)
+            finals.bootstrap(storage, self.agent)
+            storage.next_value.masked_fill_(storage.terminated, 0.0)
+        by_time = [group.results[t] for t in range(storage.num_steps) for group in groups]
+        return CollectedRollout(
             rollout=storage,
             carry=carry,
-            episodes=episodes,
-            cut_episodes=record.cuts.count,
-            faults=self.fleet.take_faults(),
+            episodes=[episode for result in by_time for episode in result.episodes],
+            cut_episodes=sum(int(result.failed.sum()) for result in by_time if result.failed is not None),
+            faults=[text for result in by_time for text in result.faults],
         )
 
+    def close(self) -> None:
+        """Unlock the shared memory and close the environments. Harmless when repeated."""
+        try:
+            if self._lock is not None:
+                self._lock.release()
+        finally:
+            self.envs.close()
 
-class _Player:
-    """A part of the fleet during one rollout."""
+    def _carry(self, start: Bool[Tensor, "N"], state: Float[Tensor, "N D"]) -> Carry:
+        """On the agent's device, with a copy of the current observations."""
+        device = self.agent.device
+        obs = {key: torch.as_tensor(x).to(device, copy=True) for key, x in self.envs.obs.items()}
+        return Carry(obs=obs, start=start.to(device), state=state.to(device))
 
-    def __init__(self, part: Part, actor: Actor, carry: Carry, record: "_Record", noise: Tensor, timer: Timer) -> None:
-        self._part, self._actor, self._record, self._timer = part, actor, record, timer
-        self._rows = part.rows
-        self._noise = noise[:, self._rows]
-        self._storage = record.storage
-        self._current = {key: torch.from_numpy(x) for key, x in part.envs.obs.items()}  # views of shared memory
+
+class _Group:
+    """One group of environments during one rollout."""
+
+    def __init__(
+        self,
+        envs: BatchedEnv,
+        index: int,
+        actor: Actor,
+        carry: Carry,
+        storage: Rollout,
+        uniforms: Tensor,
+        finals: "_FinalObservations",
+        timer: Timer,
+    ) -> None:
+        self._envs, self._index, self._actor, self._storage = envs, index, actor, storage
+        self._finals, self._timer = finals, timer
+        self._rows = envs.groups[index]
+        self._env_device = torch.as_tensor(next(iter(envs.obs.values()))).device
+        self._uniforms = uniforms[:, self._rows]
+        self.results: list[StepResult] = []
         self.start = carry.start[self._rows]
         """Where the next step is the first of an episode."""
-        self.carried = carry.state[self._rows]
+        self.state = carry.state[self._rows]
         """The core's state after the last step."""
         for key, x in carry.obs.items():
             self._obs_at(0)[key].copy_(x[self._rows])
 
     def act(self, t: int) -> None:
-        """Decide step t, and let the environments take it."""
+        """Choose the actions of step t, and send them to the environments."""
         with self._timer("inference"):
-            self._decision = self._decide(t)
-            action = self._store(t)
+            obs = {key: x.to(self._uniforms.device, non_blocking=True) for key, x in self._obs_at(t).items()}
+            self._output = self._actor(obs, self.state, self.start, self._uniforms[t])
+            self._output.store(self._storage, t, self._rows, self.start)
+            action = self._output.action.to(self._env_device)
         with self._timer("environments"):
-            self._part.envs.send(action, self._part.seeds.current)
+            self._envs.send(action, self._index)
 
-    def finish(self, t: int) -> list[Episode]:
-        """Wait for the environments and store step t's outcome. Returns the episodes that ended."""
-        part = self._part
+    def finish(self, t: int) -> None:
+        """Receive step t's outcome, and store the observations of the next step."""
         with self._timer("environments"):
-            outcome = part.envs.receive()
-            while outcome.lost is not None:
-                outcome = part.envs.step_lost(self._begin_again(t, outcome.lost), part.seeds.current)
-        self._record.reward[t, self._rows] = outcome.reward
-        self._record.terminated[t, self._rows] = outcome.terminated
-        self._record.truncated[t, self._rows] = outcome.truncated
-        end = outcome.terminated | outcome.truncated
-        if end.any():
-            part.seeds.advance(end)
-            if outcome.truncated.any():
-                self._record.finals.add(t, self._rows.start, part.envs, outcome.truncated, self._decision.after)
+            result = self._envs.receive(self._index)
+        self.results.append(result)
+        if result.truncated.any():
+            self._finals.add(t, self._rows.start, result, self._obs_at(t), self._output)
         with self._timer("transfer"):
-            self.carried = self._decision.after
-            self.start = to_device(torch.from_numpy(end), self._noise.device)
+            self.state = self._output.state_out
+            self.start = to_device(torch.as_tensor(result.terminated | result.truncated), self._uniforms.device)
             if t + 1 < self._storage.num_steps:
-                # Not waited for: the workers write there again only after the next actions, which wait for it.
+                # Not waited for: the environments write there again only after the next actions, which wait for it.
                 for key, x in self._obs_at(t + 1).items():
-                    x.copy_(self._current[key], non_blocking=True)
-        return outcome.episodes
+                    x.copy_(torch.as_tensor(self._envs.obs[key])[self._rows], non_blocking=True)
+
+    def store_outcomes(self) -> None:
+        """Store rewards and flags of all steps."""
+        for name in ("reward", "terminated", "truncated"):
+            steps = [torch.as_tensor(getattr(result, name)) for result in self.results]
+            getattr(self._storage, name)[:, self._rows] = torch.stack(steps).to(self._storage.value.device)
 
     def _obs_at(self, t: int) -> Obs:
         return {key: x[t, self._rows] for key, x in self._storage.obs.items()}
 
-    def _decide(self, t: int) -> Decision:
-        obs = {key: x.to(self._noise.device, non_blocking=True) for key, x in self._obs_at(t).items()}
-        return self._actor(obs, self.carried, self.start, self._noise[t])
-
-    def _store(self, t: int) -> np.ndarray:
-        """Store step t's decision; its actions, for the environments."""
-        self._decision.store(self._storage, t, self._rows, self.start)
-        return self._decision.action.cpu().numpy()
-
-    def _begin_again(self, t: int, lost: np.ndarray) -> np.ndarray:
-        """New episodes where they are lost, with step t as their first: the actions."""
-        rows = torch.from_numpy(lost).to(self._noise.device)
-        self._record.cuts.add(t, self._rows, rows & ~self.start, self._decision.value)
-        self._part.restart(lost)
-        for key, x in self._obs_at(t).items():
-            now = self._current[key]
-            x.copy_(torch.where(torch.from_numpy(lost).view(-1, *[1] * (now.dim() - 1)), now, x.cpu()))
-        self.start = self.start | rows
-        kept = self._decision.clone()
-        self._decision = self._decide(t).where(rows, kept)
-        return self._store(t)
-
-
-class _Record:
-    """The outcomes of all steps of one rollout, on the host until it is complete."""
-
-    def __init__(self, storage: Rollout) -> None:
-        self.storage = storage
-        self.reward = np.full((storage.num_steps, storage.num_envs), np.nan, dtype=np.float32)
-        self.terminated = np.zeros(self.reward.shape, dtype=np.bool_)
-        self.truncated = np.zeros(self.reward.shape, dtype=np.bool_)
-        self.finals = _FinalObservations()
-        self.cuts = _Cuts()
-
-    def complete(self, agent: Agent, last_value: Float[Tensor, "N"]) -> None:
-        """Fill in what depends on more than one step; ``last_value`` is that of the observations after the last."""
-        storage = self.storage
-        storage.reward.copy_(torch.from_numpy(self.reward))
-        storage.terminated.copy_(torch.from_numpy(self.terminated))
-        storage.truncated.copy_(torch.from_numpy(self.truncated))
-        storage.next_value[:-1] = storage.value[1:]
-        storage.next_value[-1] = last_value
-        self.finals.mark(storage, agent)
-        self.cuts.mark(storage)
-        storage.next_value.masked_fill_(storage.terminated, 0.0)
-
-
-@dataclass(slots=True)
-class _Cuts:
-    """Episodes that a failure cut: where, and the value of what would have come next."""
-
-    count: int = 0
-    where: list[tuple[int, slice]] = field(default_factory=list)
-    rows: list[Bool[Tensor, "n"]] = field(default_factory=list)
-    next_value: list[Float[Tensor, "n"]] = field(default_factory=list)
-
-    def add(self, t: int, part: slice, rows: Bool[Tensor, "n"], value: Float[Tensor, "n"]) -> None:
-        """Step t was lost in ``rows`` of ``part``, where an episode was under way; ``value`` is of t's observations."""
-        self.count += int(rows.sum())
-        if t > 0:  # else the last completed step is the previous rollout's, which counted on this very value
-            self.where.append((t - 1, part))
-            self.rows.append(rows)
-            self.next_value.append(value.clone())
-
-    def mark(self, storage: Rollout) -> None:
-        """Truncate the cut episodes at their last completed steps."""
-        for where, rows, value in zip(self.where, self.rows, self.next_value, strict=True):
-            storage.truncated[where] |= rows
-            storage.next_value[where] = torch.where(rows, value, storage.next_value[where])
-
 
 @dataclass(slots=True)
 class _FinalObservations:
-    """The observations after truncations, kept until their values are computed in one batch."""
+    """Final observations of truncated episodes, kept until their values are computed in one batch."""
 
     t: list[int] = field(default_factory=list)
     n: list[int] = field(default_factory=list)
-    obs: list[dict[str, np.ndarray]] = field(default_factory=list)
-    state: list[Tensor] = field(default_factory=list)
+    obs: list[Obs] = field(default_factory=list)
+    state_in: list[Float[Tensor, "D"]] = field(default_factory=list)
 
-    def add(self, t: int, first: int, envs: VectorEnv, truncated: np.ndarray, after: Tensor) -> None:
-        """``first`` is the number of the first of ``envs`` among all environments."""
-        for n in np.flatnonzero(truncated).tolist():
+    def add(self, t: int, first: int, result: StepResult, obs: Obs, output: ActorOutput) -> None:
+        """Keep those of step t, whose observations were ``obs``; ``first`` is the group's first environment."""
+        for n in torch.as_tensor(result.truncated).nonzero().flatten().tolist():
+            final = {key: torch.as_tensor(x)[n] for key, x in result.final_obs.items()}
+            if result.failed is not None and result.failed[n]:
+                final = {key: obs[key][n].to(x.device) for key, x in final.items()}
             self.t.append(t)
             self.n.append(first + n)
-            self.obs.append({key: x[n].copy() for key, x in envs.final_obs.items()})
-            self.state.append(after[n].clone())
+            self.obs.append({key: x.clone() for key, x in final.items()})
+            self.state_in.append(output.state_out[n].clone())
 
-    def mark(self, storage: Rollout, agent: Agent) -> None:
-        """Their values are those of the successors of the truncated steps."""
+    def bootstrap(self, storage: Rollout, agent: Agent) -> None:
+        """Store their values as those of the truncated steps' successors."""
         if not self.t:
             return
-        obs = {key: torch.from_numpy(np.stack([o[key] for o in self.obs])).to(agent.device) for key in self.obs[0]}
-        value = agent.step(obs, torch.stack(self.state)).value
+        obs = {key: torch.stack([obs[key] for obs in self.obs]).to(agent.device) for key in self.obs[0]}
+        value = bootstrap_value(agent, obs, torch.stack(self.state_in))
         position = to_device(torch.tensor(self.t) * storage.num_envs + torch.tensor(self.n), agent.device)
         storage.next_value.view(-1).index_copy_(0, position, value)
 

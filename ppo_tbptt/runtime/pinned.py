@@ -10,11 +10,11 @@ from torch import Tensor
 
 
 def to_device(x: Tensor, device: torch.device) -> Tensor:
-    """Copy ``x`` from the CPU to ``device`` without waiting; return ``x`` itself where that is the CPU.
+    """Copy ``x`` to ``device`` without waiting; return ``x`` itself where it lies there already.
 
     A copy from pageable memory would wait for all work queued on the GPU. torch caches the page-locked buffer.
     """
-    if device.type == "cpu":
+    if x.device == device:
         return x
     return x.pin_memory().to(device, non_blocking=True)
 

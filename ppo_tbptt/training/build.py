@@ -5,8 +5,8 @@ from typing import Literal
 import torch
 
 from ppo_tbptt.config import Config
-from ppo_tbptt.envs import resolve_workers
-from ppo_tbptt.envs.workers.fleet import Fleet, build_fleet
+from ppo_tbptt.envs import BatchedEnv, FaultBudget, LevelSeeds, LevelSource, resolve_workers
+from ppo_tbptt.envs.batched import double_buffered, make_vector_env
 from ppo_tbptt.models import Agent
 from ppo_tbptt.models.compile import CompileError, compile_encoder
 from ppo_tbptt.ppo.learner import Learner
@@ -15,14 +15,23 @@ from ppo_tbptt.runtime.distributed import World
 from ppo_tbptt.types import Rollout
 
 
-def build_envs(config: Config, world: World, device: torch.device) -> Fleet:
-    """Build this rank's environments; environments are numbered over all ranks."""
-    return build_fleet(
+def build_levels(config: Config, world: World) -> LevelSeeds:
+    """Build the level source of this rank's environments, which are numbered over all ranks."""
+    env = config.env
+    return LevelSeeds(config.seed, env.num_envs, env.first_seed, env.num_seeds, world.rank * env.num_envs)
+
+
+def build_envs(
+    config: Config, levels: LevelSource, faults: FaultBudget, world: World, device: torch.device
+) -> BatchedEnv:
+    """Build this rank's environments."""
+    return make_vector_env(
         config.env,
-        seed=config.seed,
-        first_env=world.rank * config.env.num_envs,
+        levels,
         num_workers=_workers_per_rank(config, world),
-        cuda=device.type == "cuda",
+        two_groups=double_buffered(config.env, cuda=device.type == "cuda"),
+        replay=config.env.replay,
+        faults=faults,
     )
 
 

@@ -121,16 +121,12 @@ class EvaluateHeldOut(Callback):
         iteration.scalars["time/evaluation_seconds"] = perf_counter() - began
 
     def _measures(self, trainer: "Trainer") -> dict[str, float]:
-        """Return the means over levels; repeat an evaluation whose worker failed while restarts are left."""
-        restarts = trainer.envs.restarts
+        """Return the means over levels; repeat an evaluation whose worker failed while the fault budget lasts."""
         while True:
             try:
                 return {name: estimate.mean for name, estimate in trainer.evaluate().measures.items()}
             except WorkerError as error:
-                if restarts.count >= restarts.maximum:
-                    raise
-                restarts.count += 1
-                trainer.notes.append(f"the evaluation is done again: {str(error).splitlines()[0]}")
+                trainer.notes.append(trainer.fault_budget.spend(error, "the evaluation is done again"))
 
 
 FINISH_SECONDS = 10.0

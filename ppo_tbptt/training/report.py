@@ -5,8 +5,8 @@ from dataclasses import astuple
 import numpy as np
 import torch
 
-from ppo_tbptt.envs import Episode, Restarts
-from ppo_tbptt.ppo.collector import Collected
+from ppo_tbptt.envs import Episode, FaultBudget
+from ppo_tbptt.ppo.collector import CollectedRollout
 from ppo_tbptt.ppo.learner import UpdateStats
 from ppo_tbptt.runtime.distributed import World
 from ppo_tbptt.runtime.timing import Timer
@@ -19,7 +19,7 @@ def headline(episode: Episode, name: str) -> float:
 
 
 def iteration_scalars(
-    collected: Collected,
+    collected: CollectedRollout,
     episodes: list[Episode],
     targets: Targets,
     update: UpdateStats,
@@ -78,14 +78,14 @@ def time_scalars(timer: Timer, num_steps: int) -> dict[str, float]:
 class FaultCounts:
     """Counts faults over the whole run, across resumes. All ranks call the methods together."""
 
-    def __init__(self, world: World, restarts: Restarts) -> None:
-        self._world, self._restarts = world, restarts
+    def __init__(self, world: World, budget: FaultBudget) -> None:
+        self._world, self._budget = world, budget
         self._restarts_before = 0  # by the processes that trained the run before
         self.cut_episodes = 0
         self.nonfinite_updates = 0
         """All ranks skip the same updates, so each counts all of them."""
 
-    def count(self, collected: Collected, update: UpdateStats, iteration: int, notes: list[str]) -> None:
+    def count(self, collected: CollectedRollout, update: UpdateStats, iteration: int, notes: list[str]) -> None:
         """Count the faults of an iteration and add a line to ``notes`` for each."""
         notes += collected.faults
         if update.num_nonfinite:
@@ -115,4 +115,4 @@ class FaultCounts:
         self._restarts_before, self.cut_episodes, self.nonfinite_updates = own
 
     def _local_counts(self) -> list[int]:
-        return [self._restarts_before + self._restarts.count, self.cut_episodes, self.nonfinite_updates]
+        return [self._restarts_before + self._budget.count, self.cut_episodes, self.nonfinite_updates]

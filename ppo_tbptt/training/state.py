@@ -12,9 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ppo_tbptt.envs import EnvSpec, EpisodeJournal
-from ppo_tbptt.envs.workers.fleet import Fleet
-from ppo_tbptt.ppo.collector import Sampler
+from ppo_tbptt.envs import BatchedEnv, EnvSpec
 from ppo_tbptt.ppo.learner import NonFiniteError
 from ppo_tbptt.run.checkpoint import CheckpointError, save_checkpoint
 from ppo_tbptt.runtime.distributed import World
@@ -30,7 +28,7 @@ _MAX_COUNT = 10**15
 def state_dict(trainer: "Trainer") -> dict[str, Any]:
     """Collect all that a resumed run needs, as plain tensors, numbers and text. All ranks call it together."""
     world, envs = trainer.world, trainer.envs
-    replay = trainer.config.env.replay
+    levels = [] if trainer.levels is None else trainer.levels.state_dict()["counts"]
     return {
         "version": version("ppo-tbptt"),
         "config": trainer.config.to_dict(),
@@ -40,8 +38,8 @@ def state_dict(trainer: "Trainer") -> dict[str, Any]:
         "env_steps": trainer.env_steps,
         "agent": trainer.agent.state_dict(),
         **trainer.learner.state_dict(),
-        "level_seeds": torch.cat(world.gather(torch.tensor(envs.seed_counts()))).tolist(),
-        "environments": _gather_environments(world, envs, trainer.carry, replay=replay),
+        "level_seeds": torch.cat(world.gather(torch.tensor(levels, dtype=torch.int64))).tolist(),
+        "environments": _gather_environments(world, envs, trainer.carry),
         "faults": trainer.faults.state_dict(),
         **trainer.rng.state_dict(),
         **trainer.checkpoints.state_dict(),
@@ -131,9 +129,11 @@ def _check_spec(saved: EnvSpec, spec: EnvSpec) -> None:
 
 def _load_level_seeds(trainer: "Trainer", counts: list[int]) -> None:
     """Load this rank's counts of level seeds; environments that the checkpoint lacks start from 0."""
-    num_envs, world = trainer.config.env.num_envs, trainer.world
+    if trainer.levels is None:
+        return
+    num_envs, world = trainer.envs.num_envs, trainer.world
     padded = [*counts, *[0] * (num_envs * world.size - len(counts))]
-    trainer.envs.load_seed_counts(padded[num_envs * world.rank : num_envs * (world.rank + 1)])
+    trainer.levels.load_state_dict({"counts": padded[num_envs * world.rank : num_envs * (world.rank + 1)]})
 
 
 def _resume_episodes(trainer: "Trainer", tree: dict[str, Any], progress: Callable[[int, int], None] | None) -> Carry:
@@ -149,7 +149,8 @@ def _resume_episodes(trainer: "Trainer", tree: dict[str, Any], progress: Callabl
     if reason:
         trainer.notes.append(f"not exact: all environments begin new episodes, because {reason}")
         return trainer.collector.begin()
-    carry, exact = _replay_episodes(trainer.collector, ranks[trainer.world.rank], progress)
+    rank = ranks[trainer.world.rank]
+    carry, exact = trainer.collector.resume(rank, rank["start"], rank["state"], progress)
     if not exact.all():
         which = ", ".join(map(str, np.flatnonzero(~exact)[:10].tolist()))
         trainer.notes.append(
@@ -210,51 +211,13 @@ def _check_numbers(name: str, values: Any) -> None:
             raise ValueError(f"{name} holds {str(value)[:40]!r}; must be a number")
 
 
-def _gather_environments(world: World, fleet: Fleet, carry: Carry, *, replay: bool) -> list[dict[str, Tensor]]:
-    """Gather the carry's ``start`` and ``state``, and with ``replay`` the running episodes, by rank.
+def _gather_environments(world: World, envs: BatchedEnv, carry: Carry) -> list[dict[str, Tensor]]:
+    """Gather the carry's ``start`` and ``state``, and what environments need to return into their episodes, by rank.
+
 
     All ranks call it together.
     """
     own = {"start": carry.start.cpu(), "state": carry.state.cpu()}
-    if replay:
-        own |= _pack_episodes(fleet.journal())
+    own |= {name: torch.as_tensor(x) for name, x in envs.state_dict().items()}
     gathered = {name: world.gather_rows(x) for name, x in own.items()}
     return [{name: xs[rank] for name, xs in gathered.items()} for rank in range(world.size)]
-
-
-def _replay_episodes(
-    sampler: Sampler, saved: dict[str, Tensor], progress: Callable[[int, int], None] | None
-) -> tuple[Carry, np.ndarray]:
-    """Replay a rank's saved episodes up to their saved steps.
-
-    Returns:
-        The carry after the replay, and bool ``[N]``: False where an environment returned other observations or rewards
-        than before and begins an episode of the next level instead.
-    """
-    exact = sampler.fleet.restore(_unpack_episodes(saved), progress)
-    device = sampler.agent.device
-    start = saved["start"] | torch.from_numpy(~exact)
-    return Carry(obs=sampler.obs(), start=start.to(device), state=saved["state"].to(device)), exact
-
-
-def _pack_episodes(journals: list[EpisodeJournal]) -> dict[str, Tensor]:
-    """Return ``seed``, ``steps`` and ``digest``, each i64 ``[N]``, and ``actions`` ``[sum of steps, A]``."""
-    return {
-        "seed": torch.tensor([journal.seed for journal in journals]),
-        "steps": torch.tensor([len(journal.actions) for journal in journals]),
-        "digest": torch.from_numpy(np.array([journal.hash for journal in journals], np.uint64).view(np.int64)),
-        "actions": torch.from_numpy(np.concatenate([journal.actions for journal in journals])),
-    }
-
-
-def _unpack_episodes(tree: dict[str, Tensor]) -> list[EpisodeJournal]:
-    """Invert `_pack_episodes`.
-
-    Raises:
-        ValueError, KeyError: ``tree`` is not a result of `_pack_episodes`.
-    """
-    seeds, steps = tree["seed"].tolist(), tree["steps"].tolist()
-    digests = tree["digest"].numpy().view(np.uint64).tolist()
-    actions = np.split(tree["actions"].numpy(), np.cumsum(steps)[:-1])
-    rows = zip(seeds, actions, digests, strict=True)
-    return [EpisodeJournal(seed=seed, actions=action, hash=digest) for seed, action, digest in rows]

@@ -10,13 +10,13 @@ import torch
 
 from ppo_tbptt.config import Config
 from ppo_tbptt.config.resume import continued, describe_changes
-from ppo_tbptt.envs.workers.fleet import Fleet
+from ppo_tbptt.envs import BatchedEnv, FaultBudget, LevelSeeds
 from ppo_tbptt.evaluation.evaluate import Evaluation
 from ppo_tbptt.models import Agent
 from ppo_tbptt.models.agent import build_agent
 from ppo_tbptt.ppo.advantages import compute_targets
 from ppo_tbptt.ppo.all_reduce import broadcast_parameters
-from ppo_tbptt.ppo.collector import Sampler, rollout_storage
+from ppo_tbptt.ppo.collector import RolloutCollector, rollout_storage
 from ppo_tbptt.run.folder import RunDir
 from ppo_tbptt.run.metrics import Report
 from ppo_tbptt.run.sinks import RunWriter
@@ -25,7 +25,7 @@ from ppo_tbptt.runtime.distributed import World
 from ppo_tbptt.runtime.rng import TrainingRNG
 from ppo_tbptt.runtime.timing import Timer
 from ppo_tbptt.training import state
-from ppo_tbptt.training.build import build_envs, build_learner, compile_updates, describe_storage
+from ppo_tbptt.training.build import build_envs, build_learner, build_levels, compile_updates, describe_storage
 from ppo_tbptt.training.callbacks import (
     Callback,
     EvaluateHeldOut,
@@ -67,7 +67,7 @@ class Trainer(Iterator[Report]):
         config: Config,
         run_dir: str | Path | None = None,
         *,
-        envs: Fleet | None = None,
+        envs: BatchedEnv | None = None,
         agent: Agent | None = None,
         callbacks: Sequence[Callback] = (),
         restore: dict[str, Any] | None = None,
@@ -101,13 +101,19 @@ class Trainer(Iterator[Report]):
             self.close()
             raise
 
-    def _build_parts(self, envs: Fleet | None, agent: Agent | None) -> None:
+    def _build_parts(self, envs: BatchedEnv | None, agent: Agent | None) -> None:
         """Build environments, agent, collector and learner."""
         config, world = self.config, self.world
-        self.envs = envs or build_envs(config, world, self.device)
+        self.fault_budget = FaultBudget(config.env.max_worker_restarts)
+        self.levels: LevelSeeds | None = None
+        """Level source of the config's environments; those that were handed in have their own."""
+        if envs is None:
+            self.levels = build_levels(config, world)
+            envs = build_envs(config, self.levels, self.fault_budget, world, self.device)
+        self.envs = envs
         self._closing.callback(self.envs.close)
         self.agent = build_agent(config, self.envs.spec, self.device) if agent is None else agent.to(self.device)
-        self.collector = Sampler(self.envs, self.agent)
+        self.collector = RolloutCollector(self.envs, self.agent)
         self._closing.callback(self.collector.close)
         self.storage = rollout_storage(config, self.envs.spec, self.agent.core.state_size, self.device)
         self.learner = build_learner(config, self.agent, self.rng.permutation, world)
@@ -117,7 +123,7 @@ class Trainer(Iterator[Report]):
             self.notes += compile_updates(self.learner, self.storage, config.batch_size // config.ppo.num_minibatches)
 
     def _add_callbacks(self, callbacks: Sequence[Callback]) -> None:
-        self.faults = FaultCounts(self.world, self.envs.restarts)
+        self.faults = FaultCounts(self.world, self.fault_budget)
         self.snapshot = IterationSnapshot()
         self.checkpoints = SaveCheckpoints()
         self.user_callbacks = list(callbacks)
@@ -139,7 +145,7 @@ class Trainer(Iterator[Report]):
         run_dir: str | Path,
         overrides: dict[str, Any] | None = None,
         *,
-        envs: Fleet | None = None,
+        envs: BatchedEnv | None = None,
         agent: Agent | None = None,
         callbacks: Sequence[Callback] = (),
         world: World | None = None,

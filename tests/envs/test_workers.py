@@ -12,12 +12,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+from fixture_envs import GivenLevels
 
 from ppo_tbptt.envs import EnvError, VectorEnv, WorkerError
 
 FAULTY = "fixture_envs:fixture/Faulty-v0"
 ZEROS = np.zeros((4, 1), np.int64)
-SEEDS = np.array([10, 11, 12, 13])
 
 
 def alive(pid: int) -> bool:
@@ -37,8 +37,10 @@ def wait_for(condition: Callable[[], bool], seconds: float = 10.0) -> bool:
     return True
 
 
-def faulty(num_workers: int, **options: int) -> VectorEnv:
-    return VectorEnv(FAULTY, num_envs=4, num_workers=num_workers, options=options)
+def faulty(num_workers: int, step_timeout: float | None = None, **options: int) -> VectorEnv:
+    levels = GivenLevels([10, 11, 12, 13])
+    kwargs: dict[str, Any] = {"options": options, "levels": levels, "step_timeout": step_timeout}
+    return VectorEnv(FAULTY, num_envs=4, num_workers=num_workers, **kwargs)
 
 
 @pytest.mark.parametrize("num_workers", [0, 1, 3])
@@ -62,25 +64,25 @@ def test_failures_are_told_in_full(num_workers: int, options: dict[str, int], sa
     pids = envs.worker_pids
 
     def run() -> None:
-        envs.reset(SEEDS)
+        envs.reset()
         for _ in range(3):
-            envs.step(ZEROS, SEEDS)
+            envs.step(ZEROS)
 
     with pytest.raises(WorkerError, match=says) as caught:
         run()
     if "Traceback" in says:
-        assert "as told" in str(caught.value) and "toy_fixtures.py" in str(caught.value)
+        assert "as told" in str(caught.value) and "fixture_envs.py" in str(caught.value)
     assert not any(alive(pid) for pid in pids)
     with pytest.raises(WorkerError, match="closed"):
-        envs.reset(SEEDS)
+        envs.reset()
 
 
 def test_a_killed_worker_is_named() -> None:
     envs = faulty(2)
-    envs.reset(SEEDS)
+    envs.reset()
     os.kill(envs.worker_pids[1], signal.SIGKILL)
     with pytest.raises(WorkerError, match=r"worker 1 \(environments 2 to 3\) was killed by SIGKILL"):
-        envs.step(ZEROS, SEEDS)
+        envs.step(ZEROS)
     assert not any(alive(pid) for pid in envs.worker_pids)
 
 
@@ -96,19 +98,19 @@ def test_a_worker_that_fails_outside_of_its_environments_says_why(
         "gymnasium.register('Fatal-v0', Fatal)\n"
     )
     monkeypatch.syspath_prepend(str(tmp_path))
-    envs = VectorEnv("fatal_module:Fatal-v0", num_envs=4, num_workers=2)
-    envs.reset(SEEDS)
+    envs = VectorEnv("fatal_module:Fatal-v0", num_envs=4, num_workers=2, levels=GivenLevels([10, 11, 12, 13]))
+    envs.reset()
     with pytest.raises(WorkerError, match=r"(?s)worker 0 \(environments 0 to 1\) failed:\nTraceback.*not even an Exc"):
-        envs.step(ZEROS, SEEDS)
+        envs.step(ZEROS)
 
 
 def test_a_worker_that_hangs_is_killed() -> None:
-    envs = VectorEnv(FAULTY, num_envs=4, num_workers=2, options={"hang_at": 2, "level": 12}, step_timeout=1)
-    envs.reset(SEEDS)
+    envs = faulty(2, step_timeout=1, hang_at=2, level=12)
+    envs.reset()
     pids = envs.worker_pids
-    envs.step(ZEROS, SEEDS)
+    envs.step(ZEROS)
     with pytest.raises(WorkerError, match=r"worker 1 \(environments 2 to 3\) did not answer within 1 s"):
-        envs.step(ZEROS, SEEDS)
+        envs.step(ZEROS)
     assert not any(alive(pid) for pid in pids)
 
 
@@ -123,15 +125,15 @@ def test_constructor_that_raises(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     monkeypatch.syspath_prepend(str(tmp_path))
     for num_workers in (0, 2):
         with pytest.raises(EnvError, match="its constructor raised KeyError") as caught:
-            VectorEnv("broken_module:Broken-v0", num_envs=2, num_workers=num_workers)
+            VectorEnv("broken_module:Broken-v0", num_envs=2, num_workers=num_workers, levels=GivenLevels([1, 2]))
         assert "in the constructor" in str(caught.value) and "broken_module.py" in str(caught.value)
 
 
 def test_close_ends_even_a_worker_in_the_middle_of_a_step() -> None:
     envs = faulty(2, hang_at=1)
-    envs.reset(SEEDS)
+    envs.reset()
     pids = envs.worker_pids
-    envs.send(ZEROS, SEEDS)
+    envs.send(ZEROS)
     start = time.monotonic()
     envs.close()
     envs.close()
@@ -146,13 +148,13 @@ def test_close_is_quick_and_leaves_no_descriptors() -> None:
     faulty(2).close()
     before = descriptors()
     envs = faulty(3)
-    envs.reset(SEEDS)
+    envs.reset()
     start = time.monotonic()
     envs.close()
     assert time.monotonic() - start < 1.5
     assert not any(Path(f"/proc/{pid}").exists() for pid in envs.worker_pids)
     with pytest.raises(EnvError):
-        VectorEnv("Nothing-v0", num_envs=2, num_workers=2)
+        VectorEnv("Nothing-v0", num_envs=2, num_workers=2, levels=GivenLevels([1, 2]))
     del envs
     assert descriptors() <= before
 
@@ -160,25 +162,26 @@ def test_close_is_quick_and_leaves_no_descriptors() -> None:
 SCRIPT = """
 import json, signal, sys, time
 import numpy as np
-from ppo_tbptt.envs import VectorEnv
+from ppo_tbptt.envs import LevelSeeds, VectorEnv
 asked = []
 signal.signal(signal.SIGINT, lambda *_: asked.append(True))
 options = json.loads(sys.argv[1])
-vectors = [VectorEnv("fixture_envs:fixture/Faulty-v0", num_envs=4, num_workers=2, options=options) for _ in range(2)]
-seeds, action = np.arange(4), np.zeros((4, 1), int)
+kwargs = {"num_envs": 4, "num_workers": 2, "levels": LevelSeeds(0, 4, 0, 100), "options": options}
+vectors = [VectorEnv("fixture_envs:fixture/Faulty-v0", **kwargs) for _ in range(2)]
+action = np.zeros((4, 1), int)
 for envs in vectors:
-    envs.reset(seeds)
+    envs.reset()
 pids = [pid for envs in vectors for pid in envs.worker_pids]
 for envs in vectors:
-    envs.send(action, seeds)
+    envs.send(action)
 print(json.dumps(pids), flush=True)
 while not asked:
     for envs in vectors:
         envs.receive()
-        envs.send(action, seeds)
+        envs.send(action)
 for envs in vectors:
     envs.receive()
-    envs.step(action, seeds)
+    envs.step(action)
 print("still there", flush=True)
 """
 

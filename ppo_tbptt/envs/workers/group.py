@@ -4,25 +4,26 @@ import json
 import mmap
 import time
 import traceback
-from collections.abc import Generator, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Generator, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import astuple, replace
 from typing import Any
 
-from ppo_tbptt.envs.interface import EnvError, EnvSpec, Episode, Observation, WorkerError
+from ppo_tbptt.envs.interface import EnvError, EnvSpec, Observation, WorkerError
 from ppo_tbptt.envs.single import SingleEnv, make_env
-from ppo_tbptt.envs.workers import ipc as channel
+from ppo_tbptt.envs.workers import ipc
 from ppo_tbptt.envs.workers.ipc import Blocks, EnvRequest
-from ppo_tbptt.envs.workers.replay import EpisodeJournal, Recorder
+from ppo_tbptt.envs.workers.replay import EpisodeRecorder, EpisodeReplay
 
 _HEARTBEAT_S = 0.2
-"""How often a group that replays episodes says that it is alive."""
+"""How often a group that replays episodes sends a sign of life."""
 
 
 class EnvGroup:
     """Environments `indices` of a vector: reads actions and seeds from its Blocks, writes everything else to them.
 
-    An environment is idle, its observation zero, from a reset with seed -1 until the next one without.
+    An environment is idle, its observation zero, until it begins an episode, and after one with seed -1. One that
+    fails is left alone until it is to begin an episode again, and is made anew then.
     """
 
     def __init__(self, request: EnvRequest, indices: range) -> None:
@@ -30,22 +31,18 @@ class EnvGroup:
 
         Raises:
             EnvError: the request cannot be met.
-            WorkerError: the environment's constructor raised; the message holds the traceback.
+            WorkerError: an environment could not be made; the message holds the traceback.
         """
-        self._indices = indices
-        self._envs: list[SingleEnv] = []
-        self._idle = [True] * len(indices)
-        self._blocks: Blocks | None = None
-        limit = request.max_episode_steps
+        self._request, self._indices = request, indices
         try:
-            for _ in indices:
-                self._envs.append(make_env(request.env_id, options=request.options, max_episode_steps=limit))
+            self._envs = [self._make() for _ in indices]
         except EnvError:
             raise
         except (Exception, SystemExit):
             raise WorkerError(f"{request.env_id} could not be made:\n{traceback.format_exc()}") from None
-        self._recorders = [Recorder(self.spec) for _ in indices]
-        self._journal = request.journal
+        self._idle = [True] * len(indices)
+        self._broken = [False] * len(indices)
+        self._recorders = [EpisodeRecorder(self.spec) for _ in indices]
 
     @property
     def spec(self) -> EnvSpec:
@@ -57,112 +54,102 @@ class EnvGroup:
         self._blocks = blocks
 
     def answers(self, command: bytes) -> Iterator[dict[str, Any] | None]:
-        """Do what a vector asks for, and all that it is told of it, as JSON takes it.
+        """Run a command of the vector, and yield its answers, as JSON takes them.
 
-        RESET, STEP: one answer, None or `episodes`.  JOURNAL: one, `journals`.
+        STEP, BEGIN: one, `episodes` that ended and `faults` (index, text), None without either.
+        REPLAYS: one, `replays`.
         RESTORE: `restored` (index, exact) for each environment when it is done, and None now and then.
         """
-        if command == channel.STEP:
-            episodes = self.step()
-            yield {"episodes": [astuple(episode) for episode in episodes]} if episodes else None
-        elif command == channel.RESET:
-            self.reset()
-            yield None
-        elif command == channel.JOURNAL:
-            yield {"journals": [recorder.journal.to_json() for recorder in self._recorders]}
+        kind, arguments = command[:1], command[1:]
+        if kind == ipc.STEP:
+            yield self._step()
+        elif kind == ipc.BEGIN:
+            faults: list[list[Any]] = []
+            for index, seed in json.loads(arguments):
+                self._begin(index - self._indices.start, seed, faults)
+            yield {"episodes": [], "faults": faults} if faults else None
+        elif kind == ipc.REPLAYS:
+            yield {"replays": [recorder.replay.to_json() for recorder in self._recorders]}
         else:
-            assert command.startswith(channel.RESTORE)
-            rows = json.loads(command[len(channel.RESTORE) :])
-            yield from self.restore([EpisodeJournal.from_json(row, self.spec) for row in rows])
-
-    def reset(self) -> None:
-        """Reset every environment with its `next_seeds`; -1 makes it idle."""
-        blocks = self._attached
-        self._clear_outcomes()
-        seeds = blocks.next_seeds[self._slice].tolist()
-        for row, seed in enumerate(seeds):
-            self._begin(blocks, row, seed)
-
-    def step(self) -> list[Episode]:
-        """Step every environment that is not idle; where one finishes, reset it with its `next_seeds`."""
-        blocks, episodes, journal = self._attached, [], self._journal
-        rewards, terminated, truncated = blocks.reward, blocks.terminated, blocks.truncated
-        for row, (index, env) in enumerate(zip(self._indices, self._envs, strict=True)):
-            if self._idle[row]:
-                rewards[index], terminated[index], truncated[index] = 0.0, False, False
-                continue
-            action = blocks.action[index]
-            with self._blame(index, env, "step"):
-                obs, reward, terminated[index], truncated[index], episode = env.step(action)
-            rewards[index] = reward
-            if episode is None:
-                _write(blocks.obs, index, obs)
-                if journal:
-                    self._recorders[row].add(action, obs, reward)
-            else:
-                _write(blocks.final_obs, index, obs)
-                episodes.append(replace(episode, index=index))
-                self._begin(blocks, row, int(blocks.next_seeds[index]))
-        return episodes
-
-    def restore(self, journals: list[EpisodeJournal]) -> Iterator[dict[str, Any] | None]:
-        """Bring every environment to where its journal ends, or reset it with its `next_seeds` where that fails.
-
-        Yields what `answers` says.
-        """
-        blocks = self._attached
-        self._clear_outcomes()
-        for row, journal in enumerate(journals):
-            index = self._indices[row]
-            if journal.idle:
-                self._begin(blocks, row, -1)
-                exact = True
-            else:
-                exact = yield from self._replay(blocks, row, journal)
-                if not exact:
-                    self._begin(blocks, row, int(blocks.next_seeds[index]))
-            yield {"restored": [index, exact]}
+            assert kind == ipc.RESTORE
+            for row, data in enumerate(json.loads(arguments)):
+                exact = yield from self._restore(row, EpisodeReplay.from_json(data, self.spec))
+                yield {"restored": [self._indices[row], exact]}
 
     def close(self) -> None:
         """Close the environments."""
         for env in self._envs:
             env.close()
 
-    @property
-    def _attached(self) -> Blocks:
-        if self._blocks is None:
-            raise RuntimeError("attach blocks first")
-        return self._blocks
+    def _make(self) -> SingleEnv:
+        request = self._request
+        return make_env(request.env_id, options=request.options, max_episode_steps=request.max_episode_steps)
 
-    @property
-    def _slice(self) -> slice:
-        return slice(self._indices.start, self._indices.stop)
+    def _step(self) -> dict[str, Any] | None:
+        """Step every environment that is not idle; where one finishes, begin with its `next_seeds`."""
+        blocks, replay = self._blocks, self._request.replay
+        rewards, terminated, truncated = blocks.reward, blocks.terminated, blocks.truncated
+        episodes: list[Any] = []
+        faults: list[list[Any]] = []
+        for row, (index, env) in enumerate(zip(self._indices, self._envs, strict=True)):
+            if self._idle[row]:
+                rewards[index], terminated[index], truncated[index] = 0.0, False, False
+                continue
+            action = blocks.action[index]
+            try:
+                obs, reward, terminated[index], truncated[index], episode = env.step(action)
+            except (Exception, SystemExit) as error:
+                faults.append(self._fault(row, "step", error))
+                continue
+            rewards[index] = reward
+            if episode is None:
+                _write(blocks.obs, index, obs)
+                if replay:
+                    self._recorders[row].add(action, obs, reward)
+            else:
+                _write(blocks.final_obs, index, obs)
+                episodes.append(astuple(replace(episode, index=index)))
+                self._begin(row, int(blocks.next_seeds[index]), faults)
+        return {"episodes": episodes, "faults": faults} if episodes or faults else None
 
-    def _clear_outcomes(self) -> None:
-        blocks = self._attached
-        blocks.reward[self._slice], blocks.terminated[self._slice], blocks.truncated[self._slice] = 0.0, False, False
-
-    def _begin(self, blocks: Blocks, row: int, seed: int) -> None:
-        index, env = self._indices[row], self._envs[row]
+    def _begin(self, row: int, seed: int, faults: list[list[Any]]) -> None:
+        index = self._indices[row]
         self._idle[row] = seed < 0
         if seed < 0:
             self._recorders[row].begin(-1, {})
-            for array in blocks.obs.values():
+            for array in self._blocks.obs.values():
                 array[index] = 0
             return
-        with self._blame(index, env, f"reset to level seed {seed}"):
-            obs = env.reset(seed)
-        if self._journal:
+        try:
+            if self._broken[row]:
+                self._make_anew(row)
+            obs = self._envs[row].reset(seed)
+        except (Exception, SystemExit) as error:
+            faults.append(self._fault(row, f"reset to level seed {seed}", error))
+            return
+        if self._request.replay:
             self._recorders[row].begin(seed, obs)
-        _write(blocks.obs, index, obs)
+        _write(self._blocks.obs, index, obs)
 
-    def _replay(self, blocks: Blocks, row: int, journal: EpisodeJournal) -> Generator[None, None, bool]:
+    def _make_anew(self, row: int) -> None:
+        with suppress(Exception):  # it has failed already
+            self._envs[row].close()
+        env, spec = self._make(), self._envs[row].spec
+        if env.spec != spec:
+            raise WorkerError(f"it was made anew, and looks different: {env.spec}, not {spec}")
+        self._envs[row], self._broken[row] = env, False
+
+    def _restore(self, row: int, replay: EpisodeReplay) -> Generator[None, None, bool]:
+        """Replay an episode, and return whether the environment is where it was."""
+        if replay.idle:
+            self._begin(row, -1, [])
+            return True
         env, recorder = self._envs[row], self._recorders[row]
         alive = time.monotonic()
         try:
-            obs = env.reset(journal.seed)
-            recorder.begin(journal.seed, obs)
-            for action in journal.actions.astype("int64"):
+            obs = env.reset(replay.seed)
+            recorder.begin(replay.seed, obs)
+            for action in replay.actions.astype("int64"):
                 obs, reward, _, _, episode = env.step(action)
                 if episode is not None:
                     return False
@@ -171,20 +158,19 @@ class EnvGroup:
                     yield
                     alive = time.monotonic()
         except (Exception, SystemExit):
-            return False  # whatever it is: a new episode will tell whether the environment works
+            self._broken[row] = True
+            return False  # a new episode will tell whether the environment works
         self._idle[row] = False
-        _write(blocks.obs, self._indices[row], obs)
-        return recorder.journal.hash == journal.hash
+        _write(self._blocks.obs, self._indices[row], obs)
+        return recorder.replay.hash == replay.hash
 
-    @contextmanager
-    def _blame(self, index: int, env: SingleEnv, action: str) -> Iterator[None]:
-        try:
-            yield
-        except WorkerError as error:
-            raise WorkerError(f"environment {index}: {error}") from None
-        except (Exception, SystemExit):
-            where = f"environment {index} ({env.where()}) raised in its {action}"
-            raise WorkerError(f"{where}:\n{traceback.format_exc()}") from None
+    def _fault(self, row: int, doing: str, error: BaseException) -> list[Any]:
+        """Mark an environment as broken, while its error is being handled. Returns its index and a text."""
+        index, self._broken[row] = self._indices[row], True
+        if isinstance(error, WorkerError):
+            return [index, f"environment {index}: {error}"]
+        where = f"environment {index} ({self._envs[row].where()}) raised in its {doing}"
+        return [index, f"{where}:\n{traceback.format_exc()}"]
 
 
 def _write(arrays: dict[str, Any], index: int, obs: Observation) -> None:
@@ -193,31 +179,35 @@ def _write(arrays: dict[str, Any], index: int, obs: Observation) -> None:
 
 
 class InProcess:
-    """See WorkerPool. What is told is done when it is heard, and nothing can end an environment that hangs."""
+    """The groups of a vector in its own process, with the interface of `WorkerPool`.
 
-    def __init__(self, request: EnvRequest, num_envs: int) -> None:
+    A command runs when its answer is received. Nothing can end an environment that hangs.
+    """
+
+    def __init__(self, request: EnvRequest, slices: Sequence[range]) -> None:
         """Make the environments. Raises like `EnvGroup`."""
-        self.slices = [range(num_envs)]
-        self.pids: list[int] = []
-        self._request = request
-        self._group = EnvGroup(request, self.slices[0])
-        self._answers: Iterator[Any] = iter(())
-        self.spec = self._group.spec
+        self.slices, self.pids = list(slices), list[int]()
+        self._groups = [EnvGroup(request, indices) for indices in slices]
+        self._answers: dict[int, Iterator[Any]] = {}
+        self.spec, num_envs = self._groups[0].spec, slices[-1].stop
         self.blocks = Blocks(self.spec, num_envs, mmap.mmap(-1, Blocks.size(self.spec, num_envs)))
         self.blocks.poison()
-        self._group.attach(self.blocks)
+        for group in self._groups:
+            group.attach(self.blocks)
 
-    def tell(self, worker: int, command: bytes) -> None:
-        self._answers = self._group.answers(command)
+    def send(self, worker: int, command: bytes) -> None:
+        """See `WorkerPool`."""
+        self._answers[worker] = self._groups[worker].answers(command)
 
-    def hear(self, worker: int) -> Any:
-        return next(self._answers)
+    def receive(self, worker: int) -> Any:
+        """See `WorkerPool`."""
+        return next(self._answers[worker])
 
-    def renew(self, worker: int) -> None:
-        with suppress(Exception):  # it has failed already: the new ones are what matters
-            self._group.close()
-        self._group = EnvGroup(self._request, self.slices[0])
-        self._group.attach(self.blocks)
+    def restart(self, worker: int) -> None:
+        """Never called: no process can die."""
+        raise AssertionError(f"there is no worker {worker} to restart")
 
     def close(self) -> None:
-        self._group.close()
+        """Close the environments."""
+        for group in self._groups:
+            group.close()

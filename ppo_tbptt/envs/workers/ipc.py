@@ -17,27 +17,30 @@ from ppo_tbptt.envs.interface import EnvSpec
 
 @dataclass(frozen=True, slots=True)
 class EnvRequest:
-    """The arguments that every environment of a vector is made with; plain enough for JSON. See `make_env`.
+    """Arguments that every environment of a vector is made with, as JSON takes them. See `make_env`.
 
-    journal: keep a journal of every episode under way.
+    replay: record every unfinished episode, so that it can be replayed.
     """
 
     env_id: str
     options: Mapping[str, Any] | None
     max_episode_steps: int | None
-    journal: bool
+    replay: bool
 
 
 _LENGTH = struct.Struct("<I")
 
-RESET, STEP, JOURNAL, RESTORE = b"r", b"s", b"j", b"R"
-"""What a vector asks for; RESTORE is followed by JSON. See `EnvGroup.answers` for what it gets, or it is an error."""
+STEP, BEGIN, REPLAYS, RESTORE = b"s", b"b", b"r", b"R"
+"""A vector's commands. BEGIN is followed by a JSON list of (index, level seed), RESTORE by one of replays.
+
+See `EnvGroup.answers` for the answers; any may be an error instead.
+"""
 
 EMPTY = b""
 
 
 class Closed(ConnectionError):
-    """The other side is gone."""
+    """The other end of the connection is gone."""
 
 
 def send(connection: socket.socket, payload: bytes) -> None:
@@ -97,7 +100,7 @@ _ALIGNMENT = 64
 
 
 class Blocks:
-    """Views into one mapping of memory, N environments each.
+    """Arrays of N environments in one mapping of memory.
 
     obs, final_obs: by key, `[N, ...]`.  action i64 `[N, A]`.  next_seeds i64 `[N]`.
     reward f32, terminated bool, truncated bool `[N]`.  memory u8: all of it.
@@ -117,7 +120,7 @@ class Blocks:
 
     @staticmethod
     def size(spec: EnvSpec, num_envs: int) -> int:
-        """Bytes that the arrays of `num_envs` environments take."""
+        """Return the bytes that the arrays of `num_envs` environments take."""
         row = 2 * sum(int(np.prod(array.shape)) * np.dtype(array.dtype).itemsize for array in spec.obs.values())
         row += 8 * len(spec.action_nvec) + 8 + 4 + 1 + 1
         return num_envs * row + _ALIGNMENT * (2 * len(spec.obs) + 5)
@@ -129,7 +132,7 @@ class Blocks:
         return array
 
     def poison(self) -> None:
-        """Fill what environments will write with what cannot pass for it: 0xAB bytes, NaN, and steps as flags."""
+        """Fill what environments will write with what cannot pass for it: 0xAB bytes, NaN, and True as flags."""
         for array in (*self.obs.values(), *self.final_obs.values()):
             array.fill(0xAB if array.dtype == np.uint8 else np.nan)
         self.action.fill(-1)
@@ -140,7 +143,7 @@ class Blocks:
 
 
 def anonymous_file(size: int) -> int:
-    """A descriptor (not inheritable) of `size` bytes of memory that have no name, so none is ever left behind."""
+    """Open a descriptor (not inheritable) of `size` bytes of nameless memory, so that none is ever left behind."""
     if hasattr(os, "memfd_create"):
         descriptor = os.memfd_create("ppo_tbptt", os.MFD_CLOEXEC)
     else:

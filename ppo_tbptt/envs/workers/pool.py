@@ -1,4 +1,4 @@
-"""The worker processes of one vector: started together, told what to do, and always ended."""
+"""The worker processes of one vector: start them, exchange messages with them, restart and end them."""
 
 import json
 import mmap
@@ -11,10 +11,10 @@ import time
 import weakref
 from collections.abc import Sequence
 from dataclasses import asdict
-from typing import Any, Literal
+from typing import Any
 
 from ppo_tbptt.envs.interface import EnvError, EnvSpec, WorkerError
-from ppo_tbptt.envs.workers import ipc as channel
+from ppo_tbptt.envs.workers import ipc
 from ppo_tbptt.envs.workers.ipc import Blocks, EnvRequest, anonymous_file
 from ppo_tbptt.envs.workers.worker import BOOTSTRAP, THREADS
 
@@ -23,20 +23,6 @@ START_PATIENCE_S = 300.0
 
 _GRACE_S = 2.0
 """How long a worker may take to close its environments before it is cut off, and then to exit before it is killed."""
-
-
-def resolve_workers(num_workers: int | Literal["auto"], num_envs: int) -> int:
-    """Number of worker processes: as asked for, `"auto"` the cores this process may use; never more than `num_envs`.
-
-    Raises:
-        EnvError: a number that is negative, or a word other than "auto".
-    """
-    if num_workers == "auto":
-        affinity = getattr(os, "sched_getaffinity", None)
-        num_workers = len(affinity(0)) if affinity else os.cpu_count() or 1
-    if not isinstance(num_workers, int) or num_workers < 0:
-        raise EnvError(f"num_workers must be 'auto' or at least 0, not {num_workers!r}")
-    return min(num_workers, num_envs)
 
 
 class WorkerPool:
@@ -86,29 +72,29 @@ class WorkerPool:
             self.close()
             raise
 
-    def tell(self, worker: int, command: bytes) -> None:
-        """Give `command` to a worker without waiting for it.
+    def send(self, worker: int, command: bytes) -> None:
+        """Send a command to a worker.
 
         Raises:
-            WorkerError: it is gone.
+            WorkerError: the worker is gone.
         """
         try:
-            channel.send(self._connections[worker], command)
-        except channel.Closed:
+            ipc.send(self._connections[worker], command)
+        except ipc.Closed:
             raise self._death(worker) from None
         except TimeoutError:
             raise self._silence(worker) from None
 
-    def hear(self, worker: int) -> Any:
-        """Wait for the next answer of a worker, for the timeout of steps at most.
+    def receive(self, worker: int) -> Any:
+        """Wait for the next answer of a worker, for `step_timeout` at most.
 
         Raises:
             EnvError: the environments cannot be made as they were asked for.
             WorkerError: an environment or the worker failed, or gave no answer in time.
         """
         try:
-            answer = channel.receive_json(self._connections[worker])
-        except channel.Closed:
+            answer = ipc.receive_json(self._connections[worker])
+        except ipc.Closed:
             raise self._death(worker) from None
         except TimeoutError:
             raise self._silence(worker) from None
@@ -119,11 +105,11 @@ class WorkerPool:
             raise WorkerError(about + answer["error"])
         return answer
 
-    def renew(self, worker: int) -> None:
+    def restart(self, worker: int) -> None:
         """Kill a worker, whatever it does, and start another with the same environments on the same memory.
 
         Raises:
-            EnvError, WorkerError: the new one failed, or its environments look different.
+            EnvError, WorkerError: the new worker failed, or its environments look different.
         """
         if not self._finalizer.alive:
             raise WorkerError("the workers have been ended")
@@ -168,10 +154,10 @@ class WorkerPool:
             theirs.close()
         indices = self.slices[worker]
         task = {"request": asdict(self._request), "num_envs": self._num_envs}
-        self.tell(worker, json.dumps({**task, "indices": [indices.start, indices.stop]}).encode())
+        self.send(worker, json.dumps({**task, "indices": [indices.start, indices.stop]}).encode())
 
     def _greet(self, worker: int) -> EnvSpec:
-        return EnvSpec.from_json(self.hear(worker)["spec"])
+        return EnvSpec.from_json(self.receive(worker)["spec"])
 
     def _share(self, worker: int) -> None:
         try:
@@ -197,7 +183,7 @@ class WorkerPool:
 
 
 def _wait(processes: Sequence[subprocess.Popen[bytes]], seconds: float) -> bool:
-    """Reap `processes` for up to `seconds`; whether all of them have ended."""
+    """Reap `processes` for up to `seconds`, and return whether all of them have ended."""
     end = time.monotonic() + seconds
     while [process for process in processes if process.poll() is None]:  # polls, and thereby reaps, all of them
         if time.monotonic() > end:

@@ -1,7 +1,8 @@
-"""Journals: what brings an environment back into the middle of its episode, and what tells whether it did."""
+"""Episode replays: what brings an environment back into the middle of its episode, and tells whether it did."""
 
 import struct
 from array import array
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,12 +15,12 @@ _float32 = struct.Struct("<f").pack
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class EpisodeJournal:
-    """An episode under way: a reset with `seed`, then `actions`, lead to where its environment is.
+class EpisodeReplay:
+    """An unfinished episode: a reset with `seed`, then `actions`, lead to where its environment is.
 
     seed: level seed, -1 where the environment is idle.
     actions: [steps, A], each branch counting from 0, u8 where no branch has more than 256 choices, else u16 or i64.
-    hash: of all observations and rewards since the reset; 0 where the worker was lost, so that no replay fits it.
+    hash: of all observations and rewards since the reset; 0 where nobody knows, which no replay matches.
     """
 
     seed: int
@@ -31,37 +32,37 @@ class EpisodeJournal:
         return self.seed < 0
 
     def to_json(self) -> list[Any]:
-        """Plain numbers and text; `from_json` with the same spec gives it back."""
+        """Convert to plain numbers and text; `from_json` with the same spec gives it back."""
         return [self.seed, self.actions.tobytes().hex(), self.hash]
 
     @classmethod
-    def from_json(cls, data: list[Any], spec: EnvSpec) -> "EpisodeJournal":
-        """The journal that `to_json` described."""
+    def from_json(cls, data: list[Any], spec: EnvSpec) -> "EpisodeReplay":
+        """Invert `to_json`."""
         seed, actions, digest = data
         flat = np.frombuffer(bytes.fromhex(actions), action_dtype(spec))
         return cls(seed, flat.reshape(-1, len(spec.action_nvec)), digest)
 
     @classmethod
-    def lost(cls, spec: EnvSpec) -> "EpisodeJournal":
-        """Of an episode that nobody knows any more."""
+    def unknown(cls, spec: EnvSpec) -> "EpisodeReplay":
+        """Stand for an episode whose worker has died."""
         return cls(0, np.empty((0, len(spec.action_nvec)), action_dtype(spec)), 0)
 
 
 def action_dtype(spec: EnvSpec) -> np.dtype[Any]:
-    """The type of a journal's actions."""
+    """Return the dtype of a replay's actions."""
     most = max(spec.action_nvec)
     return np.dtype("uint8" if most <= 2**8 else "uint16" if most <= 2**16 else "int64")
 
 
-class Recorder:
-    """Keeps the journal of one environment: well under a microsecond per step, and a byte per action branch."""
+class EpisodeRecorder:
+    """Records the replay of one environment: well under a microsecond per step, and a byte per action branch."""
 
     def __init__(self, spec: EnvSpec) -> None:
         self._shape, self._dtype = (-1, len(spec.action_nvec)), action_dtype(spec)
         self.begin(-1, {})
 
     def begin(self, seed: int, obs: Observation) -> None:
-        """An episode of the level `seed` begins with `obs`; -1 and nothing: the environment is idle."""
+        """Begin an episode of the level `seed` with its first observation; -1 without one for an idle environment."""
         self._seed = seed
         self._actions = array(self._dtype.char)
         self._hash = xxhash.xxh3_64()
@@ -69,7 +70,7 @@ class Recorder:
             self._hash.update(value.data)
 
     def add(self, action: np.ndarray, obs: Observation, reward: float) -> None:
-        """`action` (i64 [A]) led to `obs` and `reward`."""
+        """Add a step: `action` (i64 [A]) led to `obs` and `reward`."""
         self._actions.extend(action.tolist())
         update = self._hash.update
         for value in obs.values():
@@ -77,7 +78,35 @@ class Recorder:
         update(_float32(reward))
 
     @property
-    def journal(self) -> EpisodeJournal:
-        """So far; later steps do not change it."""
+    def replay(self) -> EpisodeReplay:
+        """The episode so far; later steps do not change it."""
         actions = np.array(self._actions, self._dtype).reshape(self._shape)
-        return EpisodeJournal(self._seed, actions, self._hash.intdigest())
+        return EpisodeReplay(self._seed, actions, self._hash.intdigest())
+
+
+def pack(replays: list[EpisodeReplay]) -> dict[str, np.ndarray]:
+    """Convert to arrays: `seed`, `steps`, `digest` i64 [N], and `actions` [sum of steps, A] in the order of N."""
+    return {
+        "seed": np.array([replay.seed for replay in replays], np.int64),
+        "steps": np.array([len(replay.actions) for replay in replays], np.int64),
+        "digest": np.array([replay.hash for replay in replays], np.uint64).view(np.int64),
+        "actions": np.concatenate([replay.actions for replay in replays]),
+    }
+
+
+def unpack(state: Mapping[str, Any], spec: EnvSpec, num_envs: int) -> list[EpisodeReplay]:
+    """Invert `pack`.
+
+    Raises:
+        ValueError, KeyError: `state` is of another number of environments or action branches, or no state at all.
+    """
+    seeds, steps, digests, actions = (np.asarray(state[key]) for key in ("seed", "steps", "digest", "actions"))
+    if len(steps) != num_envs:
+        raise ValueError(f"episodes of {len(steps)} environments, not {num_envs}")
+    if actions.ndim != 2 or actions.shape[1] != len(spec.action_nvec) or actions.dtype.kind not in "iu":
+        expected = f"(steps, {len(spec.action_nvec)})"
+        raise ValueError(f"actions must be integers of shape {expected}, not {actions.dtype} of shape {actions.shape}")
+    parts = np.split(actions.astype(action_dtype(spec)), np.cumsum(steps)[:-1])
+    hashes = digests.astype(np.int64).view(np.uint64).tolist()
+    rows = zip(seeds.tolist(), parts, hashes, strict=True)
+    return [EpisodeReplay(seed=seed, actions=part, hash=digest) for seed, part, digest in rows]

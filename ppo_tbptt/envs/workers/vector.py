@@ -1,73 +1,59 @@
-"""N environments as one, in this process or in workers, with the same results bit for bit."""
+"""N environments behind `BatchedEnv`, in this process or in workers, with the same results bit for bit."""
 
 import itertools
 import json
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Literal
 
 import numpy as np
 
-from ppo_tbptt.envs.interface import EnvError, EnvSpec, Episode, Observation, StepResult, WorkerError
+from ppo_tbptt.envs.interface import Array, BatchedEnv, EnvError, FaultBudget, StepResult, WorkerError
+from ppo_tbptt.envs.levels import LevelSource
 from ppo_tbptt.envs.make import plain_options
-from ppo_tbptt.envs.workers import ipc as channel
+from ppo_tbptt.envs.workers import ipc
+from ppo_tbptt.envs.workers.cores import resolve_workers
 from ppo_tbptt.envs.workers.group import InProcess
 from ppo_tbptt.envs.workers.ipc import EnvRequest
-from ppo_tbptt.envs.workers.pool import WorkerPool, resolve_workers
-from ppo_tbptt.envs.workers.replay import EpisodeJournal, action_dtype
+from ppo_tbptt.envs.workers.pool import WorkerPool
+from ppo_tbptt.envs.workers.replay import EpisodeReplay, pack, unpack
+from ppo_tbptt.envs.workers.supervisor import Supervisor
 
 
-@dataclass(slots=True)
-class Restarts:
-    """How often workers were made anew, and how often they may be; several vectors may count together."""
+class VectorEnv(BatchedEnv):
+    """See `BatchedEnv`. Environments are spread over worker processes, or all live in this one.
 
-    maximum: int = 0
-    count: int = 0
+    An environment that raises, or gives out what is no number or of another shape, is made anew alone. A process that
+    dies or hangs is restarted, and all of its environments fail. Both count against the budget of faults, and so does
+    a reset that fails, after which the next level is tried. When the budget is spent the vector is closed.
 
-
-class VectorEnv:
-    """N environments with same-step autoreset.
-
-    An environment that finishes is reset in the same step with the seed handed to that step: `obs` then holds the
-    first observation of its next episode and `final_obs` the last one of the finished. With seed -1 it becomes idle
-    instead: zero observations, reward 0, no flags, actions ignored, until the next `reset`.
-
-    Where an environment or a worker fails (raises, hangs, dies, gives out what is no number or of another shape), all
-    environments of that worker are made anew as long as `restarts` allows: they are *lost*. Their episodes are
-    gone, their rows of `obs` mean nothing, and no call moves them until `restart` begins new episodes there; then
-    `step_lost` lets them alone take the step that they missed. Without restarts left the vector is closed.
-
-    spec: what each of them looks like.  num_envs: N.  num_workers: processes, 0 for none.
-    obs: the current observations by key, `[N, ...]`, overwritten by each step: copy what is to stay.
-    final_obs: likewise; row i holds data only right after a step that terminated or truncated environment i.
-    restarts: the failures that were survived, as it was given.
-    memory: all that workers share with this process, as bytes.
+    num_workers: processes that step at the same time, 0 for none.  worker_pids: all of their process ids.
     """
-
-    spec: EnvSpec
-    obs: Observation
-    final_obs: Observation
-    memory: np.ndarray
 
     def __init__(
         self,
         env_id: str,
         *,
         num_envs: int,
-        num_workers: int | Literal["auto"],
+        levels: LevelSource,
+        num_workers: int | Literal["auto"] = 0,
+        two_groups: bool = False,
         options: Mapping[str, Any] | None = None,
         max_episode_steps: int | None = None,
-        journal: bool = False,
+        replay: bool = False,
         step_timeout: float | None = None,
-        restarts: Restarts | None = None,
+        faults: FaultBudget | None = None,
     ) -> None:
         """Make the environments. See `make_env` for `env_id`, `options` and `max_episode_steps`.
 
         Args:
-            journal: keep what `journal` gives.
-            step_timeout: seconds after which a worker that does not answer has failed; None: never. Environments of
-                this process (no workers) may take any time.
-            restarts: failures that are survived, and their count; none without it.
+            num_envs: N.
+            levels: which levels they play.
+            num_workers: processes of each group; 0 for none.
+            two_groups: split the environments into halves, which depend on N alone.
+            replay: record unfinished episodes for `state_dict`.
+            step_timeout: seconds after which a worker that does not answer is taken for hung; None: never. Environments
+                of this process may take any time.
+            faults: how many are survived; none without it.
 
         Raises:
             EnvError: the request cannot be met; the message is one line.
@@ -75,163 +61,143 @@ class VectorEnv:
         """
         if num_envs < 1:
             raise EnvError(f"num_envs must be at least 1, not {num_envs}")
-        self.num_envs = num_envs
-        self.num_workers = resolve_workers(num_workers, num_envs)
-        self.restarts = restarts or Restarts()
-        self._faults: list[str] = []
-        request = EnvRequest(env_id, plain_options(env_id, options), max_episode_steps, journal)
-        self._journal = journal
-        self._crew: WorkerPool | InProcess
-        if self.num_workers:
-            bounds = [num_envs * worker // self.num_workers for worker in range(self.num_workers + 1)]
-            slices = [range(start, stop) for start, stop in itertools.pairwise(bounds)]
-            self._crew = WorkerPool(request, slices, step_timeout)
-        else:
-            self._crew = InProcess(request, num_envs)
-        self.spec, self._blocks = self._crew.spec, self._crew.blocks
-        self.obs, self.final_obs = self._blocks.obs, self._blocks.final_obs
-        self.memory = self._blocks.memory
+        self.num_envs, self._levels, self._replay = num_envs, levels, replay
+        groups = [range(num_envs)]
+        if two_groups and num_envs > 1:
+            middle = num_envs - num_envs // 2
+            groups = [range(middle), range(middle, num_envs)]
+        self.groups = tuple(slice(group.start, group.stop) for group in groups)
+        self.num_workers = resolve_workers(num_workers, len(groups[0]))
+        self.where = _where(len(groups), self.num_workers)
+        slices: list[range] = []
+        self._workers: list[range] = []  # of each group
+        for group in groups:
+            parts = _split(group, max(1, resolve_workers(num_workers, len(group))))
+            self._workers.append(range(len(slices), len(slices) + len(parts)))
+            slices += parts
+        request = EnvRequest(env_id, plain_options(env_id, options), max_episode_steps, replay)
+        self._pool = WorkerPool(request, slices, step_timeout) if self.num_workers else InProcess(request, slices)
+        self._supervisor = Supervisor(self._pool, faults or FaultBudget())
+        self.spec, self._blocks = self._pool.spec, self._pool.blocks
+        self.obs, self.host_memory = self._blocks.obs, self._blocks.memory
+        self._final_obs = [{key: x[rows] for key, x in self._blocks.final_obs.items()} for rows in self.groups]
         self._nvec = np.array(self.spec.action_nvec, np.int64)
-        self._running = self._in_flight = self._closed = False
-        self._told: list[int] = []  # workers that owe an answer
-        self._lost: list[int] = []  # workers that were made anew and have not begun
-        self._behind: list[int] = []  # workers that have begun again since the last step
-        self._episodes: list[Episode] = []
+        self._next_seeds = np.full(num_envs, -1, np.int64)
+        self._idle = np.ones(num_envs, np.bool_)
+        self._in_flight: set[int] = set()
+        self._running = self._closed = False
 
-    def reset(self, seeds: np.ndarray) -> np.ndarray | None:
-        """Begin an episode in every environment: level seeds i64 [N], -1 to leave one idle. Fills `obs`.
+    @property
+    def worker_pids(self) -> list[int]:
+        """Process ids of the workers."""
+        return self._pool.pids
 
-        Returns the lost environments, bool [N], None where all is well.
+    def reset(self) -> Mapping[str, np.ndarray]:
+        """See `BatchedEnv`.
 
         Raises:
-            ValueError: `seeds` has another shape or is not of integers.
-            WorkerError: an environment or a worker failed and no restarts are left; the vector is closed then.
+            WorkerError: a fault that is not survived; the vector is closed then.
         """
-        self._expect(in_flight=False)
-        self._blocks.next_seeds[:] = self._check_seeds(seeds)
-        self._lost, self._behind = [], []
-        self._tell(dict.fromkeys(range(len(self._crew.slices)), channel.RESET))
-        self._listen()
+        self._expect_idle()
+        self._clear_outcomes()
+        with _ClosingOnFailure(self):
+            self._begin_until_all_play(range(len(self._pool.slices)), set(range(self.num_envs)))
         self._running = True
-        return self._lost_rows()
+        return self.obs
 
-    def restart(self, seeds: np.ndarray) -> np.ndarray | None:
-        """Begin an episode in every environment that is lost: `seeds` as of `reset`, of which only theirs are read.
-
-        Returns and raises like `reset`: an environment may be lost again.
-        """
-        self._expect(in_flight=False)
-        self._blocks.next_seeds[:] = self._check_seeds(seeds)
-        workers, self._lost = self._lost, []
-        self._tell(dict.fromkeys(workers, channel.RESET))
-        self._listen()
-        self._behind += [worker for worker in workers if worker not in self._lost]
-        return self._lost_rows()
-
-    def send(self, action: np.ndarray, next_seeds: np.ndarray) -> None:
-        """Start a step without waiting for it: `receive` must follow. Until then nothing of the vector may be read.
-
-        Args:
-            action: integers [N, A], each branch counting from 0; rows of idle environments must be in range too.
-            next_seeds: integers [N], where environments that finish in this step go on; -1 for idle.
+    def send(self, action: Array, group: int = 0) -> None:
+        """See `BatchedEnv`.
 
         Raises:
-            ValueError: an argument has another shape, dtype or range.
-            WorkerError: a worker failed and no restarts are left; the vector is closed then.
+            ValueError: `action` has another shape, dtype or range.
         """
-        self._episodes = []
-        self._send(action, next_seeds, self._present)
+        self._expect_open()
+        if not self._running or group in self._in_flight:
+            raise RuntimeError("a step is under way: receive()" if self._running else "reset before the first step")
+        rows = self.groups[group]
+        self._blocks.action[rows] = self._checked(action, rows)
+        self._blocks.next_seeds[rows] = self._next_seeds[rows]
+        self._in_flight.add(group)
+        with _ClosingOnFailure(self):
+            for worker in self._workers[group]:
+                self._supervisor.send(worker, ipc.STEP)
 
-    def receive(self) -> StepResult:
-        """Wait for the step that `send` started.
-
-        Raises:
-            WorkerError: an environment or a worker failed and no restarts are left; the vector is closed then.
-        """
-        self._expect(in_flight=True)
-        self._in_flight = False
-        for answer in self._listen().values():
-            if answer:
-                self._episodes += [Episode(*fields) for fields in answer["episodes"]]
-        blocks, lost = self._blocks, self._lost_rows()
-        if lost is not None:
-            blocks.reward[lost], blocks.terminated[lost], blocks.truncated[lost] = 0.0, False, False
+    def receive(self, group: int = 0) -> StepResult:
+        """See `BatchedEnv`."""
+        self._expect_open()
+        if group not in self._in_flight:
+            raise RuntimeError("receive() needs a send() before it")
+        self._in_flight.discard(group)
+        workers, rows, blocks = self._workers[group], self.groups[group], self._blocks
+        failed: np.ndarray | None = None
+        with _ClosingOnFailure(self):
+            episodes, broken = self._supervisor.outcomes(workers)
+            for episode in episodes:
+                self._levels.ended(episode.index, episode)
+                self._idle[episode.index] = self._begin_level(episode.index) < 0
+                self._peek_level(episode.index)
+            reward, terminated = blocks.reward[rows].copy(), blocks.terminated[rows].copy()
+            truncated = blocks.truncated[rows].copy()
+            if broken or self._supervisor.dead:
+                ended = {episode.index for episode in episodes}
+                lost = self._begin_until_all_play(workers, set(), broken) - ended
+                if lost:
+                    failed = np.isin(np.arange(rows.start, rows.stop), list(lost))
+                    reward[failed], terminated[failed], truncated[failed] = 0.0, False, True
         return StepResult(
-            blocks.reward.copy(), blocks.terminated.copy(), blocks.truncated.copy(), list(self._episodes), lost
+            reward=reward,
+            terminated=terminated,
+            truncated=truncated,
+            final_obs=self._final_obs[group],
+            episodes=episodes,
+            failed=failed,
+            faults=self._supervisor.take_texts(),
         )
 
-    def step(self, action: np.ndarray, next_seeds: np.ndarray) -> StepResult:
-        """`send` and `receive`."""
-        self.send(action, next_seeds)
-        return self.receive()
+    def state_dict(self) -> dict[str, np.ndarray]:
+        """See `BatchedEnv`; the arrays of `pack`, with unknown episodes where a worker has died."""
+        self._expect_idle()
+        if not self._replay:
+            return {}
+        replays = [EpisodeReplay.unknown(self.spec)] * self.num_envs
+        workers = range(len(self._pool.slices))
+        with _ClosingOnFailure(self):
+            for worker in workers:
+                self._supervisor.send(worker, ipc.REPLAYS)
+            for worker in workers:
+                answer = self._supervisor.receive(worker)
+                if answer:
+                    indices = self._pool.slices[worker]
+                    rows = [EpisodeReplay.from_json(row, self.spec) for row in answer["replays"]]
+                    replays[indices.start : indices.stop] = rows
+        return pack(replays)
 
-    def step_lost(self, action: np.ndarray, next_seeds: np.ndarray) -> StepResult:
-        """Let the environments that have restarted since the last step, and only them, take that step: as `step`.
-
-        Returns the outcome of the step for all environments.
-        """
-        self._send(action, next_seeds, self._behind)
-        result = self.receive()
-        result.episodes.sort(key=lambda episode: episode.index)
-        return result
-
-    def journal(self) -> list[EpisodeJournal]:
-        """Of every environment, where it is now: plain data for `restore`, here or in another vector of the same task.
-
-        Raises:
-            RuntimeError: the vector was made without `journal`.
-            WorkerError: a worker failed and no restarts are left; the vector is closed then.
-        """
-        self._expect(in_flight=False)
-        if not self._journal:
-            raise RuntimeError("the environments keep no journal")
-        journals = [EpisodeJournal.lost(self.spec)] * self.num_envs
-        self._tell(dict.fromkeys(self._present, channel.JOURNAL))
-        for worker, answer in self._listen().items():
-            if answer:
-                rows = [EpisodeJournal.from_json(row, self.spec) for row in answer["journals"]]
-                indices = self._crew.slices[worker]
-                journals[indices.start : indices.stop] = rows
-        return journals
-
-    def restore(
-        self,
-        journals: Sequence[EpisodeJournal],
-        fallback_seeds: np.ndarray,
-        progress: Callable[[int, int], None] | None = None,
+    def load_state_dict(
+        self, state: Mapping[str, Array], progress: Callable[[int, int], None] | None = None
     ) -> np.ndarray:
-        """Bring every environment to where its journal ends, by replaying it. Fills `obs` with what is current there.
+        """See `BatchedEnv`. Episodes are replayed; one whose observations or rewards differ from before is not exact.
 
-        Where a replay raises, ends early or differs in any observation or reward, the environment is reset with its
-        level seed of `fallback_seeds` (i64 [N]) instead. The number of workers may differ from what it was when the
-        journals were taken. `progress` is called with the number of environments that are done, and N.
-
-        Returns bool [N], True where the environment is exactly where it was.
+        The number of workers may be another than when `state` was taken.
 
         Raises:
-            ValueError: arguments of another length, shape or dtype.
-            WorkerError: a worker failed and no restarts are left; the vector is closed then.
+            WorkerError: a fault that is not survived; the vector is closed then.
         """
-        self._expect(in_flight=False)
-        if len(journals) != self.num_envs:
-            raise ValueError(f"{len(journals)} journals for {self.num_envs} environments")
-        self._blocks.next_seeds[:] = self._check_seeds(fallback_seeds)
-        rows = [self._check_journal(journal).to_json() for journal in journals]
-        slices = self._crew.slices
-        self._lost, self._behind = [], []
-        self._tell(
-            {
-                worker: channel.RESTORE + json.dumps(rows[indices.start : indices.stop]).encode()
-                for worker, indices in enumerate(slices)
-            }
-        )
-        exact, done = np.zeros(self.num_envs, np.bool_), 0
-        left = {worker: len(slices[worker]) for worker in self._told}
-        with _closing_on_failure(self):
+        self._expect_idle()
+        replays = unpack(state, self.spec, self.num_envs)
+        workers = range(len(self._pool.slices))
+        self._clear_outcomes()
+        with _ClosingOnFailure(self):
+            left = {}
+            for worker in workers:
+                indices = self._pool.slices[worker]
+                rows = [replay.to_json() for replay in replays[indices.start : indices.stop]]
+                self._supervisor.send(worker, ipc.RESTORE + json.dumps(rows).encode())
+                left[worker] = len(indices)
+            exact, done = np.zeros(self.num_envs, np.bool_), 0
             while left:
-                for worker in list(left):  # each gives a sign of life far more often than it must
-                    answer = self._hear(worker)
-                    if worker in self._lost:
+                for worker in list(left):  # a worker gives a sign of life far more often than the timeout asks for
+                    answer = self._supervisor.receive(worker)
+                    if worker in self._supervisor.dead:
                         done += left.pop(worker)
                     elif answer:
                         index, exact[index] = answer["restored"]
@@ -239,138 +205,92 @@ class VectorEnv:
                         if progress is not None:
                             progress(done, self.num_envs)
                 left = {worker: count for worker, count in left.items() if count}
-            lost = self._lost_rows()
-            while lost is not None:
-                exact[lost] = False
-                lost = self.restart(fallback_seeds)
+            self._idle[:] = [replay.idle for replay in replays]
+            for x in self.obs.values():
+                x[self._idle] = 0
+            for index in range(self.num_envs):
+                self._peek_level(index)
+            lost = self._begin_until_all_play(workers, set(np.flatnonzero(~exact & ~self._idle).tolist()))
+        exact[list(lost)] = False
         self._running = True
         return exact
 
-    def take_faults(self) -> list[str]:
-        """A text for each restart since the last call: a line, and the traceback where there is one."""
-        faults, self._faults = self._faults, []
-        return faults
-
     def close(self) -> None:
-        """End the workers. Harmless when repeated; happens by itself when the vector or the process ends."""
+        """End the workers. Happens by itself when the vector or the process ends."""
         if not self._closed:
             self._closed = True
-            self._crew.close()
+            self._pool.close()
 
-    def __enter__(self) -> "VectorEnv":
-        return self
+    def _clear_outcomes(self) -> None:
+        """Write what an idle environment shows, should its worker die before it writes anything."""
+        for x in (self._blocks.reward, self._blocks.terminated, self._blocks.truncated):
+            x.fill(0)
 
-    def __exit__(self, *_: object) -> None:
-        self.close()
+    # --- levels and faults ------------------------------------------------------------------------------------------
 
-    @property
-    def in_flight(self) -> bool:
-        """Whether a step was sent that has not been received."""
-        return self._in_flight
+    def _begin_level(self, index: int) -> int:
+        seed = self._levels.begin(index)
+        return -1 if seed is None else seed
 
-    @property
-    def worker_pids(self) -> list[int]:
-        """Process ids of the workers."""
-        return self._crew.pids
+    def _peek_level(self, index: int) -> None:
+        seed = self._levels.peek(index)
+        self._next_seeds[index] = -1 if seed is None else seed
 
-    def _send(self, action: np.ndarray, next_seeds: np.ndarray, workers: list[int]) -> None:
-        self._expect(in_flight=False)
-        if not self._running:
-            raise RuntimeError("reset the environments before their first step")
-        action = np.asarray(action)
-        if action.shape != self._blocks.action.shape or action.dtype.kind not in "iu":
-            expected = f"integers of shape {self._blocks.action.shape}"
-            raise ValueError(f"action must be {expected}, not {action.dtype} of shape {action.shape}")
+    def _begin_until_all_play(
+        self, workers: Iterable[int], waiting: set[int], broken: Mapping[int, str] | None = None
+    ) -> set[int]:
+        """Begin episodes in `waiting`, where environments broke, and where workers are dead, until all have begun.
+
+        Returns those environments.
+        """
+        begun: set[int] = set()
+        broken = broken or {}
+        while True:
+            failed = self._supervisor.repair(workers, broken)
+            waiting = waiting | {index for index in failed if not self._idle[index]}
+            if not waiting:
+                return begun
+            begun |= waiting
+            broken, waiting = self._begin(sorted(waiting)), set()
+
+    def _begin(self, indices: list[int]) -> dict[int, str]:
+        """Begin an episode of the next level in each. Returns a text for each environment that broke, by index."""
+        seeds = {index: self._begin_level(index) for index in indices}
+        for index, seed in seeds.items():
+            self._idle[index] = seed < 0
+            self._peek_level(index)
+        asked = []
+        for worker, rows in enumerate(self._pool.slices):
+            pairs = [(index, seeds[index]) for index in rows if index in seeds]
+            if pairs:
+                self._supervisor.send(worker, ipc.BEGIN + json.dumps(pairs).encode())
+                asked.append(worker)
+        return self._supervisor.outcomes(asked)[1]
+
+    # --- checks -----------------------------------------------------------------------------------------------------
+
+    def _checked(self, action: Array, rows: slice) -> np.ndarray:
+        action, shape = np.asarray(action), self._blocks.action[rows].shape
+        if action.shape != shape or action.dtype.kind not in "iu":
+            raise ValueError(f"action must be integers of shape {shape}, not {action.dtype} of shape {action.shape}")
         if not ((action >= 0) & (action < self._nvec)).all():
             row = int(np.flatnonzero(((action < 0) | (action >= self._nvec)).any(axis=1))[0])
-            raise ValueError(f"action {action[row].tolist()} of environment {row} is not below {self.spec.action_nvec}")
-        self._blocks.next_seeds[:] = self._check_seeds(next_seeds)
-        self._blocks.action[:] = action
-        self._behind = []
-        self._tell(dict.fromkeys(workers, channel.STEP))
-        self._in_flight = True
+            where = f"environment {rows.start + row}"
+            raise ValueError(f"action {action[row].tolist()} of {where} is not below {self.spec.action_nvec}")
+        return action
 
-    def _tell(self, commands: dict[int, bytes]) -> None:
-        """Give workers their commands; those that get them owe an answer."""
-        self._told = []
-        with _closing_on_failure(self):
-            for worker, command in commands.items():
-                try:
-                    self._crew.tell(worker, command)
-                except WorkerError as error:
-                    self._replace(worker, error)
-                else:
-                    self._told.append(worker)
-
-    def _hear(self, worker: int) -> Any:
-        """The next answer of a worker; None, and the worker is lost, where it has failed."""
-        try:
-            return self._crew.hear(worker)
-        except WorkerError as error:
-            self._replace(worker, error)
-
-    def _listen(self) -> dict[int, Any]:
-        """An answer of each worker that owes one."""
-        with _closing_on_failure(self):
-            return {worker: self._hear(worker) for worker in self._told}
-
-    @property
-    def _present(self) -> list[int]:
-        return [worker for worker in range(len(self._crew.slices)) if worker not in self._lost]
-
-    def _replace(self, worker: int, error: Exception) -> None:
-        """Make a worker that failed anew, again if the new one fails too; it is lost then."""
-        while True:
-            restarts = self.restarts
-            if restarts.count >= restarts.maximum:
-                if not restarts.maximum:
-                    raise error
-                count = f"after {restarts.count} restarts, of which a run may have {restarts.maximum}"
-                raise WorkerError(f"{error}\n({count})") from None
-            restarts.count += 1
-            first, *traceback = str(error).strip().splitlines()
-            restarted = f"{first.rstrip(':')}; restarted ({restarts.count} of at most {restarts.maximum})"
-            self._faults.append("\n".join([restarted, *traceback]))
-            try:
-                self._crew.renew(worker)
-            except (EnvError, WorkerError) as again:
-                error = again
-            else:
-                self._lost.append(worker)
-                return
-
-    def _lost_rows(self) -> np.ndarray | None:
-        if not self._lost:
-            return None
-        rows = np.zeros(self.num_envs, np.bool_)
-        for worker in self._lost:
-            indices = self._crew.slices[worker]
-            rows[indices.start : indices.stop] = True
-        return rows
-
-    def _check_journal(self, journal: EpisodeJournal) -> EpisodeJournal:
-        actions = np.asarray(journal.actions)
-        branches = len(self.spec.action_nvec)
-        if actions.ndim != 2 or actions.shape[1] != branches or actions.dtype.kind not in "iu":
-            found = f"{actions.dtype} of shape {actions.shape}"
-            raise ValueError(f"a journal's actions must be integers of shape (steps, {branches}), not {found}")
-        return replace(journal, actions=actions.astype(action_dtype(self.spec)))
-
-    def _expect(self, *, in_flight: bool) -> None:
+    def _expect_open(self) -> None:
         if self._closed:
             raise WorkerError(f"the environments of {self.spec.env_id} are closed")
-        if self._in_flight != in_flight:
-            raise RuntimeError("receive() needs a send() before it" if in_flight else "a step is under way: receive()")
 
-    def _check_seeds(self, seeds: np.ndarray) -> np.ndarray:
-        seeds = np.asarray(seeds)
-        if seeds.shape != (self.num_envs,) or seeds.dtype.kind not in "iu":
-            raise ValueError(f"seeds must be integers of shape ({self.num_envs},), not {seeds.dtype} {seeds.shape}")
-        return seeds
+    def _expect_idle(self) -> None:
+        self._expect_open()
+        if self._in_flight:
+            raise RuntimeError("a step is under way: receive()")
 
 
-class _closing_on_failure:
-    """Close the vector if anything fails (or interrupts) in the middle of it: what is left is of no use."""
+class _ClosingOnFailure:
+    """Closes the vector where anything fails, or interrupts, in the middle of an exchange."""
 
     def __init__(self, vector: VectorEnv) -> None:
         self._vector = vector
@@ -381,3 +301,16 @@ class _closing_on_failure:
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         if kind is not None:
             self._vector.close()
+
+
+def _where(num_groups: int, num_workers: int) -> str:
+    workers = f"{num_workers} worker{'s' if num_workers > 1 else ''}" if num_workers else ""
+    if num_groups > 1:
+        return f"in two halves {f'of {workers} each' if workers else 'in this process'}"
+    return f"in {workers or 'this process'}"
+
+
+def _split(rows: range, parts: int) -> list[range]:
+    """Split rows into ranges whose sizes differ by one at most."""
+    bounds = [rows.start + len(rows) * part // parts for part in range(parts + 1)]
+    return [range(start, stop) for start, stop in itertools.pairwise(bounds)]

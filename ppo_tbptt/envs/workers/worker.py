@@ -10,7 +10,7 @@ from contextlib import suppress
 from typing import Any
 
 from ppo_tbptt.envs.interface import EnvError, WorkerError
-from ppo_tbptt.envs.workers import ipc as channel
+from ppo_tbptt.envs.workers import ipc
 from ppo_tbptt.envs.workers.group import EnvGroup
 from ppo_tbptt.envs.workers.ipc import Blocks, EnvRequest
 
@@ -21,7 +21,7 @@ sys.path[:] = path
 from ppo_tbptt.envs.workers.worker import main
 main(*descriptors)
 """
-"""What the interpreter of a worker runs: it imports from where the vector's process does, and not its `__main__`."""
+"""The program of a worker: it imports from where the vector's process does, but never that process's `__main__`."""
 
 THREADS = (
     "OMP_NUM_THREADS",
@@ -34,9 +34,9 @@ THREADS = (
 
 
 def main(connection_descriptor: int, lifeline_descriptor: int) -> None:
-    """Serve until the vector closes the connection; die when its process does.
+    """Serve until the vector closes the connection; exit when the vector's process ends.
 
-    Signals of the terminal are the vector's business: it closes its workers in its own time.
+    SIGINT and SIGTERM are ignored, because the vector ends its workers itself.
     """
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
@@ -45,7 +45,7 @@ def main(connection_descriptor: int, lifeline_descriptor: int) -> None:
     with socket.socket(fileno=connection_descriptor) as connection:
         try:
             _serve(connection)
-        except channel.Closed:
+        except ipc.Closed:
             pass  # the vector was closed
         except (EnvError, WorkerError) as error:
             _report(connection, str(error), "user" if isinstance(error, EnvError) else "environment")
@@ -61,17 +61,17 @@ def _die_with_parent(descriptor: int) -> None:
 
 
 def _serve(connection: socket.socket) -> None:
-    task: dict[str, Any] = channel.receive_json(connection)
+    task: dict[str, Any] = ipc.receive_json(connection)
     group = EnvGroup(EnvRequest(**task["request"]), range(*task["indices"]))
     try:
-        channel.send_json(connection, {"spec": group.spec.to_json()})
+        ipc.send_json(connection, {"spec": group.spec.to_json()})
         group.attach(_map(connection, group, task["num_envs"]))
         while True:
-            for answer in group.answers(channel.receive(connection)):
+            for answer in group.answers(ipc.receive(connection)):
                 if answer is None:
-                    channel.send(connection, channel.EMPTY)
+                    ipc.send(connection, ipc.EMPTY)
                 else:
-                    channel.send_json(connection, answer)
+                    ipc.send_json(connection, answer)
     finally:
         group.close()
 
@@ -79,12 +79,12 @@ def _serve(connection: socket.socket) -> None:
 def _map(connection: socket.socket, group: EnvGroup, num_envs: int) -> Blocks:
     _, descriptors, _, _ = socket.recv_fds(connection, 1, 1)
     if not descriptors:
-        raise channel.Closed("no memory came")
+        raise ipc.Closed("no memory came")
     memory = mmap.mmap(descriptors[0], Blocks.size(group.spec, num_envs))
     os.close(descriptors[0])
     return Blocks(group.spec, num_envs, memory)
 
 
 def _report(connection: socket.socket, error: str, blame: str) -> None:
-    with suppress(channel.Closed):  # then the vector no longer wants to know
-        channel.send_json(connection, {"error": error, "blame": blame})
+    with suppress(ipc.Closed):  # then the vector no longer wants to know
+        ipc.send_json(connection, {"error": error, "blame": blame})
