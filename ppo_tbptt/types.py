@@ -55,10 +55,12 @@ class Rollout:
 
     @property
     def num_steps(self) -> int:
+        """T."""
         return self.start.shape[0]
 
     @property
     def num_envs(self) -> int:
+        """N."""
         return self.start.shape[1]
 
 

@@ -37,6 +37,7 @@ class Ceiling:
 
     @property
     def seconds(self) -> float:
+        """Seconds of all three."""
         return self.acting + self.learning + self.environments
 
 

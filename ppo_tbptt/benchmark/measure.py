@@ -76,6 +76,7 @@ def measure(settings: Sequence[Setting], warmup: int, iterations: int, say: Call
 
 
 def run_iteration(trainer: Trainer) -> Iteration:
+    """Run one iteration and take its time and its parts."""
     synchronize(trainer.device)
     began = perf_counter()
     scalars = next(trainer).scalars

@@ -16,6 +16,7 @@ from ppo_tbptt.training.trainer import Trainer
 
 
 def run(argv: list[str]) -> int:
+    """Run the command and return its exit code."""
     parser = _parser()
     args, rest = parser.parse_with_overrides(_joined(argv, "--vs"))
     overrides = parse_overrides(rest)

@@ -31,6 +31,7 @@ class Parser(argparse.ArgumentParser):
         self.add_argument(name, help=help, **kwargs)  # type: ignore[arg-type]
 
     def error(self, message: str) -> NoReturn:
+        """Raise a `UsageError` instead of printing the usage."""
         raise UsageError(f"{self.prog}: {shorten(message, 300)} (see --help)")
 
     def parse_with_overrides(self, argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:

@@ -11,6 +11,7 @@ from ppo_tbptt.config import Config, describe_fields, parse_overrides
 
 
 def run(argv: list[str]) -> int:
+    """Run the command and return its exit code."""
     parser = Parser("show", "Print a config with everything filled in, and the sizes that follow from it.")
     parser.add_argument("config", nargs="?", type=Path, metavar="CONFIG", help="a TOML file, such as configs/*.toml")
     parser.option("--defaults", action="store_true", help="every field with its type, default and help")

@@ -11,6 +11,7 @@ from ppo_tbptt.config import Config, parse_overrides
 
 
 def run(argv: list[str]) -> int:
+    """Run the command and return its exit code."""
     parser = Parser(
         "soak",
         "Train for long and watch memory, files, threads, processes and speed; exit code 1 if any went wrong.",

@@ -37,6 +37,7 @@ class Shuffle:
     def __call__(
         self, state: Float[Tensor, "N D"], age: np.ndarray, episodes: Sequence[EpisodeKey | None]
     ) -> Float[Tensor, "N D"]:
+        """Perturb the states of running episodes."""
         by_level: dict[int, list[int]] = {}
         for row, episode in enumerate(episodes):
             if episode is not None and age[row] > 0:
@@ -65,6 +66,7 @@ class AddNoise:
     def __call__(
         self, state: Float[Tensor, "N D"], age: np.ndarray, episodes: Sequence[EpisodeKey | None]
     ) -> Float[Tensor, "N D"]:
+        """Perturb the states of running episodes."""
         noise = np.zeros(tuple(state.shape), dtype=np.float32)
         for row, episode in enumerate(episodes):
             if episode is not None and age[row] > 0:
@@ -84,6 +86,7 @@ class Measure:
     def __call__(
         self, state: Float[Tensor, "N D"], age: np.ndarray, episodes: Sequence[EpisodeKey | None]
     ) -> Float[Tensor, "N D"]:
+        """Perturb the states of running episodes."""
         running = np.array([episode is not None for episode in episodes]) & (age > 0)
         rows = state[torch.from_numpy(running).to(state.device)]
         squares = rows.double().square().sum(0)

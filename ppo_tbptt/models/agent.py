@@ -52,6 +52,7 @@ class Agent(nn.Module):
 
     @property
     def device(self) -> torch.device:
+        """Device of the weights."""
         return self.heads.value.weight.device
 
     def step(self, obs: Obs, state: Float[Tensor, "N D"]) -> AgentOutput:

@@ -77,11 +77,13 @@ class NoMemory(Core):
     def forward(
         self, x: Float[Tensor, "L B F"], state: Float[Tensor, "B D"]
     ) -> tuple[Float[Tensor, "L B H"], Float[Tensor, "B D"]]:
+        """See :meth:`Core.forward`."""
         return x, state
 
     def unroll(
         self, x: Float[Tensor, "M F"], state: Float[Tensor, "S D"], sequences_per_step: Int[Tensor, "L"]
     ) -> tuple[Float[Tensor, "M H"], Float[Tensor, "S D"]]:
+        """See :meth:`Core.unroll`."""
         return x, state
 
 
@@ -108,12 +110,14 @@ class TorchCore(Core):
     def forward(
         self, x: Float[Tensor, "L B F"], state: Float[Tensor, "B D"]
     ) -> tuple[Float[Tensor, "L B H"], Float[Tensor, "B D"]]:
+        """See :meth:`Core.forward`."""
         y, parts = self._run(x, state)
         return y, self._pack(parts)
 
     def unroll(
         self, x: Float[Tensor, "M F"], state: Float[Tensor, "S D"], sequences_per_step: Int[Tensor, "L"]
     ) -> tuple[Float[Tensor, "M H"], Float[Tensor, "S D"]]:
+        """See :meth:`Core.unroll`."""
         if len(x) == len(sequences_per_step) * len(state):
             return super().unroll(x, state, sequences_per_step)  # a rectangle: plain tensors are faster
         y, parts = self._run(PackedSequence(x, sequences_per_step), state)

@@ -63,6 +63,7 @@ class NatureCNN(nn.Module):
             self.output_size = features
 
     def forward(self, frames: UInt8[Tensor, "M X Y C"]) -> Float[Tensor, "M F"]:
+        """Encode observations."""
         first = self.first
         # Dividing the few weights by 255 instead of the many pixels saves a pass over the largest tensor there is, and
         # so does converting to the precision of the arithmetic at once: bfloat16 holds 0 to 255 exactly.
@@ -85,6 +86,7 @@ class MLP(nn.Module):
         self.output_size = size
 
     def forward(self, x: Float[Tensor, "M I"]) -> Float[Tensor, "M F"]:
+        """Encode observations."""
         return self.layers(x.to(next(self.parameters(), x).dtype))  # float64 weights too
 
 
@@ -107,6 +109,7 @@ class Encoder(nn.Module):
             self.output_size += part.output_size
 
     def forward(self, obs: Obs) -> Float[Tensor, "M F"]:
+        """Encode observations."""
         features = [self.parts[name](obs[key]) for key, name in self.names.items()]
         return features[0] if len(features) == 1 else torch.cat(features, 1)
 

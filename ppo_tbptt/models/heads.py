@@ -20,6 +20,7 @@ class Heads(nn.Module):
         self.value = orthogonal_(nn.Linear(hidden_size, 1), 1.0)
 
     def forward(self, x: Float[Tensor, "M H"]) -> tuple[Float[Tensor, "M K"], Float[Tensor, "M"]]:
+        """Return the logits of all branches side by side, and the values."""
         x = F.relu(self.hidden(x), inplace=True)
         policy = F.relu(self.policy_hidden(x), inplace=True)
         logits = torch.cat([branch(policy) for branch in self.policy], 1)

@@ -48,6 +48,7 @@ class PPOLoss:
     entropy_coef: float
 
     def __call__(self, batch: Minibatch, output: AgentOutput) -> tuple[Float[Tensor, ""], Figures]:
+        """Return the loss of a minibatch and its figures."""
         config, clip_range = self.config, self.clip_range
         log_prob, entropy = log_prob_and_entropy(output.logits, batch.action, self.action_nvec)
         log_ratio = log_prob - batch.log_prob

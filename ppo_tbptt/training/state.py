@@ -214,7 +214,6 @@ def _check_numbers(name: str, values: Any) -> None:
 def _gather_environments(world: World, envs: BatchedEnv, carry: Carry) -> list[dict[str, Tensor]]:
     """Gather the carry's ``start`` and ``state``, and what environments need to return into their episodes, by rank.
 
-
     All ranks call it together.
     """
     own = {"start": carry.start.cpu(), "state": carry.state.cpu()}

@@ -29,6 +29,7 @@ class EpisodeReplay:
 
     @property
     def idle(self) -> bool:
+        """Whether the environment plays no episode."""
         return self.seed < 0
 
     def to_json(self) -> list[Any]:

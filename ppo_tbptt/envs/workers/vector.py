@@ -43,9 +43,12 @@ class VectorEnv(BatchedEnv):
         step_timeout: float | None = None,
         faults: FaultBudget | None = None,
     ) -> None:
-        """Make the environments. See `make_env` for `env_id`, `options` and `max_episode_steps`.
+        """Make the environments.
 
         Args:
+            env_id: as of `make_env`, like `options` and `max_episode_steps`.
+            options: the environments' reset options.
+            max_episode_steps: truncates longer episodes.
             num_envs: N.
             levels: which levels they play.
             num_workers: processes of each group; 0 for none.
