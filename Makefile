@@ -32,7 +32,7 @@ train: install ## train, evaluate and show the quickstart; resumes an unfinished
 	$(PY) scripts/train.py configs/quickstart.toml --run-dir runs/quickstart --continue
 
 test: lint ## lint, types and the tests
-	$(PY) -m pytest
+	$(PY) -m pytest --numprocesses logical
 
 test-slow: install ## all tests, the learning and stress tests among them
 	$(PY) -m pytest -m ""

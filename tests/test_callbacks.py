@@ -12,6 +12,7 @@ from configs_for_tests import tiny
 from test_resume import assert_same, results, timeless
 
 from ppo_tbptt.config import Config
+from ppo_tbptt.evaluation.policy import Policy
 from ppo_tbptt.models.agent import build_agent
 from ppo_tbptt.run.checkpoint import CheckpointError
 from ppo_tbptt.run.metrics import read_metrics
@@ -85,6 +86,9 @@ def test_an_agent_that_is_handed_in(tmp_path: Path) -> None:
     assert any(not torch.equal(p, q) for p, q in zip(before, agent.parameters(), strict=True))
     with pytest.raises(CheckpointError, match=r"its agent was handed in .* resume with agent=") as caught:
         Trainer.resume(tmp_path / "run")
+    assert "\n" not in str(caught.value)
+    with pytest.raises(CheckpointError, match="its agent was handed in .* no config describes it") as caught:
+        Policy.load(tmp_path / "run")
     assert "\n" not in str(caught.value)
     with Trainer.resume(tmp_path / "run", agent=agent) as trainer:
         assert len(list(trainer)) == 3

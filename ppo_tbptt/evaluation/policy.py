@@ -65,8 +65,13 @@ class Policy:
             agent = build_agent(config, spec, where)
             agent.load_state_dict(tree["agent"])
             env_steps = int(tree["env_steps"])
+        except (MemoryError, torch.OutOfMemoryError):
+            raise
         except Exception as error:  # the file may hold anything
             reason = " ".join(str(error).split())[:200]
+            if "agent" in tree.get("handed_in", []):
+                what = f"{file}: its agent was handed in to the trainer and no config describes it"
+                raise CheckpointError(f"{what}; build it, and load the checkpoint's 'agent' into it") from error
             raise CheckpointError(f"{file}: its weights and its config don't belong together ({reason})") from error
         return cls(agent, spec, config, env_steps=env_steps)
 

@@ -112,6 +112,8 @@ def load_verified(path: Path) -> dict[str, Any]:
     """
     try:
         tree = torch.load(path, map_location="cpu", weights_only=True)
+    except MemoryError:
+        raise
     except Exception as error:  # torch raises many kinds: bad zip, bad pickle, refused globals, end of file
         raise CheckpointError(f"{path}: not a checkpoint of ppo_tbptt ({type(error).__name__})") from error
     if not isinstance(tree, dict) or not {"config", "agent"} <= tree.keys():
