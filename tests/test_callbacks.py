@@ -87,7 +87,7 @@ def test_an_agent_that_is_handed_in(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match=r"its agent was handed in .* resume with agent=") as caught:
         Trainer.resume(tmp_path / "run")
     assert "\n" not in str(caught.value)
-    with pytest.raises(CheckpointError, match="its agent was handed in .* no config describes it") as caught:
+    with pytest.raises(CheckpointError, match=r"its agent was handed in .* no config describes it") as caught:
         Policy.load(tmp_path / "run")
     assert "\n" not in str(caught.value)
     with Trainer.resume(tmp_path / "run", agent=agent) as trainer:
