@@ -173,7 +173,14 @@ def test_stays_light(family: str, modules: dict[str, Module]) -> None:
 
 @pytest.mark.parametrize(
     "argv",
-    [["nope"], ["show", "nowhere.toml"], ["show", "configs/quickstart.toml", "--ppo.gama", "1"], ["show", "--nope"]],
+    [
+        ["nope"],
+        ["show", "nowhere.toml"],
+        ["show", "configs/quickstart.toml", "--ppo.gama", "1"],
+        ["show", "--nope"],
+        ["train", "nowhere.toml"],
+        ["train", "configs/quickstart.toml", "--ppo.gama", "1"],
+    ],
     ids=" ".join,
 )
 def test_wrong_input_is_reported_without_torch(argv: list[str]) -> None:
