@@ -37,7 +37,7 @@ test: lint ## lint, types and the tests
 test-slow: install ## all tests, the learning and stress tests among them
 	$(PY) -m pytest -m ""
 
-mutants: install ## change the code in a few thousand small ways and show those that no test notices (an hour)
+mutants: install ## change the code in a few thousand small ways and show those that no test notices (hours)
 	$(PY) tests/mutants.py
 
 # pyright is not to ask the network for a newer one.
