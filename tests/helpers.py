@@ -56,14 +56,7 @@ def fake_rollout(agent: Agent, start: Tensor, *, seed: int = 0, store: str = "be
     generator = torch.Generator().manual_seed(seed)
     steps, envs = start.shape
     obs = torch.randn(steps, envs, 5, generator=generator)
-    rollout = empty_rollout(
-        {"obs": ((5,), torch.float32)},
-        num_steps=steps,
-        num_envs=envs,
-        num_branches=len(NVEC),
-        state_size=agent.core.state_size,
-        device=torch.device("cpu"),
-    )
+    rollout = empty_rollout(agent, steps, envs)
     agent.eval()
     rollout.obs["obs"].copy_(obs)
     rollout.start.copy_(start)

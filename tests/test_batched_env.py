@@ -88,14 +88,7 @@ def new_agent() -> Agent:
 
 
 def collect(collector: RolloutCollector, carry: Carry, number: int) -> CollectedRollout:
-    storage = empty_rollout(
-        {"obs": ((2,), torch.float32)},
-        num_steps=STEPS,
-        num_envs=ENVS,
-        num_branches=1,
-        state_size=collector.agent.core.state_size,
-        device=torch.device("cpu"),
-    )
+    storage = empty_rollout(collector.agent, STEPS, ENVS)
     uniforms = torch.rand(STEPS, ENVS, 1, generator=torch.Generator().manual_seed(number))
     return collector.collect(carry, storage, uniforms, Timer())
 

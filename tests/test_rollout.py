@@ -14,24 +14,13 @@ from ppo_tbptt.ppo.acting import Actor, reset_and_act
 from ppo_tbptt.ppo.collector import RolloutCollector, empty_rollout
 from ppo_tbptt.ppo.sequences import cut
 from ppo_tbptt.runtime.timing import Timer
-from ppo_tbptt.types import Carry, Rollout
+from ppo_tbptt.types import Carry
 
 STEPS, ENVS = 29, 4
 
 
 def tracer_agent(core: str = "lstm") -> Agent:
     return tiny_agent({"obs": (3,)}, (3, 2), core, 2)
-
-
-def storage(agent: Agent, steps: int = STEPS, envs: int = ENVS) -> Rollout:
-    return empty_rollout(
-        {"obs": ((3,), torch.float32)},
-        num_steps=steps,
-        num_envs=envs,
-        num_branches=2,
-        state_size=agent.core.state_size,
-        device=torch.device("cpu"),
-    )
 
 
 def noise(seed: int = 0) -> Tensor:
@@ -52,7 +41,7 @@ def test_every_field_of_every_row(num_workers: int, two_groups: bool) -> None:
         fresh = [True] * ENVS
         ended = 0
         for number in range(2):
-            result = collector.collect(carry, storage(agent), noise(number), Timer())
+            result = collector.collect(carry, empty_rollout(agent, STEPS, ENVS), noise(number), Timer())
             rollout, carry = result.rollout, result.carry
             for t in range(STEPS):
                 obs = torch.tensor(place, dtype=torch.float32)
@@ -108,8 +97,8 @@ def test_replay_of_collected_rollouts() -> None:
     agent = tracer_agent()
     with tracers(ENVS) as envs:
         collector = RolloutCollector(envs, agent)
-        carry = collector.collect(collector.begin(), storage(agent), noise(0), Timer()).carry
-        rollout = collector.collect(carry, storage(agent), noise(1), Timer()).rollout
+        carry = collector.collect(collector.begin(), empty_rollout(agent, STEPS, ENVS), noise(0), Timer()).carry
+        rollout = collector.collect(carry, empty_rollout(agent, STEPS, ENVS), noise(1), Timer()).rollout
     assert rollout.state[0].abs().max() > 0.01
     for length in (1, 3, 16, None):
         assert max(worst_replay(agent, rollout, cut(rollout.start, length))) < 1e-5
@@ -128,7 +117,7 @@ def test_one_half_steps_while_the_agent_acts_for_the_other(monkeypatch: pytest.M
 
             monkeypatch.setattr(owners[name], name, watched)
         collector = RolloutCollector(envs, agent)
-        collector.collect(collector.begin(), storage(agent, 2), noise()[:2], Timer())
+        collector.collect(collector.begin(), empty_rollout(agent, 2, ENVS), noise()[:2], Timer())
     first = ["step", "send 0", "step", "send 1"]
     assert done[:12] == [*first, "receive 0", "step", "send 0", "receive 1", "step", "send 1", "receive 0", "receive 1"]
 
@@ -140,7 +129,9 @@ def test_dropout_does_not_act_while_acting() -> None:
     for _ in range(2):
         with tracers(ENVS) as envs:
             collector = RolloutCollector(envs, agent)
-            values.append(collector.collect(collector.begin(), storage(agent), noise(), Timer()).rollout.value)
+            values.append(
+                collector.collect(collector.begin(), empty_rollout(agent, STEPS, ENVS), noise(), Timer()).rollout.value
+            )
         agent.train()
     assert torch.equal(*values)
 
@@ -164,14 +155,7 @@ def test_images_stay_bytes_and_channels_last(env_id: str) -> None:
     with VectorEnv(env_id, num_envs=2, levels=LevelSeeds(0, 2, 0, 10)) as envs:
         shapes = {key: array.shape for key, array in envs.spec.obs.items()}
         agent = tiny_agent(shapes, envs.spec.action_nvec)
-        kept = empty_rollout(
-            {key: (array.shape, getattr(torch, array.dtype)) for key, array in envs.spec.obs.items()},
-            num_steps=5,
-            num_envs=2,
-            num_branches=len(envs.spec.action_nvec),
-            state_size=8,
-            device=torch.device("cpu"),
-        )
+        kept = empty_rollout(agent, 5, 2)
         collector = RolloutCollector(envs, agent)
         draws = torch.rand(5, 2, len(envs.spec.action_nvec))
         rollout = collector.collect(collector.begin(), kept, draws, Timer()).rollout

@@ -35,15 +35,7 @@ def vector(num_workers: int, maximum: int = 100, length: int = LENGTH, **kwargs:
 
 def run(collector: RolloutCollector, carry: Carry, number: int = 0) -> CollectedRollout:
     uniforms = torch.rand(STEPS, ENVS, 1, generator=torch.Generator().manual_seed(number))
-    storage = empty_rollout(
-        {"obs": ((2,), torch.float32)},
-        num_steps=STEPS,
-        num_envs=ENVS,
-        num_branches=1,
-        state_size=collector.agent.core.state_size,
-        device=torch.device("cpu"),
-    )
-    return collector.collect(carry, storage, uniforms, Timer())
+    return collector.collect(carry, empty_rollout(collector.agent, STEPS, ENVS), uniforms, Timer())
 
 
 class Simulation:
@@ -194,14 +186,7 @@ def test_the_step_that_fails_may_be_any(t: int) -> None:
     agent, before = new_agent(), 2
     with vector(0, options={"step_at": before + t + 1, "level": -1}, length=1000) as envs:
         collector = RolloutCollector(envs, agent)
-        first = empty_rollout(
-            {"obs": ((2,), torch.float32)},
-            num_steps=before,
-            num_envs=ENVS,
-            num_branches=1,
-            state_size=agent.core.state_size,
-            device=torch.device("cpu"),
-        )
+        first = empty_rollout(agent, before, ENVS)
         carry = collector.collect(collector.begin(), first, torch.rand(before, ENVS, 1), Timer()).carry
         result = run(collector, carry)
     rollout = result.rollout

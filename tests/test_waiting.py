@@ -28,15 +28,7 @@ def stand_in_for_cuda(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def collect(agent: Agent, obs_device: torch.device, mode: StandIn) -> tuple[Rollout, Carry]:
     """Two rollouts, the second of which ``mode`` has seen; two halves, with terminations and truncations."""
-    storage = empty_rollout(
-        {"obs": ((3,), torch.float32)},
-        num_steps=STEPS,
-        num_envs=ENVS,
-        num_branches=2,
-        state_size=agent.core.state_size,
-        device=DEVICE,
-        obs_device=DEVICE,
-    )
+    storage = empty_rollout(agent, STEPS, ENVS)
     if obs_device != DEVICE:
         storage.obs["obs"] = torch.zeros(STEPS, ENVS, 3)
     with tracers(ENVS, two_groups=True) as envs:

@@ -85,15 +85,7 @@ def _random_observations(envs: BatchedEnv, random: np.random.Generator, count: i
 
 def full_minibatch(agent: Agent, obs: Obs, steps: int, sequences: int) -> Minibatch:
     """Make ``sequences`` sequences of exactly ``steps`` steps with these observations ``[steps * sequences, ...]``."""
-    shapes = {key: (tuple(x.shape[1:]), x.dtype) for key, x in obs.items()}
-    rollout = empty_rollout(
-        shapes,
-        num_steps=steps,
-        num_envs=sequences,
-        num_branches=len(agent.action_nvec),
-        state_size=agent.core.state_size,
-        device=agent.device,
-    )
+    rollout = empty_rollout(agent, steps, sequences)
     for key, x in obs.items():
         rollout.obs[key].copy_(x.view(rollout.obs[key].shape))
     for x in (rollout.state, rollout.action, rollout.log_prob, rollout.value):

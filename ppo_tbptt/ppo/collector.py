@@ -1,6 +1,5 @@
 """Collecting: T steps of N environments into a :class:`~ppo_tbptt.types.Rollout`."""
 
-import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
@@ -9,12 +8,10 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from ppo_tbptt.config import Config
-from ppo_tbptt.envs import BatchedEnv, EnvSpec, Episode, StepResult
+from ppo_tbptt.envs import BatchedEnv, Episode, StepResult
 from ppo_tbptt.envs.interface import Array
 from ppo_tbptt.models import Agent
 from ppo_tbptt.ppo.acting import Actor, ActorOutput, bootstrap_value
-from ppo_tbptt.runtime.device import storage_device
 from ppo_tbptt.runtime.pinned import PageLock, to_device
 from ppo_tbptt.runtime.timing import Timer
 from ppo_tbptt.types import Carry, Obs, Rollout
@@ -125,12 +122,9 @@ class RolloutCollector:
         )
 
     def close(self) -> None:
-        """Unlock the shared memory and close the environments. Harmless when repeated."""
-        try:
-            if self._lock is not None:
-                self._lock.release()
-        finally:
-            self.envs.close()
+        """Unlock the environments' memory, before they are closed. May be called again."""
+        if self._lock is not None:
+            self._lock.release()
 
     def _carry(self, start: Bool[Tensor, "N"], state: Float[Tensor, "N D"]) -> Carry:
         """On the agent's device, with a copy of the current observations."""
@@ -231,60 +225,40 @@ class _FinalObservations:
         storage.next_value.view(-1).index_copy_(0, position, value)
 
 
-def rollout_storage(config: Config, spec: EnvSpec, state_size: int, device: torch.device) -> Rollout:
-    """Storage for the config's rollouts: on ``device``, observations where the config says."""
-    shapes = {key: (array.shape, getattr(torch, array.dtype)) for key, array in spec.obs.items()}
-    row = sum(math.prod(shape) * dtype.itemsize for shape, dtype in shapes.values())
-    return empty_rollout(
-        shapes,
-        num_steps=config.ppo.rollout_steps,
-        num_envs=config.env.num_envs,
-        num_branches=len(spec.action_nvec),
-        state_size=state_size,
-        device=device,
-        obs_device=storage_device(config.storage, config.batch_size * row, device),
-    )
+def obs_dtype(shape: tuple[int, ...]) -> torch.dtype:
+    """Return the dtype of observations of ``shape``: frames are u8, vectors f32."""
+    return torch.uint8 if len(shape) == 3 else torch.float32
 
 
-def empty_rollout(
-    obs_shapes: dict[str, tuple[tuple[int, ...], torch.dtype]],
-    *,
-    num_steps: int,
-    num_envs: int,
-    num_branches: int,
-    state_size: int,
-    device: torch.device,
-    obs_device: torch.device | None = None,
-) -> Rollout:
-    """Storage for one rollout. What is never written is NaN (or -1, or 0xAB), so that it cannot pass for data.
+def empty_rollout(agent: Agent, num_steps: int, num_envs: int, obs_device: torch.device | None = None) -> Rollout:
+    """Allocate storage on the agent's device for a rollout of T steps and N environments.
 
-    ``obs_device``: where observations lie, if elsewhere: on the host, page-locked.
+    What is never written is NaN (or -1, or 0xAB), so that it can't pass for data. ``obs_device`` is where observations
+    lie, if elsewhere: on the host, page-locked.
     """
-    lead = (num_steps, num_envs)
+    lead, device, num_branches = (num_steps, num_envs), agent.device, len(agent.action_nvec)
     obs_device = obs_device or device
-    pin = obs_device != device
 
     def floats(*shape: int) -> Tensor:
         return torch.full((*lead, *shape), torch.nan, device=device)
 
+    def flags() -> Tensor:
+        return torch.zeros(lead, dtype=torch.bool, device=device)
+
+    def observations(shape: tuple[int, ...]) -> Tensor:
+        dtype, pinned = obs_dtype(shape), obs_device != device
+        fill = 0xAB if dtype == torch.uint8 else torch.nan
+        return torch.full((*lead, *shape), fill, dtype=dtype, device=obs_device, pin_memory=pinned)
+
     return Rollout(
-        obs={
-            key: torch.full(
-                (*lead, *shape),
-                0xAB if dtype == torch.uint8 else torch.nan,
-                dtype=dtype,
-                device=obs_device,
-                pin_memory=pin,
-            )
-            for key, (shape, dtype) in obs_shapes.items()
-        },
-        start=torch.zeros(lead, dtype=torch.bool, device=device),
-        state=floats(state_size),
-        action=torch.full((*lead, num_branches), -1, dtype=torch.int64, device=device),
+        obs={key: observations(shape) for key, shape in agent.obs_shapes.items()},
+        start=flags(),
+        state=floats(agent.core.state_size),
+        action=torch.full((*lead, num_branches), -1, device=device),
         log_prob=floats(num_branches),
         value=floats(),
         reward=floats(),
         next_value=floats(),
-        terminated=torch.zeros(lead, dtype=torch.bool, device=device),
-        truncated=torch.zeros(lead, dtype=torch.bool, device=device),
+        terminated=flags(),
+        truncated=flags(),
     )

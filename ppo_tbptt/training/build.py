@@ -1,5 +1,6 @@
 """Builders of what a trainer trains with, from its config."""
 
+import math
 from typing import Literal
 
 import torch
@@ -9,10 +10,19 @@ from ppo_tbptt.envs import BatchedEnv, FaultBudget, LevelSeeds, LevelSource, res
 from ppo_tbptt.envs.batched import double_buffered, make_vector_env
 from ppo_tbptt.models import Agent
 from ppo_tbptt.models.compile import CompileError, compile_encoder
+from ppo_tbptt.ppo.all_reduce import broadcast_parameters
+from ppo_tbptt.ppo.collector import empty_rollout, obs_dtype
 from ppo_tbptt.ppo.learner import Learner
 from ppo_tbptt.ppo.losses import build_losses
+from ppo_tbptt.runtime.device import resolve_precision, storage_device
 from ppo_tbptt.runtime.distributed import World
 from ppo_tbptt.types import Rollout
+
+
+def with_resolved_precision(config: Config, device: torch.device) -> Config:
+    """Name in ``config``, which will be saved with the run, the precision that ``auto`` means on ``device``."""
+    precision = resolve_precision(config.precision, device)
+    return config.replace(precision=str(precision).removeprefix("torch."))
 
 
 def build_levels(config: Config, world: World) -> LevelSeeds:
@@ -35,9 +45,18 @@ def build_envs(
     )
 
 
+def build_storage(config: Config, agent: Agent, notes: list[str]) -> Rollout:
+    """Allocate the storage of rollouts; ``notes`` get a line where observations are stored on a GPU's host."""
+    row = sum(math.prod(shape) * obs_dtype(shape).itemsize for shape in agent.obs_shapes.values())
+    obs_device = storage_device(config.storage, config.batch_size * row, agent.device)
+    if obs_device != agent.device:
+        notes.append(f"observations are stored on the host: {config.batch_size * row / 1e9:.1f} GB")
+    return empty_rollout(agent, config.ppo.rollout_steps, config.env.num_envs, obs_device)
+
+
 def build_learner(config: Config, agent: Agent, generator: torch.Generator, world: World) -> Learner:
-    """Build the learner; ``generator`` permutes the minibatches."""
-    return Learner(
+    """Build the learner, whose parameters become rank 0's; ``generator`` permutes the minibatches."""
+    learner = Learner(
         agent,
         config.ppo,
         total_steps=config.total_steps,
@@ -46,28 +65,19 @@ def build_learner(config: Config, agent: Agent, generator: torch.Generator, worl
         max_nonfinite=config.train.max_nonfinite_updates,
         auxiliary=build_losses(config.losses, agent),
     )
+    broadcast_parameters(world, learner.parameters())
+    return learner
 
 
-def compile_updates(learner: Learner, storage: Rollout, num_steps: int) -> list[str]:
-    """Compile the encoder for minibatches of about ``num_steps`` steps.
-
-    Returns:
-        A note for the user where compiling fails; the learner stays as it is then.
-    """
+def compile_updates(learner: Learner, storage: Rollout, config: Config, notes: list[str]) -> None:
+    """Compile the encoder for the config's minibatches; ``notes`` get a line where compiling fails."""
     device = storage.value.device
-    num_steps = max(2, num_steps)
+    num_steps = max(2, config.batch_size // config.ppo.num_minibatches)
     obs = {key: torch.zeros(num_steps, *x.shape[2:], dtype=x.dtype, device=device) for key, x in storage.obs.items()}
     try:
         learner.encode = compile_encoder(learner.agent, obs)
     except CompileError as error:
-        return [f"not compiled, training goes on without: {error}"]
-    return []
-
-
-def describe_storage(storage: Rollout) -> list[str]:
-    """Return a note for the user where observations are stored on the host of a GPU."""
-    on_host = [x for x in storage.obs.values() if x.device != storage.value.device]
-    return [f"observations are stored on the host: {sum(x.nbytes for x in on_host) / 1e9:.1f} GB"] if on_host else []
+        notes.append(f"not compiled, training goes on without: {error}")
 
 
 def _workers_per_rank(config: Config, world: World) -> int | Literal["auto"]:

@@ -2,6 +2,7 @@
 
 import math
 from collections import deque
+from collections.abc import Callable
 from copy import deepcopy
 from functools import cached_property
 from pathlib import Path
@@ -15,6 +16,7 @@ from ppo_tbptt.envs import Episode, WorkerError
 from ppo_tbptt.evaluation.evaluate import Evaluation, evaluate
 from ppo_tbptt.models import Agent
 from ppo_tbptt.run.metrics import Report
+from ppo_tbptt.run.sinks import RunWriter
 from ppo_tbptt.run.tensorboard import histograms_due
 from ppo_tbptt.training.report import headline
 from ppo_tbptt.types import Rollout, Targets
@@ -126,7 +128,7 @@ class EvaluateHeldOut(Callback):
             try:
                 return {name: estimate.mean for name, estimate in trainer.evaluate().measures.items()}
             except WorkerError as error:
-                trainer.notes.append(trainer.fault_budget.spend(error, "the evaluation is done again"))
+                trainer.notes.append(trainer.faults.budget.spend(error, "the evaluation is done again"))
 
 
 FINISH_SECONDS = 10.0
@@ -221,15 +223,25 @@ class SaveCheckpoints(Callback):
             if trainer.writer is not None:
                 trainer.writer.save_final(iteration.number, tree)
         elif due or trainer.world.largest(int(trainer.writer is not None and trainer.writer.checkpoint_due())):
-            trainer.save()
+            self.save(trainer)
 
     def _save_best(self, trainer: "Trainer", score: float) -> None:
         if self.best is not None and score <= self.best:
             return
         before, self.best = self.best, score
         tree = trainer.state_dict()
-        if not trainer.on_rank_0(lambda writer: writer.save_best(tree)):
+        if not _on_rank_0(trainer, lambda writer: writer.save_best(tree)):
             self.best = before
+
+    def save(self, trainer: "Trainer") -> Path | None:
+        """Write a checkpoint unless there is one of this iteration; see `Trainer.save`."""
+        if trainer.run is None:
+            return None
+        if not _on_rank_0(trainer, lambda writer: writer.saved == trainer.iteration):
+            tree = trainer.state_dict()
+            if not _on_rank_0(trainer, lambda writer: writer.save(trainer.iteration, tree)):
+                return None
+        return trainer.run.checkpoint(trainer.iteration)
 
     def state_dict(self) -> dict[str, Any]:
         """Return the best score and the recent training scores."""
@@ -239,3 +251,8 @@ class SaveCheckpoints(Callback):
         """Restore the scores; other keys of ``state`` are ignored."""
         self.best = state["best"]
         self.recent.extend(state["recent"])
+
+
+def _on_rank_0(trainer: "Trainer", write: Callable[[RunWriter], bool]) -> bool:
+    """Call ``write`` on rank 0 and return its result on every rank."""
+    return trainer.world.gather_json(trainer.writer is None or write(trainer.writer))[0]

@@ -1,6 +1,7 @@
 """The scalars of an iteration by TensorBoard tag."""
 
 from dataclasses import astuple
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -12,29 +13,24 @@ from ppo_tbptt.runtime.distributed import World
 from ppo_tbptt.runtime.timing import Timer
 from ppo_tbptt.types import Rollout, Targets
 
+if TYPE_CHECKING:
+    from ppo_tbptt.training.callbacks import Iteration
+
 
 def headline(episode: Episode, name: str) -> float:
     """Return the headline measure ``name`` of an episode."""
     return episode.ret if name == "return" else episode.measures[name]
 
 
-def iteration_scalars(
-    collected: CollectedRollout,
-    episodes: list[Episode],
-    targets: Targets,
-    update: UpdateStats,
-    faults: "FaultCounts",
-    timer: Timer,
-    world: World,
-) -> dict[str, float]:
-    """Compute all scalars of an iteration over all ranks; ``episodes`` are those of all ranks."""
-    rollout = collected.rollout
+def iteration_scalars(iteration: "Iteration", update: UpdateStats, timer: Timer) -> dict[str, float]:
+    """Compute all scalars of an iteration over all ranks."""
+    trainer = iteration.trainer
     return {
-        **episode_scalars(episodes),
+        **episode_scalars(iteration.episodes),
         **update.scalars,
-        **explained_variance(rollout, targets, world),
-        **faults.scalars(),
-        **time_scalars(timer, rollout.num_steps * rollout.num_envs * world.size),
+        **explained_variance(iteration.rollout, iteration.targets, trainer.world),
+        **trainer.faults.scalars(),
+        **time_scalars(timer, trainer.batch_size),
     }
 
 
@@ -78,8 +74,10 @@ def time_scalars(timer: Timer, num_steps: int) -> dict[str, float]:
 class FaultCounts:
     """Counts faults over the whole run, across resumes. All ranks call the methods together."""
 
-    def __init__(self, world: World, budget: FaultBudget) -> None:
-        self._world, self._budget = world, budget
+    def __init__(self, world: World, max_worker_restarts: int) -> None:
+        self._world = world
+        self.budget = FaultBudget(max_worker_restarts)
+        """Shared by the environments of training and evaluation."""
         self._restarts_before = 0  # by the processes that trained the run before
         self.cut_episodes = 0
         self.nonfinite_updates = 0
@@ -96,9 +94,7 @@ class FaultCounts:
 
     def scalars(self) -> dict[str, float]:
         """Return ``faults/*``, summed over all ranks."""
-        worker_restarts, cut_episodes, _ = (
-            torch.stack(self._world.gather(torch.tensor(self._local_counts()))).sum(0).tolist()
-        )
+        worker_restarts, cut_episodes, _ = self._world.sum_(torch.tensor(self._local_counts())).tolist()
         return {
             "faults/worker_restarts": float(worker_restarts),
             "faults/cut_episodes": float(cut_episodes),
@@ -115,4 +111,4 @@ class FaultCounts:
         self._restarts_before, self.cut_episodes, self.nonfinite_updates = own
 
     def _local_counts(self) -> list[int]:
-        return [self._restarts_before + self._budget.count, self.cut_episodes, self.nonfinite_updates]
+        return [self._restarts_before + self.budget.count, self.cut_episodes, self.nonfinite_updates]

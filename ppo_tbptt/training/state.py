@@ -12,9 +12,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ppo_tbptt.config import Config
+from ppo_tbptt.config.resume import continued
 from ppo_tbptt.envs import BatchedEnv, EnvSpec
+from ppo_tbptt.models.plugins import OUT_OF_MEMORY
 from ppo_tbptt.ppo.learner import NonFiniteError
 from ppo_tbptt.run.checkpoint import CheckpointError, save_checkpoint
+from ppo_tbptt.run.folder import RunDir
 from ppo_tbptt.runtime.distributed import World
 from ppo_tbptt.types import Carry
 
@@ -59,7 +63,7 @@ def load_state_dict(trainer: "Trainer", tree: dict[str, Any], progress: Callable
     Raises:
         CheckpointError: the checkpoint has invalid values, or is of another agent or environment.
     """
-    try:
+    with _invalid_values():
         _check_tree(tree, state_size=trainer.agent.core.state_size)
         _check_spec(EnvSpec.from_json(tree["spec"]), trainer.envs.spec)
         trainer.agent.load_state_dict(tree["agent"])
@@ -73,17 +77,10 @@ def load_state_dict(trainer: "Trainer", tree: dict[str, Any], progress: Callable
             if callback.name in saved:
                 callback.load_state_dict(saved[callback.name])
         _load_level_seeds(trainer, tree["level_seeds"])
-        same_ranks = len(tree["environments"]) == trainer.world.size
-        if same_ranks:
-            trainer.rng.load_state_dict(tree)  # raises where they are invalid; restored again below
-    except (MemoryError, torch.OutOfMemoryError):
-        raise
-    except Exception as error:  # loaders raise many kinds of errors for invalid values
-        reason = " ".join(f"{error}".split())[:300] or type(error).__name__
-        raise CheckpointError(f"the checkpoint can't be gone on with: {reason}") from error
     carry = _resume_episodes(trainer, tree, progress)
-    if same_ranks:
-        trainer.rng.load_state_dict(tree)
+    if len(tree["environments"]) == trainer.world.size:
+        with _invalid_values():
+            trainer.rng.load_state_dict(tree)
     else:
         trainer.rng.seed(trainer.env_steps)
         text = f"the checkpoint is of {len(tree['environments'])} rank(s), this run of {trainer.world.size}"
@@ -91,17 +88,39 @@ def load_state_dict(trainer: "Trainer", tree: dict[str, Any], progress: Callable
     return carry
 
 
-def check_handed_in(tree: dict[str, Any], parts: dict[str, Any], source: str | Path) -> None:
-    """Check that ``parts`` hold what was handed in to the trainer that saved ``tree``; ``source`` is named in errors.
+@contextmanager
+def _invalid_values() -> Iterator[None]:
+    """Raise a `CheckpointError` in place of what loaders raise for invalid values."""
+    try:
+        yield
+    except OUT_OF_MEMORY:
+        raise
+    except Exception as error:  # of many kinds
+        reason = " ".join(f"{error}".split())[:300] or type(error).__name__
+        raise CheckpointError(f"the checkpoint can't be gone on with: {reason}") from error
+
+
+def load_run(
+    run_dir: Path, overrides: dict[str, Any] | None, parts: dict[str, Any]
+) -> tuple[Config, Config, dict[str, Any]]:
+    """Load the newest whole checkpoint of a run.
+
+    Returns:
+        The config that the checkpoint was saved with, the one to go on with, and the checkpoint's tree.
 
     Raises:
-        CheckpointError: a part is missing, which no config describes.
+        RunDirError, ConfigError: there is no such run, or an override can't change in a run.
+        CheckpointError: there is none, or ``parts`` lack what was handed in and no config describes.
     """
+    run = RunDir.open(run_dir)
+    _, tree = run.load_newest()
+    saved = Config.from_dict(tree["config"], source="the config in the checkpoint")
+    config = continued(saved, Config.load(run.config, overrides))
     for name in tree.get("handed_in", []):
         if parts.get(name) is None:
-            raise CheckpointError(
-                f"{source}: its {name} was handed in and no config describes it; resume with {name}=..."
-            )
+            text = f"{run_dir}: its {name} was handed in and no config describes it"
+            raise CheckpointError(f"{text}; resume with {name}=...")
+    return saved, config, tree
 
 
 @contextmanager

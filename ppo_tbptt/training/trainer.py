@@ -3,29 +3,26 @@
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from pathlib import Path
-from types import TracebackType
-from typing import Any
+from typing import Any, Self
 
 import torch
 
 from ppo_tbptt.config import Config
-from ppo_tbptt.config.resume import continued, describe_changes
-from ppo_tbptt.envs import BatchedEnv, FaultBudget, LevelSeeds
+from ppo_tbptt.config.resume import describe_changes
+from ppo_tbptt.envs import BatchedEnv, LevelSeeds
 from ppo_tbptt.evaluation.evaluate import Evaluation
 from ppo_tbptt.models import Agent
 from ppo_tbptt.models.agent import build_agent
 from ppo_tbptt.ppo.advantages import compute_targets
-from ppo_tbptt.ppo.all_reduce import broadcast_parameters
-from ppo_tbptt.ppo.collector import RolloutCollector, rollout_storage
+from ppo_tbptt.ppo.collector import RolloutCollector
 from ppo_tbptt.run.folder import RunDir
 from ppo_tbptt.run.metrics import Report
 from ppo_tbptt.run.sinks import RunWriter
-from ppo_tbptt.runtime.device import prepare_device, resolve_precision
+from ppo_tbptt.runtime.device import prepare_device
 from ppo_tbptt.runtime.distributed import World
 from ppo_tbptt.runtime.rng import TrainingRNG
 from ppo_tbptt.runtime.timing import Timer
-from ppo_tbptt.training import state
-from ppo_tbptt.training.build import build_envs, build_learner, build_levels, compile_updates, describe_storage
+from ppo_tbptt.training import build, state
 from ppo_tbptt.training.callbacks import (
     Callback,
     EvaluateHeldOut,
@@ -77,80 +74,61 @@ class Trainer(Iterator[Report]):
         world = world or World()
         self.device = prepare_device(world.device_name(config.device), deterministic=config.deterministic)
         self.world = world.with_device(self.device)
-        precision = str(resolve_precision(config.precision, self.device)).removeprefix("torch.")
-        self.config = config = config.replace(precision=precision)  # the saved config names the precision used
+        self.config = build.with_resolved_precision(config, self.device)
         self.handed_in = [name for name, part in {"envs": envs, "agent": agent}.items() if part is not None]
         self.iteration = self.env_steps = 0
         self.notes: list[str] = []
         """Lines for the user that no report contains yet."""
+        self.faults = FaultCounts(self.world, config.env.max_worker_restarts)
+        self.snapshot, self.checkpoints = IterationSnapshot(), SaveCheckpoints()
+        self.user_callbacks = list(callbacks)
+        self.callbacks = [EvaluateHeldOut(), self.snapshot, WriteMetrics(), self.checkpoints, *self.user_callbacks]
         self.rng = TrainingRNG(config.seed, self.world, self.device)
+        self.run = None if run_dir is None else RunDir(Path(run_dir))
         self.writer: RunWriter | None = None
-        """On rank 0 with a run folder only."""
+        """Rank 0's, where there is a run folder."""
         self._closing = ExitStack()
         try:
             with self.rng.installed():
-                self._build_parts(envs, agent)
+                self._build(envs, agent)
             self.rng.seed(0)
-            self._add_callbacks(callbacks)
             with self.rng.installed():
                 self.carry = (
                     self.collector.begin() if restore is None else state.load_state_dict(self, restore, progress)
                 )
-            self._open_run(run_dir, resumed=restore is not None)
+            if self.run is not None and self.world.rank == 0:
+                self._open_writer(self.run, resumed=restore is not None)
         except BaseException:
             self.close()
             raise
 
-    def _build_parts(self, envs: BatchedEnv | None, agent: Agent | None) -> None:
+    def _build(self, envs: BatchedEnv | None, agent: Agent | None) -> None:
         """Build environments, agent, collector and learner."""
-        config, world = self.config, self.world
-        self.fault_budget = FaultBudget(config.env.max_worker_restarts)
+        config, world, device = self.config, self.world, self.device
         self.levels: LevelSeeds | None = None
         """Level source of the config's environments; those that were handed in have their own."""
         if envs is None:
-            self.levels = build_levels(config, world)
-            envs = build_envs(config, self.levels, self.fault_budget, world, self.device)
+            self.levels = build.build_levels(config, world)
+            envs = build.build_envs(config, self.levels, self.faults.budget, world, device)
         self.envs = envs
-        self._closing.callback(self.envs.close)
-        self.agent = build_agent(config, self.envs.spec, self.device) if agent is None else agent.to(self.device)
-        self.collector = RolloutCollector(self.envs, self.agent)
+        self._closing.callback(envs.close)
+        self.agent = build_agent(config, envs.spec, device) if agent is None else agent.to(device)
+        self.collector = RolloutCollector(envs, self.agent)
         self._closing.callback(self.collector.close)
-        self.storage = rollout_storage(config, self.envs.spec, self.agent.core.state_size, self.device)
-        self.learner = build_learner(config, self.agent, self.rng.permutation, world)
-        broadcast_parameters(world, self.learner.parameters())
-        self.notes += describe_storage(self.storage)
+        self.storage = build.build_storage(config, self.agent, self.notes)
+        self.learner = build.build_learner(config, self.agent, self.rng.permutation, world)
         if config.compile:
-            self.notes += compile_updates(self.learner, self.storage, config.batch_size // config.ppo.num_minibatches)
+            build.compile_updates(self.learner, self.storage, config, self.notes)
 
-    def _add_callbacks(self, callbacks: Sequence[Callback]) -> None:
-        self.faults = FaultCounts(self.world, self.fault_budget)
-        self.snapshot = IterationSnapshot()
-        self.checkpoints = SaveCheckpoints()
-        self.user_callbacks = list(callbacks)
-        built_in = [EvaluateHeldOut(), self.snapshot, WriteMetrics(), self.checkpoints]
-        self.callbacks: list[Callback] = [*built_in, *self.user_callbacks]
-
-    def _open_run(self, run_dir: str | Path | None, *, resumed: bool) -> None:
+    def _open_writer(self, run: RunDir, *, resumed: bool) -> None:
         """Create the run folder, or open that of the resumed run."""
-        self.run = None if run_dir is None else RunDir(Path(run_dir))
-        if self.run is not None and self.world.rank == 0:
-            done = self.iteration if resumed else None
-            self.writer = RunWriter(self.run.path, self.config, resumed_from=done, env_steps=self.env_steps)
-            self._closing.callback(self.writer.close)
-            self.writer.write_run_info(self.envs.spec, self.config, self.device, self.env_steps)
+        done = self.iteration if resumed else None
+        self.writer = RunWriter(run.path, self.config, resumed_from=done, env_steps=self.env_steps)
+        self._closing.callback(self.writer.close)
+        self.writer.write_run_info(self.envs.spec, self.config, self.device, self.env_steps)
 
     @classmethod
-    def resume(
-        cls,
-        run_dir: str | Path,
-        overrides: dict[str, Any] | None = None,
-        *,
-        envs: BatchedEnv | None = None,
-        agent: Agent | None = None,
-        callbacks: Sequence[Callback] = (),
-        world: World | None = None,
-        progress: Callable[[int, int], None] | None = None,
-    ) -> "Trainer":
+    def resume(cls, run_dir: str | Path, overrides: dict[str, Any] | None = None, **parts: Any) -> Self:
         """Resume the run in ``run_dir`` from its newest whole checkpoint.
 
         Environments return into their episodes by episode replay. With the same settings and numbers of ranks and
@@ -158,19 +136,17 @@ class Trainer(Iterator[Report]):
         not. With another number of ranks, action noise, minibatches and dropout begin new random streams; with another
         number of ranks or environments, all episodes begin anew. Level seeds always go on.
 
-        ``overrides`` (by dotted key) replace settings of the run; ``notes`` list the changes. Environments, agent and
-        callbacks that were handed in before must be handed in again.
+        Args:
+            run_dir: the run folder.
+            overrides: settings of the run to replace, by dotted key; ``notes`` list the changes.
+            parts: ``envs``, ``agent``, ``callbacks``, ``world`` and ``progress`` of the constructor. What was handed
+                in before must be handed in again.
 
         Raises:
             RunDirError, CheckpointError, ConfigError: the run can't be resumed, or an override can't change in a run.
         """
-        run = RunDir.open(Path(run_dir))
-        _, tree = run.load_newest()
-        saved = Config.from_dict(tree["config"], source="the config in the checkpoint")
-        config = continued(saved, Config.load(run.config, overrides))
-        parts: dict[str, Any] = {"envs": envs, "agent": agent, "callbacks": callbacks}
-        state.check_handed_in(tree, parts, run_dir)
-        trainer = cls(config, run_dir, **parts, restore=tree, world=world, progress=progress)
+        saved, config, tree = state.load_run(Path(run_dir), overrides, parts)
+        trainer = cls(config, run_dir, **parts, restore=tree)
         trainer.notes[:0] = [f"changed: {line}" for line in describe_changes(saved, trainer.config)]
         return trainer
 
@@ -196,21 +172,13 @@ class Trainer(Iterator[Report]):
                 collected = self.collector.collect(self.carry, self.storage, uniforms, timer)
                 targets = compute_targets(collected.rollout, gamma=ppo.gamma, gae_lambda=ppo.gae_lambda)
                 iteration = Iteration(self, collected.rollout, targets)
-                update = self.learner.update(
-                    collected.rollout,
-                    targets,
-                    self.env_steps,
-                    timer,
-                    before_epoch=iteration.before_epoch,
-                    after_epoch=iteration.after_epoch,
-                )
+                hooks = {"before_epoch": iteration.before_epoch, "after_epoch": iteration.after_epoch}
+                update = self.learner.update(collected.rollout, targets, self.env_steps, timer, **hooks)
                 self.carry = collected.carry
             self.iteration, self.env_steps = iteration.number, iteration.env_steps
             self.faults.count(collected, update, iteration.number, self.notes)
             iteration.episodes = gather_episodes(self.world, collected.episodes)
-            iteration.scalars |= iteration_scalars(
-                collected, iteration.episodes, targets, update, self.faults, timer, self.world
-            )
+            iteration.scalars |= iteration_scalars(iteration, update, timer)
             for callback in self.callbacks:
                 callback.after_iteration(iteration)
         return iteration.report
@@ -229,35 +197,21 @@ class Trainer(Iterator[Report]):
         Returns:
             The checkpoint's path; None without a run folder, or where writing fails (``notes`` say why).
         """
-        if self.run is None:
-            return None
-        if not self.on_rank_0(lambda writer: writer.saved == self.iteration):
-            tree = self.state_dict()
-            if not self.on_rank_0(lambda writer: writer.save(self.iteration, tree)):
-                return None
-        return self.run.checkpoint(self.iteration)
-
-    def on_rank_0(self, write: Callable[[RunWriter], bool]) -> bool:
-        """Call ``write`` on rank 0 and return its result on every rank; True without a run folder."""
-        return self.world.gather_json(self.writer is None or write(self.writer))[0]
+        return self.checkpoints.save(self)
 
     def take_notes(self) -> tuple[str, ...]:
         """Return the lines for the user and clear them."""
-        if self.writer is not None:
-            self.notes += self.writer.take_notes()
-        taken = tuple(self.notes)
+        notes = (*self.notes, *(self.writer.take_notes() if self.writer else ()))
         self.notes.clear()
-        return taken
+        return notes
 
     def close(self) -> None:
         """End the workers, flush the metrics and release the run folder's lock. May be called again."""
         self._closing.close()
         self.writer = None
 
-    def __enter__(self) -> "Trainer":
+    def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
