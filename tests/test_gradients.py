@@ -64,26 +64,6 @@ def test_gradients_equal_the_naive_unroll(core: str, length: int | None) -> None
         assert worst_relative(ours, whole) > 1e-3  # the cut is felt, so the comparison above says something
 
 
-def test_a_value_depends_on_its_own_sequence_only() -> None:
-    agent = small_agent()
-    start = torch.zeros(8, 2, dtype=torch.bool)
-    start[3, 0] = True
-    rollout = fake_rollout(agent, start)
-    sequences = cut(start, 4)  # env 0: steps 0-2, 3-6, 7; env 1: steps 0-3, 4-7
-    batch = gather(rollout, fake_targets(rollout), sequences, torch.arange(sequences.mask.shape[1]))
-    obs = batch.obs["obs"].requires_grad_()
-    values = agent.unroll({"obs": obs}, batch.state, batch.sequences_per_step).value
-    column = torch.arange(len(batch.state))
-    where = (
-        column < batch.sequences_per_step[:, None]
-    ).nonzero()  # [M, 2]: (step in sequence, sequence) of each valid step
-    for m, (step, sequence) in enumerate(where.tolist()):
-        (gradient,) = torch.autograd.grad(values[m], obs, retain_graph=True)
-        touched = gradient.abs().sum(1) > 0
-        expected = (where[:, 1] == sequence) & (where[:, 0] <= step)
-        assert torch.equal(touched, expected)
-
-
 @pytest.mark.parametrize("normalize", [False, True])
 def test_steps_that_do_not_count_only_warm_the_state(normalize: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """Loss, gradients, moments, and the means over minibatches of a whole update at unchanged weights."""

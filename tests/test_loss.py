@@ -10,7 +10,6 @@ from torch import Tensor, nn
 
 from ppo_tbptt.config import ConfigError, PPOConfig
 from ppo_tbptt.models import Agent
-from ppo_tbptt.ppo.advantages import normalize
 from ppo_tbptt.ppo.learner import Learner
 from ppo_tbptt.ppo.losses import PPOLoss, build_losses
 from ppo_tbptt.runtime.timing import Timer
@@ -72,15 +71,6 @@ def test_by_hand() -> None:
     assert float(loss(RATIOS * OLD, OLD, clip_value_loss=False)[1]["loss/value"]) == pytest.approx(0.5)
 
 
-def test_joint_and_per_branch_ratio() -> None:
-    """Two branches with ratios 1.5 and 0.8: jointly 1.2, which is not clipped; apart 1.2 (clipped) and 0.8."""
-    p, old = torch.tensor([[0.75, 0.4]] * 4), torch.full((4, 2), 0.5)
-    for ratio, policy, clipped in (("joint", -1.2, 0.0), ("per_branch", -(1.25 + 0.8) / 2, 0.5)):
-        _, figures = loss(p, old, clip_range=0.25, ratio=ratio, advantage=torch.ones(4))
-        assert float(figures["loss/policy"]) == pytest.approx(policy)
-        assert float(figures["policy/clip_fraction"]) == clipped
-
-
 def gradient(ratio: Tensor, advantage: Tensor) -> Tensor:
     """Of the policy loss by the log-probabilities."""
     log_prob = (ratio * OLD).log().requires_grad_()
@@ -94,19 +84,6 @@ def test_policy_gradient() -> None:
     torch.testing.assert_close(gradient(torch.ones(4, 1), advantage), -advantage / 4)
     result = gradient(torch.tensor([[1.5], [0.5], [1.5], [0.5]]), torch.tensor([1.0, -1.0, -1.0, 1.0]))
     torch.testing.assert_close(result, torch.tensor([0.0, 0.0, 1.5 / 4, -0.5 / 4]))
-
-
-def test_only_the_loss_carries_a_gradient() -> None:
-    total, figures = loss(RATIOS * OLD, OLD, value=torch.zeros(4, requires_grad=True))
-    assert total.requires_grad
-    assert not any(x.requires_grad for x in figures.values())
-
-
-def test_normalize() -> None:
-    result = normalize(torch.tensor([1.0, 2.0, 6.0]))
-    assert float(result.mean()) == pytest.approx(0, abs=1e-6)
-    assert float(result.square().mean()) == pytest.approx(1, rel=1e-5)
-    assert normalize(torch.tensor([3.0])).tolist() == [0.0]
 
 
 # --- auxiliary losses ----------------------------------------------------------------------------------------------

@@ -1,17 +1,12 @@
 """bfloat16 arithmetic: what stays float32, and how far it may be off."""
 
-from pathlib import Path
-
 import pytest
 import torch
-from configs_for_tests import tiny
 from helpers import fake_rollout, small_agent, worst_replay
 
-from ppo_tbptt.config import Config
 from ppo_tbptt.models import CORES, Agent
 from ppo_tbptt.ppo.sequences import cut
 from ppo_tbptt.runtime.device import resolve_precision, storage_device
-from ppo_tbptt.training.trainer import Trainer
 
 # bfloat16 keeps 8 significant bits: a relative error of 2**-9 at each of a handful of roundings, here on logits and
 # values of size 1 to 3. Acting and learning batch differently, so their roundings differ by that much.
@@ -58,15 +53,6 @@ def test_gradients_point_the_same_way() -> None:
         (output.logits.log_softmax(1)[:, 0].mean() + (output.value - 1).square().mean()).backward()
         gradients.append(torch.cat([p.grad.flatten() for p in agent.parameters() if p.grad is not None]))
     assert torch.nn.functional.cosine_similarity(gradients[0], gradients[1], dim=0) > 0.999
-
-
-def test_the_resolved_precision_is_saved(tmp_path: Path) -> None:
-    with Trainer(tiny(total_steps=64), tmp_path / "run") as trainer:
-        list(trainer)
-    assert Config.load(tmp_path / "run" / "config.toml").precision == "float32"
-    with Trainer(tiny(total_steps=64, precision="bfloat16"), tmp_path / "half") as trainer:
-        list(trainer)
-    assert Config.load(tmp_path / "half" / "config.toml").precision == "bfloat16"
 
 
 def test_observations_stay_on_the_device_while_they_fit(monkeypatch: pytest.MonkeyPatch) -> None:

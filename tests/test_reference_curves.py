@@ -13,6 +13,7 @@ from configs_for_tests import tiny
 from recorded_envs import Log, Played, Step
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.backend.event_processing.event_file_loader import LegacyEventFileLoader
+from test_resume import timeless
 
 from ppo_tbptt.config import Config
 from ppo_tbptt.run.checkpoint import load_checkpoint
@@ -107,10 +108,6 @@ def level_seed(config: Config, env: int, number: int) -> int:
 def about_episodes(row: Row) -> Row:
     prefixes = ("episode/", "env/")
     return {key: x for key, x in row.items() if key in ("iteration", "env_steps") or key.startswith(prefixes)}
-
-
-def timeless(row: Row) -> Row:
-    return {key: value for key, value in row.items() if not key.startswith("time/")}
 
 
 def metrics(run: Path) -> list[Row]:

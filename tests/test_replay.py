@@ -4,14 +4,13 @@ from dataclasses import replace
 
 import pytest
 import torch
-from helpers import fake_rollout, fake_targets, small_agent, worst_replay
+from helpers import fake_rollout, small_agent, worst_replay
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
 from ppo_tbptt.models import CORES
-from ppo_tbptt.ppo.sequences import cut, gather
-from ppo_tbptt.types import Sequences
+from ppo_tbptt.ppo.sequences import cut
 
 LENGTHS = [1, 3, 16, None]
 TOLERANCE = 1e-5  # float32
@@ -57,32 +56,3 @@ def test_mutant_state_stored_after_the_step_is_caught() -> None:
     agent = small_agent()
     rollout = fake_rollout(agent, some_starts(), store="after")
     assert max(worst_replay(agent, rollout, cut(rollout.start, 3))) > 1e-2
-
-
-def test_mutant_reshape_without_swapping_axes_is_caught() -> None:
-    """[T, N] flattened and chunked as it lies in memory: each "sequence" then jumps between environments."""
-    agent = small_agent()
-    rollout = fake_rollout(agent, torch.zeros(12, 4, dtype=torch.bool))
-    index = torch.arange(48).view(16, 3).T.contiguous()
-    mutant = Sequences(index=index, mask=torch.ones_like(index, dtype=torch.bool))
-    assert max(worst_replay(agent, rollout, mutant)) > 1e-2
-
-
-def test_garbage_in_padding_changes_nothing() -> None:
-    """Padding points at step 0 of environment 0; whatever lies there must not leak into other sequences."""
-    agent = small_agent("gru", 2)
-    rollout = fake_rollout(agent, some_starts())
-    sequences = cut(rollout.start, 16)
-    ids = torch.arange(1, sequences.mask.shape[1])  # all but the sequence that holds step 0 of environment 0
-    before = gather(rollout, fake_targets(rollout), sequences, ids)
-    with torch.no_grad():
-        expected = agent.unroll(before.obs, before.state, before.sequences_per_step)
-    rollout.obs["obs"][0, 0] = 1e6
-    rollout.state[0, 0] = 1e6
-    garbage = Sequences(index=torch.where(sequences.mask, sequences.index, 0), mask=sequences.mask)
-    assert (~sequences.mask[:, ids]).any()
-    after = gather(rollout, fake_targets(rollout), garbage, ids)
-    with torch.no_grad():
-        output = agent.unroll(after.obs, after.state, after.sequences_per_step)
-    assert torch.equal(output.logits, expected.logits)
-    assert torch.equal(output.value, expected.value)

@@ -31,12 +31,6 @@ def test_the_span_without_one_of_its_own_is_the_run() -> None:
     assert Schedule(initial=1.0, final=0.0).at(25, total_steps=100) == 0.75
 
 
-def test_published_learning_rate() -> None:
-    """2.75e-4 to 1e-5 over 163.84 million steps: halfway in between, then constant."""
-    assert value(2.75e-4, 1e-5, 1.0, 163_840_000, 81_920_000) == pytest.approx(1.425e-4)
-    assert value(2.75e-4, 1e-5, 1.0, 163_840_000, 491_520_000) == 1e-5
-
-
 @given(initial=st.floats(0, 1e9), over=st.integers(1, 10**15), step=st.integers(0, 10**15))
 def test_constant_without_final(initial: float, over: int, step: int) -> None:
     assert value(initial, None, 1.0, over, step) == initial
