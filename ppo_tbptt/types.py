@@ -2,7 +2,7 @@
 
     T rollout steps   N environments   S sequences   L longest sequence   M steps of a minibatch, packed
     A action branches   K logits (sum of the branches' sizes)   D width of the recurrent state
-    F features   H core output
+    F features   P projected features   H core output   U distinct frames
 
     step t:  start_t, obs_t, state_t ──► action_t, log_prob_t, value_t ──► reward_t, terminated_t, truncated_t
              └──── input of t ─────┘     └───── policy at t ────┘          └─────── outcome of t ────────┘
@@ -16,18 +16,45 @@ one shape of data, no case distinctions. Frames stay uint8 and channels-last.
 
 from dataclasses import dataclass, field
 
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float, Int, UInt8
 from torch import Tensor
 
-Obs = dict[str, Tensor]
-"""Observations by name, each ``[*batch, *shape]``, u8 for images and f32 for vectors."""
+
+@dataclass(frozen=True, slots=True)
+class Frames:
+    """Images that repeat, each distinct one stored once."""
+
+    table: UInt8[Tensor, "U X Y C"]
+    number: Int[Tensor, "..."]
+    """Which of the U frames each step shows."""
+
+    def stacked(self) -> UInt8[Tensor, "... X Y C"]:
+        """Return the frame of every step."""
+        return self.table[self.number.to(self.table.device)]
+
+
+@dataclass(frozen=True, slots=True)
+class Projected:
+    """What an agent makes, without memory, of the frames of a table (:meth:`ppo_tbptt.models.Agent.project`)."""
+
+    values: Float[Tensor, "U P"]
+    number: Int[Tensor, "N"]
+    """Which frame each environment shows."""
+
+
+Obs = dict[str, Tensor | Frames]
+"""Observations by name, each ``[*batch, *shape]``, u8 for images and f32 for vectors; images may be :class:`Frames`."""
+
+
+def per_step(x: Float[Tensor, "U F"], obs: Tensor | Frames) -> Float[Tensor, "M F"]:
+    """Repeat what was computed of each distinct frame for every step that shows it; ``x`` itself of other ``obs``."""
+    return x.index_select(0, obs.number) if isinstance(obs, Frames) else x
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Carry:
-    """All that survives from one rollout to the next."""
+    """All that survives from one rollout to the next, beside the environments with their current observations."""
 
-    obs: Obs
     start: Bool[Tensor, "N"]
     state: Float[Tensor, "N D"]
     """The core's state after the last step, not yet reset where ``start``."""
@@ -38,6 +65,7 @@ class Rollout:
     """T steps of N environments; a :class:`~ppo_tbptt.ppo.collector.RolloutCollector` fills the tensors in place."""
 
     obs: Obs
+    """Images as :class:`Frames`, whose numbers lie on the CPU."""
     start: Bool[Tensor, "T N"]
     state: Float[Tensor, "T N D"]
     action: Int[Tensor, "T N A"]
@@ -132,8 +160,8 @@ class AgentOutput:
 
     logits: Float[Tensor, "M K"]
     value: Float[Tensor, "M"]
-    features: Float[Tensor, "M F"]
-    """The encoder's, in the precision of the arithmetic."""
+    features: Float[Tensor, "M F"] | None
+    """The encoder's, in the precision of the arithmetic; only where auxiliary losses may ask for them."""
     core_output: Float[Tensor, "M H"]
     """In the precision of the arithmetic."""
     state_out: Float[Tensor, "S D"]

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ppo_tbptt.config import CoreConfig, ModelConfig
 from ppo_tbptt.envs import LevelSeeds, VectorEnv
-from ppo_tbptt.models import Agent
+from ppo_tbptt.models import Agent, Core
 from ppo_tbptt.models.heads import log_prob_and_entropy, sample
 from ppo_tbptt.ppo.collector import empty_rollout
 from ppo_tbptt.ppo.losses import AuxiliaryLoss
@@ -92,6 +92,12 @@ def worst_replay(
     return float(ratio.abs().max()), float(error.abs().max())
 
 
+def run_core(core: Core, x: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
+    """Outputs [L, B, H] and state [B, D] after features [L, B, F]."""
+    inputs = core.join([core.project(x.flatten(0, 1), slice(0, x.shape[2]))])
+    return core(inputs.unflatten(0, x.shape[:2]), state)
+
+
 def naive_unroll(
     agent: Agent, rollout: Rollout, begins: Tensor, counts: Tensor | None = None
 ) -> tuple[Minibatch, AgentOutput]:
@@ -129,9 +135,9 @@ def naive_unroll(
         state=rollout.state[0],
         sequences_per_step=torch.tensor([0]),
     )
-    names = [f.name for f in fields(AgentOutput) if f.name != "extras"]
+    names = [f.name for f in fields(AgentOutput) if f.name not in ("features", "extras")]
     rows: Any = {name: torch.cat([getattr(x, name) for x in outputs]) for name in names}
-    return batch, AgentOutput(**rows)
+    return batch, AgentOutput(features=None, **rows)
 
 
 def warmed_up(start: Tensor, length: int | None) -> Sequences:

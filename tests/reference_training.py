@@ -95,7 +95,7 @@ class Reference:
 
     def forward(self, obs: dict[str, Tensor], state: State, mask: Tensor | None) -> tuple[list[Tensor], Tensor, State]:
         """Logits of each branch, value, and the state after one step."""
-        x = self.agent.encoder({key: value[None] for key, value in obs.items()})[0]
+        x = torch.cat([*self.agent.encoder({key: value[None] for key, value in obs.items()}).values()], 1)[0]
         after: State = []
         for layer, (h, c) in enumerate(state):
             if layer and mask is not None:

@@ -123,7 +123,7 @@ def test_it_is_resumed_in_the_middle_of_its_episodes() -> None:
     carry = collect(collector, collector.begin(), 0).carry
     collector.envs.step(torch.zeros(ENVS, 1, dtype=torch.int64))
     saved, counts = collector.envs.state_dict(), levels.state_dict()
-    carry = Carry(obs=dict(collector.envs.obs), start=torch.zeros(ENVS, dtype=torch.bool), state=carry.state)
+    carry = Carry(start=torch.zeros(ENVS, dtype=torch.bool), state=carry.state)
     expected = collect(collector, carry, 1)
     levels = LevelSeeds(0, ENVS, 0, 100)
     levels.load_state_dict(counts)

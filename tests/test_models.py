@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from helpers import tiny_agent
+from helpers import run_core, tiny_agent
 from published_network import convert_published
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -118,7 +118,7 @@ def test_state_layout_is_that_of_torch() -> None:
     h, c = torch.randn(2, 3, 8), torch.randn(2, 3, 8)
     flat = torch.cat([h[0], h[1], c[0], c[1]], 1)
     x = torch.randn(4, 3, 6)
-    y, state = core(x, flat)
+    y, state = run_core(core, x, flat)
     want, (h, c) = core.rnn(x, (h, c))  # type: ignore[operator]
     torch.testing.assert_close(y, want)
     torch.testing.assert_close(state, torch.cat([h[0], h[1], c[0], c[1]], 1))
@@ -128,9 +128,9 @@ def test_dropout_acts_between_layers_in_training_only() -> None:
     core = CORES["gru"](6, core_config("gru", 2, 0.5))
     x, state = torch.randn(5, 3, 6), core.initial_state(3)
     core.eval()
-    assert torch.equal(core(x, state)[0], core(x, state)[0])
+    assert torch.equal(run_core(core, x, state)[0], run_core(core, x, state)[0])
     core.train()
-    assert not torch.equal(core(x, state)[0], core(x, state)[0])
+    assert not torch.equal(run_core(core, x, state)[0], run_core(core, x, state)[0])
 
 
 @pytest.mark.parametrize(
@@ -173,9 +173,10 @@ def test_observations_may_have_any_name() -> None:
     tiny_agent(dict.fromkeys(names, (3,)), (2,), seed=1).load_state_dict(agent.state_dict())
     state = agent.core.initial_state(2)
     zero = {name: torch.zeros(2, 3) for name in names}
-    plain = agent.step(zero, state).features
+    packing = torch.tensor([2])
+    plain = agent.unroll(zero, state, packing).features
     for position, name in enumerate(names):
-        changed = (agent.step({**zero, name: torch.randn(2, 3)}, state).features != plain).any(0)
+        changed = (agent.unroll({**zero, name: torch.randn(2, 3)}, state, packing).features != plain).any(0)  # type: ignore[union-attr]
         assert changed.view(len(names), 8).any(1).tolist() == [k == position for k in range(len(names))]
 
 
@@ -264,7 +265,7 @@ def test_the_two_kinds_of_plain_rnn_differ_in_their_nonlinearity() -> None:
     outputs = {}
     for kind in ("rnn_tanh", "rnn_relu"):
         core = CORES[kind](5, CoreConfig(kind=kind, hidden_size=8))
-        outputs[kind] = core(x, core.initial_state(7))[0]
+        outputs[kind] = run_core(core, x, core.initial_state(7))[0]
     assert outputs["rnn_tanh"].min() < 0 and outputs["rnn_tanh"].abs().max() <= 1
     assert outputs["rnn_relu"].min() == 0 and outputs["rnn_relu"].max() > 1
 

@@ -91,7 +91,7 @@ def play(
             state = torch.zeros(1, agent.core.state_size)
         arrays = obs if isinstance(obs, Mapping) else {"obs": obs}
         features = agent.encoder({key: torch.as_tensor(array)[None] for key, array in arrays.items()})
-        y, state = agent.core(features[None], state)
+        y, state = agent.core(agent.core.join([*agent.project(features).values()])[None], state)
         logits = agent.heads(y[0])[0][0].double().numpy()
         action = choose(logits, agent.action_nvec, noise)
         discrete = isinstance(env.action_space, gym.spaces.Discrete)

@@ -79,7 +79,7 @@ def test_every_field_of_every_row(num_workers: int, two_groups: bool) -> None:
                     else:
                         place[n] = (seed, episode, step + 1)
             obs = torch.tensor(place, dtype=torch.float32)
-            assert torch.equal(carry.obs["obs"], obs)
+            assert torch.equal(torch.as_tensor(envs.obs["obs"]), obs)
             assert carry.start.tolist() == fresh
             torch.testing.assert_close(carry.state, after)
             with torch.no_grad():  # the last value uses the carried state, reset where an episode starts
@@ -159,7 +159,7 @@ def test_images_stay_bytes_and_channels_last(env_id: str) -> None:
         collector = RolloutCollector(envs, agent)
         draws = torch.rand(5, 2, len(envs.spec.action_nvec))
         rollout = collector.collect(collector.begin(), kept, draws, Timer()).rollout
-    frames = rollout.obs["image" if "Dict" in env_id else "obs"]
+    frames = rollout.obs["image" if "Dict" in env_id else "obs"].stacked()
     assert frames.dtype == torch.uint8
     assert frames.shape == (5, 2, 84, 84, 3)
     first = frames[rollout.start]

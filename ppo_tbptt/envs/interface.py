@@ -4,6 +4,7 @@ import difflib
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass
+from types import MappingProxyType
 from typing import Any, Self, TypeAlias
 
 import numpy as np
@@ -170,6 +171,7 @@ class BatchedEnv(ABC):
     groups: the rows of each group. A group is sent and received on its own, so that one can step while the agent acts
         for the other.
     obs: current observations by key, [N, ...], overwritten by each step of their group: copy what is to stay.
+    hashes: of the images among `obs`, by key, u64 [N, 2]: equal for equal images. None of those that are not hashed.
     host_memory: u8 [bytes], host memory in which `obs` lies as long as this exists; it may be page-locked. None where
         there is none.
     where: where the environments run, for the user, such as "in 2 workers".
@@ -179,6 +181,7 @@ class BatchedEnv(ABC):
     num_envs: int
     groups: tuple[slice, ...]
     obs: Mapping[str, Array]
+    hashes: Mapping[str, np.ndarray] = MappingProxyType({})
     host_memory: np.ndarray | None = None
     where: str = ""
 

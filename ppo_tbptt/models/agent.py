@@ -14,7 +14,7 @@ from ppo_tbptt.models.cores import build_core
 from ppo_tbptt.models.encoders import Encoder
 from ppo_tbptt.models.heads import Heads, at_least_float32
 from ppo_tbptt.runtime.device import resolve_precision, tf32
-from ppo_tbptt.types import AgentOutput, Obs
+from ppo_tbptt.types import AgentOutput, Frames, Obs, Projected, per_step
 
 
 class Agent(nn.Module):
@@ -55,12 +55,26 @@ class Agent(nn.Module):
         """Device of the weights."""
         return self.heads.value.weight.device
 
-    def step(self, obs: Obs, state: Float[Tensor, "N D"]) -> AgentOutput:
-        """Take one step of N environments from ``state``, which is reset already where an episode starts."""
+    def project(self, obs: Mapping[str, Tensor]) -> dict[str, Float[Tensor, "_ P"]]:
+        """Encode observations, and compute what the core makes of them without memory (:meth:`.Core.project`)."""
         with self.arithmetic():
-            features = self.encoder(obs)
-            y, state_out = self.core(features[None], state)
-            return self._output(features, y[0], state_out)
+            return self._project(self.encoder(obs))
+
+    def _project(self, features: Mapping[str, Tensor]) -> dict[str, Float[Tensor, "_ P"]]:
+        # In float32, because gradients of repetitions are added in this type.
+        columns = self.encoder.columns
+        return {key: at_least_float32(self.core.project(x, columns[key])) for key, x in features.items()}
+
+    def step(self, obs: Mapping[str, Tensor | Projected], state: Float[Tensor, "N D"]) -> AgentOutput:
+        """Take one step of N environments from ``state``, which is reset already where an episode starts.
+
+        Of frames that were seen before ``obs`` may hold what :meth:`project` made of them.
+        """
+        with self.arithmetic():
+            known = {key: x.values.index_select(0, x.number) for key, x in obs.items() if isinstance(x, Projected)}
+            new = {key: x for key, x in obs.items() if isinstance(x, Tensor)}
+            y, state_out = self.core(self._join(known | self.project(new))[None], state)
+            return self._output(None, y[0], state_out)
 
     def reset_state(self, state: Float[Tensor, "N D"], start: Bool[Tensor, "N"]) -> Float[Tensor, "N D"]:
         """Replace the rows where an episode starts by the initial state."""
@@ -71,23 +85,34 @@ class Agent(nn.Module):
         obs: Obs,
         state: Float[Tensor, "S D"],
         sequences_per_step: Int[Tensor, "L"],
-        encode: Callable[[Obs], Tensor] | None = None,
+        encode: Callable[[Mapping[str, Tensor]], dict[str, Tensor]] | None = None,
+        *,
+        features: bool = True,
     ) -> AgentOutput:
         """Unroll S packed sequences, M steps in all, each from its own ``state``.
+
+        Encoder and the core's projection run once on each frame of a :class:`~ppo_tbptt.types.Frames`.
 
         Args:
             obs: M observations, packed (see :class:`~ppo_tbptt.types.Minibatch`).
             state: what the core was fed at each sequence's first step.
             sequences_per_step: the packing.
             encode: called in the encoder's place: the same, compiled (see :mod:`ppo_tbptt.models.compile`).
+            features: return the features of every step too.
         """
         with self.arithmetic():
-            features = self.encoder(obs) if encode is None else encode(obs)
-            y, state_out = self.core.unroll(features, state, sequences_per_step)
-            return self._output(features, y, state_out)
+            tables = {key: x.table if isinstance(x, Frames) else x for key, x in obs.items()}
+            encoded = (encode or self.encoder)(tables)
+            projected = {key: per_step(x, obs[key]) for key, x in self._project(encoded).items()}
+            y, state_out = self.core.unroll(self._join(projected), state, sequences_per_step)
+            by_step = torch.cat([per_step(encoded[key], obs[key]) for key in self.obs_shapes], 1) if features else None
+            return self._output(by_step, y, state_out)
+
+    def _join(self, projected: Mapping[str, Float[Tensor, "M _"]]) -> Float[Tensor, "M P"]:
+        return self.core.join([projected[key] for key in self.obs_shapes])
 
     def _output(
-        self, features: Float[Tensor, "M F"], y: Float[Tensor, "M H"], state_out: Float[Tensor, "S D"]
+        self, features: Float[Tensor, "M F"] | None, y: Float[Tensor, "M H"], state_out: Float[Tensor, "S D"]
     ) -> AgentOutput:
         logits, value = self.heads(y)
         return AgentOutput(

@@ -7,7 +7,7 @@ on a GPU it is one captured graph already.
 
 import logging
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 
 import torch
@@ -15,14 +15,16 @@ from torch import Tensor
 
 from ppo_tbptt.models import Agent
 from ppo_tbptt.models.plugins import OUT_OF_MEMORY
-from ppo_tbptt.types import Obs
+
+Encode = Callable[[Mapping[str, Tensor]], dict[str, Tensor]]
+"""The encoder, or what is compiled of it."""
 
 
 class CompileError(RuntimeError):
     """One line: why the encoder was not compiled."""
 
 
-def compile_encoder(agent: Agent, obs: Obs) -> Callable[[Obs], Tensor]:
+def compile_encoder(agent: Agent, obs: Mapping[str, Tensor]) -> Encode:
     """Compile the agent's encoder, with its own weights, for any number of observations; for :meth:`Agent.unroll`.
 
     It is compiled here and now, forward and backward, by a step on ``obs`` (about as many as an update takes at a time)
@@ -43,20 +45,20 @@ def compile_encoder(agent: Agent, obs: Obs) -> Callable[[Obs], Tensor]:
     except Exception as error:  # Dynamo, the compilers and the system raise many kinds
         raise CompileError(_reason(error)) from error
 
-    def encode(obs: Obs) -> Tensor:
+    def encode(obs: Mapping[str, Tensor]) -> dict[str, Tensor]:
         with torch.compiler.set_stance("eager_on_recompile"):
             return compiled(obs)
 
     return encode
 
 
-def _try(agent: Agent, encode: Callable[[Obs], Tensor], obs: Obs) -> None:
+def _try(agent: Agent, encode: Encode, obs: Mapping[str, Tensor]) -> None:
     """Go through an update's forward and backward pass, whose gradients are thrown away."""
     for x in obs.values():
         torch._dynamo.mark_dynamic(x, 0)  # the other axes are the same in every update
     agent.train()
     num = len(next(iter(obs.values())))
-    output = agent.unroll(obs, agent.core.initial_state(num), torch.tensor([num]), encode)
+    output = agent.unroll(dict(obs), agent.core.initial_state(num), torch.tensor([num]), encode)
     torch.autograd.grad(output.logits.sum() + output.value.sum(), list(agent.parameters()), allow_unused=True)
 
 

@@ -51,12 +51,25 @@ class _Check:
     def equal(self, a: Tensor, b: Tensor, text: str) -> None:
         self.require(a.shape == b.shape and torch.allclose(a, b, rtol=self.tolerance, atol=self.tolerance), text)
 
+    def inputs(self, x: Tensor) -> Tensor:
+        """Project features and join them, which must be the same for their columns in two parts."""
+        core, size = self.core, x.shape[-1]
+        half = size // 2
+        whole = core.join([core.project(x, slice(0, size))])
+        parts = [core.project(x[..., :half], slice(0, half)), core.project(x[..., half:], slice(half, size))]
+        self.equal(core.join(parts), whole, "project and join must be the same for features in parts")
+        return whole
+
+    def forward(self, x: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
+        y, state = self.core(self.inputs(x.flatten(0, 1)).unflatten(0, x.shape[:2]), state)
+        return y, state
+
     def shapes(self, x: Tensor) -> None:
         core = self.core
         initial = core.initial_state(ENVS)
         self.require(initial.shape == (ENVS, core.state_size), "initial_state(B) must be [B, state_size]")
         self.require(bool((initial == initial[:1]).all()), "initial_state(B) must be the same for all")
-        y, state = core(x, initial)
+        y, state = self.forward(x, initial)
         self.require(y.shape == (STEPS, ENVS, core.output_size), "the output must be [L, B, output_size]")
         self.require(state.shape == initial.shape, "the state returned must be [B, state_size], as that given is")
         self.require(y.dtype == state.dtype == torch.float32, "output and state must be float32 for float32 input")
@@ -65,20 +78,20 @@ class _Check:
     def steps(self, x: Tensor) -> None:
         """Several steps at once are those steps one by one, and don't change what they are given."""
         core = self.core.eval()
-        first = state = core(x, core.initial_state(ENVS))[1]
+        first = state = self.forward(x, core.initial_state(ENVS))[1]
         kept = first.clone()
-        y, last = core(x, first)
+        y, last = self.forward(x, first)
         self.require(torch.equal(first, kept), "the state given must not be changed in place")
         for t in range(STEPS):
-            out, state = core(x[t : t + 1], state)
+            out, state = self.forward(x[t : t + 1], state)
             self.equal(out[0], y[t], "L steps in one call must give the outputs of L calls of one step")
         self.equal(state, last, "the state returned must be the one after the last step")
 
     @torch.no_grad()
     def rows(self, x: Tensor) -> None:
         core = self.core.eval()
-        y, state = core(x, core.initial_state(ENVS))
-        own, own_state = core(x[:, 1:2], core.initial_state(1))
+        y, state = self.forward(x, core.initial_state(ENVS))
+        own, own_state = self.forward(x[:, 1:2], core.initial_state(1))
         self.equal(own, y[:, 1:2], "a row's outputs must not depend on the other rows")
         self.equal(own_state, state[1:2], "a row's state must not depend on the other rows")
 
@@ -87,15 +100,15 @@ class _Check:
         core = self.core.eval()
         fed, after, y = [], [], []
         with torch.no_grad():
-            state = core(x, core.initial_state(ENVS))[1]
+            state = self.forward(x, core.initial_state(ENVS))[1]
             for t in range(STEPS):
                 state = torch.where(start[t][:, None], core.initial_state(ENVS), state)
                 fed.append(state)
-                out, state = core(x[t : t + 1], state)
+                out, state = self.forward(x[t : t + 1], state)
                 y.append(out[0])
                 after.append(state)
             core.train()
-            random = not torch.equal(core(x, fed[0])[0], core(x, fed[0])[0])
+            random = not torch.equal(self.forward(x, fed[0])[0], self.forward(x, fed[0])[0])
         core.train(not random)  # dropout acts in updates alone
         sequences = sorted(_sequences(start), key=lambda s: s[1] - s[2])
         longest = max(end - begin for _, begin, end in sequences)
@@ -105,12 +118,12 @@ class _Check:
         t, n = torch.tensor(packed).T
 
         inputs = x.clone().requires_grad_()
-        replayed, last = core.unroll(inputs[t, n], states, count)
+        replayed, last = core.unroll(self.inputs(inputs[t, n]), states, count)
         self.equal(replayed, torch.stack(y)[t, n], "unroll must recompute the outputs of acting")
         wanted = torch.stack([after[end - 1][n] for n, _, end in sequences])
         self.equal(last, wanted, "unroll must return the state after the last step of each sequence")
         weight = torch.randn_like(x[..., :1]).expand(*x.shape[:2], core.output_size)
-        singly = sum((core(inputs[b:e, [n]], fed[b][[n]])[0] * weight[b:e, [n]]).sum() for n, b, e in sequences)
+        singly = sum((self.forward(inputs[b:e, [n]], fed[b][[n]])[0] * weight[b:e, [n]]).sum() for n, b, e in sequences)
         parameters = [inputs, *core.parameters()]
         pairs = zip(
             torch.autograd.grad((replayed * weight[t, n]).sum(), parameters, allow_unused=True),

@@ -5,16 +5,18 @@ such a class in any module, named ``kind = "module:Class"``; :mod:`ppo_tbptt.mod
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from itertools import groupby
 from typing import Any, ClassVar
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
+from torch.nn import functional as F
 from torch.nn.utils.rnn import PackedSequence
 
 from ppo_tbptt.config import ConfigError, CoreConfig
+from ppo_tbptt.models import recurrence
 from ppo_tbptt.models.plugins import load_plugin, one_line
 
 
@@ -38,9 +40,21 @@ class Core(nn.Module, ABC):
         """Return the state at the start of an episode: zeros."""
         return self.get_buffer("_like").new_zeros(batch, self.state_size)
 
+    def project(self, x: Float[Tensor, "U _"], columns: slice) -> Float[Tensor, "U _"]:
+        """Compute what the core makes of these columns of its input without memory; by default the features themselves.
+
+        Called once for each distinct frame, while :meth:`forward` and :meth:`unroll` take what :meth:`join` returns for
+        every step.
+        """
+        return x
+
+    def join(self, parts: Sequence[Float[Tensor, "M _"]]) -> Float[Tensor, "M P"]:
+        """Join what :meth:`project` returned for all columns; by default they are concatenated."""
+        return parts[0] if len(parts) == 1 else torch.cat(list(parts), 1)
+
     @abstractmethod
     def forward(
-        self, x: Float[Tensor, "L B F"], state: Float[Tensor, "B D"]
+        self, x: Float[Tensor, "L B P"], state: Float[Tensor, "B D"]
     ) -> tuple[Float[Tensor, "L B H"], Float[Tensor, "B D"]]:
         """Unroll over L steps from ``state``; return the outputs and the state after the last step."""
         raise NotImplementedError
@@ -88,10 +102,15 @@ class NoMemory(Core):
 
 
 class TorchCore(Core):
-    """``torch.nn``'s RNN, GRU or LSTM. The state is laid out as ``[part, layer, hidden]`` (parts: h, and c of LSTM)."""
+    """The weights of ``torch.nn``'s RNN, GRU or LSTM. The state is laid out as ``[part, layer, hidden]`` (parts: h, c).
+
+    On a GPU the module itself runs, by cuDNN. Elsewhere inputs are projected by :meth:`project`, and
+    :mod:`ppo_tbptt.models.recurrence` does the rest.
+    """
 
     rnn_class: ClassVar[type[nn.RNN] | type[nn.GRU] | type[nn.LSTM]]
     rnn_options: ClassVar[Mapping[str, str]] = {}
+    cell: ClassVar[type[recurrence.Cell]]
 
     def __init__(self, input_size: int, config: CoreConfig) -> None:
         super().__init__()
@@ -107,69 +126,115 @@ class TorchCore(Core):
             else:
                 nn.init.orthogonal_(parameter, 2**0.5)
 
+    def project(self, x: Float[Tensor, "U _"], columns: slice) -> Float[Tensor, "U _"]:
+        """Multiply by these columns of the first layer's input weights; the first ones bring the bias with them."""
+        if x.is_cuda:
+            return x
+        weight, _, bias, _ = self._weights(0)
+        return F.linear(x, weight[:, columns], None if columns.start else bias)
+
+    def join(self, parts: Sequence[Float[Tensor, "M _"]]) -> Float[Tensor, "M P"]:
+        """Add the projections, which are concatenated features on a GPU."""
+        return super().join(parts) if parts[0].is_cuda else sum(parts[1:], parts[0])
+
     def forward(
-        self, x: Float[Tensor, "L B F"], state: Float[Tensor, "B D"]
+        self, x: Float[Tensor, "L B P"], state: Float[Tensor, "B D"]
     ) -> tuple[Float[Tensor, "L B H"], Float[Tensor, "B D"]]:
         """See :meth:`Core.forward`."""
-        y, parts = self._run(x, state)
-        return y, self._pack(parts)
+        if x.is_cuda:
+            y, parts = self._cudnn(x, state)
+            return y, self._pack(parts)
+        y, parts = self._recur(x.flatten(0, 1), state, [x.shape[1]] * len(x))
+        return y.view(*x.shape[:2], -1), self._pack(parts)
 
     def unroll(
-        self, x: Float[Tensor, "M F"], state: Float[Tensor, "S D"], sequences_per_step: Int[Tensor, "L"]
+        self, x: Float[Tensor, "M P"], state: Float[Tensor, "S D"], sequences_per_step: Int[Tensor, "L"]
     ) -> tuple[Float[Tensor, "M H"], Float[Tensor, "S D"]]:
         """See :meth:`Core.unroll`."""
+        if not x.is_cuda:
+            y, parts = self._recur(x, state, sequences_per_step.tolist())
+            return y, self._pack(parts)
         if len(x) == len(sequences_per_step) * len(state):
             return super().unroll(x, state, sequences_per_step)  # a rectangle: plain tensors are faster
-        y, parts = self._run(PackedSequence(x, sequences_per_step), state)
+        y, parts = self._cudnn(PackedSequence(x, sequences_per_step), state)
         return y.data, self._pack(parts)
 
-    def _run(self, x: Any, state: Float[Tensor, "S D"]) -> Any:
-        """Call the module itself; on CUDA always in the weights' float32.
+    def _recur(
+        self, p: Float[Tensor, "M P"], state: Float[Tensor, "S D"], sequences_per_step: list[int]
+    ) -> tuple[Float[Tensor, "M H"], list[Tensor]]:
+        """Run all layers; also return each part ``[layer, S, H]`` of the state after each sequence's last step."""
+        before = self._unpack(state)
+        last = _last_steps(sequences_per_step)
+        after: list[list[Tensor]] = [[] for _ in before]
+        for layer in range(self.rnn.num_layers):
+            w_ih, w_hh, b_ih, b_hh = self._weights(layer)
+            if layer:
+                p = F.linear(F.dropout(y, self.rnn.dropout, self.training), w_ih, b_ih).to(state.dtype)
+            y, *c = recurrence.run(self.cell, p, [part[layer] for part in before], w_hh, b_hh, sequences_per_step)
+            for part, x in zip(after, (y, *c), strict=True):
+                part.append(x if last is None else x.index_select(0, last.to(x.device)))
+        return y, [torch.stack(layers) for layers in after]
 
-        There it computes on TF32's tensor cores where the agent's precision is bfloat16 (see
+    def _weights(self, layer: int) -> list[Tensor]:
+        names = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
+        return [self.rnn.get_parameter(f"{name}_l{layer}") for name in names]
+
+    def _cudnn(self, x: Any, state: Float[Tensor, "S D"]) -> Any:
+        """Call the module itself, always in the weights' float32.
+
+        It computes on TF32's tensor cores where the agent's precision is bfloat16 (see
         :func:`~ppo_tbptt.runtime.device.tf32`). Inside of autocast cuDNN would compute in float16, whatever type
         autocast asks for (PyTorch's ``_cudnn_rnn_cast_reflatten``, up to 2.11 at least), where gradients underflow
         without loss scaling.
         """
-        if not state.is_cuda:
-            return self.rnn(x, self._unpack(state))
+        h, *c = self._unpack(state)
         with torch.autocast("cuda", enabled=False):
-            return self.rnn(x.to(self.rnn.get_parameter("weight_hh_l0").dtype), self._unpack(state))
+            y, after = self.rnn(x.to(self._weights(0)[0].dtype), (h, *c) if c else h)
+        return y, list(after) if c else [after]
 
-    def _unpack(self, state: Float[Tensor, "S D"]) -> Tensor | tuple[Tensor, Tensor]:
+    def _unpack(self, state: Float[Tensor, "S D"]) -> list[Tensor]:
         parts = state.view(state.shape[0], self._parts, self.rnn.num_layers, self.rnn.hidden_size).permute(1, 2, 0, 3)
-        h = parts[0].contiguous()
-        return (h, parts[1].contiguous()) if self._parts == 2 else h
+        return [part.contiguous() for part in parts]
 
-    def _pack(self, parts: Tensor | tuple[Tensor, Tensor]) -> Float[Tensor, "S D"]:
-        stacked = parts[None] if isinstance(parts, Tensor) else torch.stack(parts)
-        return stacked.permute(2, 0, 1, 3).reshape(-1, self.state_size)
+    def _pack(self, parts: list[Tensor]) -> Float[Tensor, "S D"]:
+        return torch.stack(parts).permute(2, 0, 1, 3).reshape(-1, self.state_size)
+
+
+def _last_steps(sequences_per_step: list[int]) -> Int[Tensor, "S"] | None:
+    """Return the position of each packed sequence's last step; None where there is but one step."""
+    if len(sequences_per_step) == 1:
+        return None
+    end, last = 0, [0] * sequences_per_step[0]
+    for count in sequences_per_step:
+        last[:count] = range(end, end + count)
+        end += count
+    return torch.tensor(last)
 
 
 class TanhRNN(TorchCore):
     """Elman's network with tanh."""
 
-    rnn_class = nn.RNN
+    rnn_class, cell = nn.RNN, recurrence.TanhRNN
     rnn_options: ClassVar = {"nonlinearity": "tanh"}
 
 
 class ReluRNN(TorchCore):
     """Elman's network with ReLU."""
 
-    rnn_class = nn.RNN
+    rnn_class, cell = nn.RNN, recurrence.ReluRNN
     rnn_options: ClassVar = {"nonlinearity": "relu"}
 
 
 class GRU(TorchCore):
     """The gated recurrent unit (Cho et al. 2014, https://arxiv.org/abs/1406.1078)."""
 
-    rnn_class = nn.GRU
+    rnn_class, cell = nn.GRU, recurrence.GRU
 
 
 class LSTM(TorchCore):
     """Long short-term memory (Hochreiter and Schmidhuber 1997) with a forget gate."""
 
-    rnn_class = nn.LSTM
+    rnn_class, cell = nn.LSTM, recurrence.LSTM
 
 
 CORES: dict[str, type[Core]] = {

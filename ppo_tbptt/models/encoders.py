@@ -9,7 +9,6 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ppo_tbptt.config import ModelConfig
-from ppo_tbptt.types import Obs
 
 Layer = TypeVar("Layer", nn.Linear, nn.Conv2d)
 
@@ -91,7 +90,7 @@ class MLP(nn.Module):
 
 
 class Encoder(nn.Module):
-    """One encoder for each observation (CNN for rank 3, MLP for rank 1), their features concatenated in key order."""
+    """One encoder for each observation: CNN for rank 3, MLP for rank 1."""
 
     def __init__(self, obs_shapes: Mapping[str, tuple[int, ...]], config: ModelConfig) -> None:
         super().__init__()
@@ -99,6 +98,8 @@ class Encoder(nn.Module):
         self.names: dict[str, str] = {}
         """Of each observation's encoder in ``parts``."""
         self.output_size = 0
+        self.columns: dict[str, slice] = {}
+        """Of each observation's features in the core's input."""
         for key, shape in obs_shapes.items():
             if len(shape) == 3:
                 part = NatureCNN((shape[0], shape[1], shape[2]), config.cnn_channels, config.cnn_features)
@@ -106,12 +107,12 @@ class Encoder(nn.Module):
                 part = MLP(shape[0], config.vector_hidden_sizes)
             self.names[key] = name = _module_name(key, self.parts)
             self.parts[name] = part
+            self.columns[key] = slice(self.output_size, self.output_size + part.output_size)
             self.output_size += part.output_size
 
-    def forward(self, obs: Obs) -> Float[Tensor, "M F"]:
-        """Encode observations."""
-        features = [self.parts[name](obs[key]) for key, name in self.names.items()]
-        return features[0] if len(features) == 1 else torch.cat(features, 1)
+    def forward(self, obs: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Encode each observation; their numbers may differ."""
+        return {key: self.parts[self.names[key]](x) for key, x in obs.items()}
 
 
 def _module_name(key: str, taken: nn.ModuleDict) -> str:

@@ -12,9 +12,10 @@ from ppo_tbptt.envs import BatchedEnv, Episode, StepResult
 from ppo_tbptt.envs.interface import Array
 from ppo_tbptt.models import Agent
 from ppo_tbptt.ppo.acting import Actor, ActorOutput, bootstrap_value
+from ppo_tbptt.ppo.frames import Observations
 from ppo_tbptt.runtime.pinned import PageLock, to_device
 from ppo_tbptt.runtime.timing import Timer
-from ppo_tbptt.types import Carry, Obs, Rollout
+from ppo_tbptt.types import Carry, Frames, Rollout
 
 
 @dataclass(slots=True, kw_only=True)
@@ -29,6 +30,8 @@ class CollectedRollout:
     """Episodes that ended, as truncated, because their environment failed."""
     faults: list[str]
     """A text for each fault of environments and workers since the last rollout."""
+    distinct_fraction: float | None
+    """Share of distinct frames; None without images, or where the environments hash nothing."""
 
 
 class RolloutCollector:
@@ -39,10 +42,21 @@ class RolloutCollector:
     page-locked, so that copies from there to the GPU don't make the host wait.
     """
 
-    def __init__(self, envs: BatchedEnv, agent: Agent) -> None:
-        """Page-lock the batch's host memory, where the agent is on a GPU."""
+    def __init__(
+        self,
+        envs: BatchedEnv,
+        agent: Agent,
+        *,
+        obs_device: torch.device | None = None,
+        distinct_frames: bool | None = None,
+    ) -> None:
+        """Page-lock the batch's host memory, where the agent is on a GPU.
+
+        ``obs_device`` and ``distinct_frames`` are as of :class:`~ppo_tbptt.ppo.frames.Observations`.
+        """
         self.envs = envs
         self.agent = agent
+        self.observations = Observations(envs, agent, obs_device or agent.device, distinct_frames)
         self._actors = [Actor(agent) for _ in envs.groups]
         memory = envs.host_memory
         self._lock = PageLock(memory) if agent.device.type == "cuda" and memory is not None else None
@@ -91,9 +105,10 @@ class RolloutCollector:
         """
         uniforms = uniforms.to(self.agent.device)
         finals = _FinalObservations()
+        self.observations.begin(storage)
         with self.agent.acting():
             groups = [
-                _Group(self.envs, index, actor, carry, storage, uniforms, finals, timer)
+                _Group(self, index, actor, carry, storage, uniforms, finals, timer)
                 for index, actor in enumerate(self._actors)
             ]
             for group in groups:
@@ -109,7 +124,8 @@ class RolloutCollector:
                 group.store_outcomes()
             state_in = self.agent.reset_state(carry.state, carry.start)
             storage.next_value[:-1] = storage.value[1:]
-            storage.next_value[-1] = bootstrap_value(self.agent, carry.obs, state_in)
+            last = self.observations.inputs(storage.num_steps, slice(0, storage.num_envs))
+            storage.next_value[-1] = bootstrap_value(self.agent, last, state_in)
             finals.bootstrap(storage, self.agent)
             storage.next_value.masked_fill_(storage.terminated, 0.0)
         by_time = [group.results[t] for t in range(storage.num_steps) for group in groups]
@@ -119,6 +135,7 @@ class RolloutCollector:
             episodes=[episode for result in by_time for episode in result.episodes],
             cut_episodes=sum(int(result.failed.sum()) for result in by_time if result.failed is not None),
             faults=[text for result in by_time for text in result.faults],
+            distinct_fraction=self.observations.finish(),
         )
 
     def close(self) -> None:
@@ -127,10 +144,7 @@ class RolloutCollector:
             self._lock.release()
 
     def _carry(self, start: Bool[Tensor, "N"], state: Float[Tensor, "N D"]) -> Carry:
-        """On the agent's device, with a copy of the current observations."""
-        device = self.agent.device
-        obs = {key: torch.as_tensor(x).to(device, copy=True) for key, x in self.envs.obs.items()}
-        return Carry(obs=obs, start=start.to(device), state=state.to(device))
+        return Carry(start=start.to(self.agent.device), state=state.to(self.agent.device))
 
 
 class _Group:
@@ -138,7 +152,7 @@ class _Group:
 
     def __init__(
         self,
-        envs: BatchedEnv,
+        collector: RolloutCollector,
         index: int,
         actor: Actor,
         carry: Carry,
@@ -147,7 +161,8 @@ class _Group:
         finals: "_FinalObservations",
         timer: Timer,
     ) -> None:
-        self._envs, self._index, self._actor, self._storage = envs, index, actor, storage
+        envs = self._envs = collector.envs
+        self._observations, self._index, self._actor, self._storage = collector.observations, index, actor, storage
         self._finals, self._timer = finals, timer
         self._rows = envs.groups[index]
         self._env_device = torch.as_tensor(next(iter(envs.obs.values()))).device
@@ -157,13 +172,12 @@ class _Group:
         """Where the next step is the first of an episode."""
         self.state = carry.state[self._rows]
         """The core's state after the last step."""
-        for key, x in carry.obs.items():
-            self._obs_at(0)[key].copy_(x[self._rows])
+        self._observations.store(0, self._rows)
 
     def act(self, t: int) -> None:
         """Choose the actions of step t, and send them to the environments."""
         with self._timer("inference"):
-            obs = {key: x.to(self._uniforms.device, non_blocking=True) for key, x in self._obs_at(t).items()}
+            obs = self._observations.inputs(t, self._rows)
             self._output = self._actor(obs, self.state, self.start, self._uniforms[t])
             self._output.store(self._storage, t, self._rows, self.start)
             action = self._output.action.to(self._env_device)
@@ -176,23 +190,17 @@ class _Group:
             result = self._envs.receive(self._index)
         self.results.append(result)
         if result.truncated.any():
-            self._finals.add(t, self._rows.start, result, self._obs_at(t), self._output)
+            self._finals.add(t, self._rows.start, result, self._observations, self._output)
         with self._timer("transfer"):
             self.state = self._output.state_out
             self.start = to_device(torch.as_tensor(result.terminated | result.truncated), self._uniforms.device)
-            if t + 1 < self._storage.num_steps:
-                # Not waited for: the environments write there again only after the next actions, which wait for it.
-                for key, x in self._obs_at(t + 1).items():
-                    x.copy_(torch.as_tensor(self._envs.obs[key])[self._rows], non_blocking=True)
+            self._observations.store(t + 1, self._rows)
 
     def store_outcomes(self) -> None:
         """Store rewards and flags of all steps."""
         for name in ("reward", "terminated", "truncated"):
             steps = [torch.as_tensor(getattr(result, name)) for result in self.results]
             getattr(self._storage, name)[:, self._rows] = torch.stack(steps).to(self._storage.value.device)
-
-    def _obs_at(self, t: int) -> Obs:
-        return {key: x[t, self._rows] for key, x in self._storage.obs.items()}
 
 
 @dataclass(slots=True)
@@ -201,15 +209,15 @@ class _FinalObservations:
 
     t: list[int] = field(default_factory=list)
     n: list[int] = field(default_factory=list)
-    obs: list[Obs] = field(default_factory=list)
+    obs: list[dict[str, Tensor]] = field(default_factory=list)
     state_in: list[Float[Tensor, "D"]] = field(default_factory=list)
 
-    def add(self, t: int, first: int, result: StepResult, obs: Obs, output: ActorOutput) -> None:
-        """Keep those of step t, whose observations were ``obs``; ``first`` is the group's first environment."""
+    def add(self, t: int, first: int, result: StepResult, observations: Observations, output: ActorOutput) -> None:
+        """Keep those of step t; ``first`` is the group's first environment."""
         for n in torch.as_tensor(result.truncated).nonzero().flatten().tolist():
             final = {key: torch.as_tensor(x)[n] for key, x in result.final_obs.items()}
             if result.failed is not None and result.failed[n]:
-                final = {key: obs[key][n].to(x.device) for key, x in final.items()}
+                final = {key: x.to(final[key].device) for key, x in observations.of(t, first + n).items()}
             self.t.append(t)
             self.n.append(first + n)
             self.obs.append({key: x.clone() for key, x in final.items()})
@@ -233,8 +241,8 @@ def obs_dtype(shape: tuple[int, ...]) -> torch.dtype:
 def empty_rollout(agent: Agent, num_steps: int, num_envs: int, obs_device: torch.device | None = None) -> Rollout:
     """Allocate storage on the agent's device for a rollout of T steps and N environments.
 
-    What is never written is NaN (or -1, or 0xAB), so that it can't pass for data. ``obs_device`` is where observations
-    lie, if elsewhere: on the host, page-locked.
+    What is never written is NaN (or -1), so that it can't pass for data. ``obs_device`` is where vectors lie, if
+    elsewhere: on the host, page-locked. Frames are put there in the course of the rollout.
     """
     lead, device, num_branches = (num_steps, num_envs), agent.device, len(agent.action_nvec)
     obs_device = obs_device or device
@@ -245,10 +253,10 @@ def empty_rollout(agent: Agent, num_steps: int, num_envs: int, obs_device: torch
     def flags() -> Tensor:
         return torch.zeros(lead, dtype=torch.bool, device=device)
 
-    def observations(shape: tuple[int, ...]) -> Tensor:
-        dtype, pinned = obs_dtype(shape), obs_device != device
-        fill = 0xAB if dtype == torch.uint8 else torch.nan
-        return torch.full((*lead, *shape), fill, dtype=dtype, device=obs_device, pin_memory=pinned)
+    def observations(shape: tuple[int, ...]) -> Tensor | Frames:
+        if obs_dtype(shape) == torch.uint8:
+            return Frames(torch.empty(0, *shape, dtype=torch.uint8), torch.full(lead, -1))
+        return torch.full((*lead, *shape), torch.nan, device=obs_device, pin_memory=obs_device != device)
 
     return Rollout(
         obs={key: observations(shape) for key, shape in agent.obs_shapes.items()},

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from ppo_tbptt.config import PPOConfig
 from ppo_tbptt.models import Agent
+from ppo_tbptt.models.compile import Encode
 from ppo_tbptt.ppo.advantages import Moments, normalize
 from ppo_tbptt.ppo.all_reduce import Part, all_reduce_gradients, all_reduce_moments, all_reduce_steps
 from ppo_tbptt.ppo.losses import AuxiliaryLoss, Figures, PPOLoss, total_loss
@@ -20,7 +21,7 @@ from ppo_tbptt.runtime.distributed import World
 from ppo_tbptt.runtime.errors import RunError
 from ppo_tbptt.runtime.pinned import to_device
 from ppo_tbptt.runtime.timing import Timer
-from ppo_tbptt.types import Minibatch, Obs, Rollout, Sequences, Targets
+from ppo_tbptt.types import Minibatch, Rollout, Sequences, Targets
 
 EpochHook = Callable[[int], object]
 """Called with the number of the epoch, from 0 on. It may change the rollout's tensors in place."""
@@ -96,7 +97,7 @@ class Learner:
         self.max_nonfinite = max_nonfinite
         self.auxiliary = list(auxiliary)
         self.loss_modules = {aux.name: aux.loss for aux in auxiliary if isinstance(aux.loss, nn.Module)}
-        self.encode: Callable[[Obs], Tensor] | None = None
+        self.encode: Encode | None = None
         """The encoder where it is compiled."""
         self._nonfinite_in_a_row = 0
         self.optimizer = torch.optim.AdamW(
@@ -156,7 +157,9 @@ class Learner:
             ppo: see :meth:`ppo_loss`.
             moments: of the advantages, where other ranks hold more of the minibatch.
         """
-        output = self.agent.unroll(batch.obs, batch.state, batch.sequences_per_step, self.encode)
+        output = self.agent.unroll(
+            batch.obs, batch.state, batch.sequences_per_step, self.encode, features=bool(self.auxiliary)
+        )
         batch, output = only_counted(batch, output)
         if self.config.normalize_advantage:
             batch = replace(batch, advantage=normalize(batch.advantage, moments))

@@ -15,7 +15,7 @@ from jaxtyping import Bool, Int
 from torch import Tensor
 
 from ppo_tbptt.runtime.pinned import to_device
-from ppo_tbptt.types import AgentOutput, Minibatch, Rollout, Sequences, Targets
+from ppo_tbptt.types import AgentOutput, Frames, Minibatch, Obs, Rollout, Sequences, Targets
 
 
 def cut(start: Bool[Tensor, "T N"], sequence_length: int | None) -> Sequences:
@@ -67,7 +67,7 @@ def split(
 def gather(rollout: Rollout, targets: Targets, sequences: Sequences, ids: Int[Tensor, "_"]) -> Minibatch:
     """Gather the sequences ``ids``, in descending order of length, on the device of ``rollout.value``.
 
-    Observations may be stored elsewhere, on the host.
+    Observations may be stored elsewhere, on the host. Of frames that repeat only the distinct ones are gathered.
     """
     ids = ids[sequences.lengths[ids].argsort(descending=True, stable=True)]
     mask = sequences.mask[:, ids]
@@ -84,7 +84,14 @@ def gather(rollout: Rollout, targets: Targets, sequences: Sequences, ids: Int[Te
     def pick(x: Tensor, at: Tensor) -> Tensor:
         return x.flatten(0, 1).index_select(0, at)
 
-    def pick_obs(x: Tensor) -> Tensor:
+    def pick_obs(x: Tensor | Frames) -> Tensor | Frames:
+        if isinstance(x, Frames):
+            number = pick(x.number, steps)
+            if len(x.table) >= x.number.numel():  # none repeats
+                return to_device(x.table.index_select(0, to_device(number, x.table.device)), device)
+            distinct, number = number.unique(return_inverse=True)
+            table = x.table.index_select(0, to_device(distinct, x.table.device))
+            return Frames(to_device(table, device), to_device(number, device))
         return pick(x, valid) if x.device == device else to_device(pick(x, steps), device)
 
     return Minibatch(
@@ -113,9 +120,11 @@ def only_counted(batch: Minibatch, output: AgentOutput) -> tuple[Minibatch, Agen
         return x.index_select(0, at)
 
     per_step = ("action", "log_prob", "value", "advantage", "value_target")
-    obs = {key: pick(x) for key, x in batch.obs.items()}
+    obs: Obs = {
+        key: Frames(x.table, pick(x.number)) if isinstance(x, Frames) else pick(x) for key, x in batch.obs.items()
+    }
     extras = {key: pick(x) for key, x in output.extras.items()}
-    outputs = ("logits", "value", "features", "core_output")
+    outputs = ("logits", "value", "core_output", *(("features",) if output.features is not None else ()))
     return (
         replace(batch, obs=obs, **{name: pick(getattr(batch, name)) for name in per_step}),
         replace(output, extras=extras, **{name: pick(getattr(output, name)) for name in outputs}),
