@@ -320,6 +320,8 @@ class Config(Table):
     """Arithmetic of the network; auto: bfloat16 on CUDA, float32 on the CPU. Weights, state and losses are float32."""
     storage: Annotated[Literal["auto", "device", "host"], SAME_SETTING] = "auto"
     """Where a rollout's observations lie on CUDA; auto: on the device while they fit, else page-locked on the host."""
+    distinct_frames: Annotated[Literal["auto", "on", "off"], SAME_SETTING] = "auto"
+    """Store and encode equal frames once; auto: unless the first rollout shows that too few of them repeat."""
     deterministic: Annotated[bool, SAME_SETTING] = False
     """On CUDA only algorithms that give the same bits twice, slower; a CPU does so anyway."""
     compile: Annotated[bool, SAME_SETTING] = False

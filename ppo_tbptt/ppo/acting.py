@@ -43,7 +43,9 @@ class ActorOutput:
         storage.value[t, rows] = self.value
 
 
-def act(agent: Agent, obs: Observed, state_in: Float[Tensor, "N D"], uniforms: Float[Tensor, "N A"] | None) -> ActorOutput:
+def act(
+    agent: Agent, obs: Observed, state_in: Float[Tensor, "N D"], uniforms: Float[Tensor, "N A"] | None
+) -> ActorOutput:
     """Run one step of the agent and choose actions; call it without gradients.
 
     Args:

@@ -32,6 +32,8 @@ class CollectedRollout:
     """A text for each fault of environments and workers since the last rollout."""
     distinct_fraction: float | None
     """Share of distinct frames; None without images, or where the environments hash nothing."""
+    notes: list[str]
+    """A line for the user where this share has decided how frames are stored."""
 
 
 class RolloutCollector:
@@ -128,6 +130,7 @@ class RolloutCollector:
             storage.next_value[-1] = bootstrap_value(self.agent, last, state_in)
             finals.bootstrap(storage, self.agent)
             storage.next_value.masked_fill_(storage.terminated, 0.0)
+        distinct_fraction, notes = self.observations.finish()
         by_time = [group.results[t] for t in range(storage.num_steps) for group in groups]
         return CollectedRollout(
             rollout=storage,
@@ -135,7 +138,8 @@ class RolloutCollector:
             episodes=[episode for result in by_time for episode in result.episodes],
             cut_episodes=sum(int(result.failed.sum()) for result in by_time if result.failed is not None),
             faults=[text for result in by_time for text in result.faults],
-            distinct_fraction=self.observations.finish(),
+            distinct_fraction=distinct_fraction,
+            notes=notes,
         )
 
     def close(self) -> None:

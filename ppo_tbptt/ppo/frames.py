@@ -50,7 +50,7 @@ class FrameTable:
         return len(self._numbers)
 
     def clear(self, *, distinct: bool) -> None:
-        """Forget all frames; store those that are equal once from now on, if ``distinct``."""
+        """Forget all frames; if ``distinct``, store equal ones once from now on, which takes hashes."""
         self.distinct = distinct
         self._count = 0
         self._numbers.clear()
@@ -58,18 +58,17 @@ class FrameTable:
     def add(self, frames: UInt8[Tensor, "N X Y C"], hashes: np.ndarray | None) -> Int[Tensor, "N"]:
         """Store those that are new, and return the number of each frame, on the CPU.
 
-        ``hashes`` are u64 ``[N, 2]``; without them every frame is new.
+        ``hashes`` are u64 ``[N, 2]``.
         """
         known = self._numbers
         before = len(known)
         keys = [] if hashes is None else hashes.view("V16")[:, 0].tolist()
         numbers = [known.setdefault(key, len(known)) for key in keys]
-        if not self.distinct or hashes is None:
-            numbers = list(range(self._count, self._count + len(frames)))
-            new = frames
-        else:
+        if self.distinct:
             first = {number: row for row, number in reversed(list(enumerate(numbers))) if number >= before}
             new = frames[[first[number] for number in range(before, len(known))]] if first else frames[:0]
+        else:
+            numbers, new = list(range(self._count, self._count + len(frames))), frames
         end = self._count + len(new)
         if end > len(self.memory):
             self._grow(end)
@@ -79,9 +78,7 @@ class FrameTable:
 
     def _grow(self, least: int) -> None:
         old, size = self.memory, min(self._limit, max(least, 2 * len(self.memory)))
-        self.memory = torch.empty(
-            size, *old.shape[1:], dtype=old.dtype, device=old.device, pin_memory=self._pinned
-        )
+        self.memory = torch.empty(size, *old.shape[1:], dtype=old.dtype, device=old.device, pin_memory=self._pinned)
         self.memory[: len(old)] = old
 
 
@@ -126,7 +123,7 @@ class Observations:
         envs: the environments.
         agent: for which observations are encoded.
         device: where they are stored; the host if that is not the agent's device.
-        distinct: store and encode equal frames once; None: until a rollout with more than :data:`MOST_DISTINCT`.
+        distinct: store and encode equal frames once; None: the first rollout's share of them decides.
     """
 
     def __init__(self, envs: BatchedEnv, agent: Agent, device: torch.device, distinct: bool | None) -> None:
@@ -147,7 +144,7 @@ class Observations:
                     pinned = self._device != self._agent.device
                     shape = self._agent.obs_shapes[key]
                     self._tables[key] = FrameTable(shape, steps * num_envs, self._device, pinned=pinned)
-                self._tables[key].clear(distinct=self.distinct is not False)
+                self._tables[key].clear(distinct=self.distinct is not False and key in self._envs.hashes)
                 self._numbers[key] = torch.full((steps, num_envs), -1)
 
     def store(self, t: int, rows: slice) -> None:
@@ -156,8 +153,7 @@ class Observations:
             x = torch.as_tensor(x)[rows]
             if key in self._tables:
                 hashes = self._envs.hashes.get(key)
-                number = self._tables[key].add(x, None if hashes is None else hashes[rows])
-                self._numbers[key][t, rows] = number
+                self._numbers[key][t, rows] = self._tables[key].add(x, None if hashes is None else hashes[rows])
             elif t < self._storage.num_steps:
                 # Not waited for: the environments write there again only after the next actions, which wait for it.
                 self._storage.obs[key][t, rows].copy_(x, non_blocking=True)
@@ -173,26 +169,31 @@ class Observations:
             elif self._tables[key].distinct:
                 inputs[key] = self._cache.project(key, self._tables[key], self._numbers[key][t, rows])
             else:
-                inputs[key] = to_device(self._tables[key].frames[self._numbers[key][t, rows]], self._agent.device)
+                first, last = self._numbers[key][t, rows][[0, -1]].tolist()
+                inputs[key] = to_device(self._tables[key].frames[first : last + 1], self._agent.device)
         return inputs
 
     def of(self, t: int, n: int) -> dict[str, Tensor]:
         """Return what environment n shows before step t."""
         obs, tables = self._storage.obs, self._tables
-        return {key: tables[key].frames[self._numbers[key][t, n]] if key in tables else x[t, n] for key, x in obs.items()}
+        return {
+            key: tables[key].frames[self._numbers[key][t, n]] if key in tables else x[t, n] for key, x in obs.items()
+        }
 
-    def finish(self) -> float | None:
+    def finish(self) -> tuple[float | None, list[str]]:
         """Give the frames to the rollout.
 
         Returns:
-            The share of distinct ones; None without images, or where the environments hash nothing.
+            The share of distinct ones, None without images or where the environments hash nothing; and a line for the
+            user if it has decided that frames are no longer numbered.
         """
         for key, table in self._tables.items():
             self._storage.obs[key] = Frames(table.frames, self._numbers[key][:-1])
         if not any(key in self._envs.hashes for key in self._tables):
-            return None
+            return None, []
         shares = [table.num_distinct / self._numbers[key].numel() for key, table in self._tables.items()]
         share = sum(shares) / len(shares)
-        if self.distinct is None and share > MOST_DISTINCT:
-            self.distinct = False
-        return share
+        if self.distinct is not None:
+            return share, []
+        self.distinct = share <= MOST_DISTINCT
+        return share, [] if self.distinct else [f"{share:.0%} of the frames differ, so every one is stored and encoded"]

@@ -11,7 +11,7 @@ from ppo_tbptt.envs.batched import double_buffered, make_vector_env
 from ppo_tbptt.models import Agent
 from ppo_tbptt.models.compile import CompileError, compile_encoder
 from ppo_tbptt.ppo.all_reduce import broadcast_parameters
-from ppo_tbptt.ppo.collector import empty_rollout, obs_dtype
+from ppo_tbptt.ppo.collector import RolloutCollector, empty_rollout, obs_dtype
 from ppo_tbptt.ppo.learner import Learner
 from ppo_tbptt.ppo.losses import build_losses
 from ppo_tbptt.runtime.device import resolve_precision, storage_device
@@ -45,13 +45,17 @@ def build_envs(
     )
 
 
-def build_storage(config: Config, agent: Agent, notes: list[str]) -> Rollout:
-    """Allocate the storage of rollouts; ``notes`` get a line where observations are stored on a GPU's host."""
+def build_collector(
+    config: Config, envs: BatchedEnv, agent: Agent, notes: list[str]
+) -> tuple[RolloutCollector, Rollout]:
+    """Build the collector and its storage; ``notes`` get a line where observations are stored on a GPU's host."""
     row = sum(math.prod(shape) * obs_dtype(shape).itemsize for shape in agent.obs_shapes.values())
     obs_device = storage_device(config.storage, config.batch_size * row, agent.device)
     if obs_device != agent.device:
         notes.append(f"observations are stored on the host: {config.batch_size * row / 1e9:.1f} GB")
-    return empty_rollout(agent, config.ppo.rollout_steps, config.env.num_envs, obs_device)
+    distinct = {"on": True, "off": False, "auto": None}[config.distinct_frames]
+    collector = RolloutCollector(envs, agent, obs_device=obs_device, distinct_frames=distinct)
+    return collector, empty_rollout(agent, config.ppo.rollout_steps, config.env.num_envs, obs_device)
 
 
 def build_learner(config: Config, agent: Agent, generator: torch.Generator, world: World) -> Learner:
@@ -69,11 +73,11 @@ def build_learner(config: Config, agent: Agent, generator: torch.Generator, worl
     return learner
 
 
-def compile_updates(learner: Learner, storage: Rollout, config: Config, notes: list[str]) -> None:
+def compile_updates(learner: Learner, config: Config, notes: list[str]) -> None:
     """Compile the encoder for the config's minibatches; ``notes`` get a line where compiling fails."""
-    device = storage.value.device
-    num_steps = max(2, config.batch_size // config.ppo.num_minibatches)
-    obs = {key: torch.zeros(num_steps, *x.shape[2:], dtype=x.dtype, device=device) for key, x in storage.obs.items()}
+    agent, num_steps = learner.agent, max(2, config.batch_size // config.ppo.num_minibatches)
+    shapes = agent.obs_shapes.items()
+    obs = {key: torch.zeros(num_steps, *shape, dtype=obs_dtype(shape), device=agent.device) for key, shape in shapes}
     try:
         learner.encode = compile_encoder(learner.agent, obs)
     except CompileError as error:

@@ -22,12 +22,15 @@ def headline(episode: Episode, name: str) -> float:
     return episode.ret if name == "return" else episode.measures[name]
 
 
-def iteration_scalars(iteration: "Iteration", update: UpdateStats, timer: Timer) -> dict[str, float]:
+def iteration_scalars(
+    iteration: "Iteration", collected: CollectedRollout, update: UpdateStats, timer: Timer
+) -> dict[str, float]:
     """Compute all scalars of an iteration over all ranks."""
     trainer = iteration.trainer
     return {
         **episode_scalars(iteration.episodes),
         **update.scalars,
+        **distinct_fraction(collected, trainer.world),
         **explained_variance(iteration.rollout, iteration.targets, trainer.world),
         **trainer.faults.scalars(),
         **time_scalars(timer, trainer.batch_size),
@@ -64,6 +67,14 @@ def explained_variance(rollout: Rollout, targets: Targets, world: World) -> dict
     return {"policy/explained_variance": 1 - world.variance(targets.value_target - rollout.value) / variance}
 
 
+def distinct_fraction(collected: CollectedRollout, world: World) -> dict[str, float]:
+    """Average the share of distinct frames over ranks; empty where frames are not counted."""
+    if collected.distinct_fraction is None:
+        return {}
+    total = world.sum_(torch.tensor([collected.distinct_fraction], dtype=torch.float64))
+    return {"sequences/distinct_fraction": total.item() / world.size}
+
+
 def time_scalars(timer: Timer, num_steps: int) -> dict[str, float]:
     """Compute steps per second, and each part's share of the iteration's time."""
     seconds = timer.total
@@ -85,7 +96,7 @@ class FaultCounts:
 
     def count(self, collected: CollectedRollout, update: UpdateStats, iteration: int, notes: list[str]) -> None:
         """Count the faults of an iteration and add a line to ``notes`` for each."""
-        notes += collected.faults
+        notes += collected.faults + collected.notes
         if update.num_nonfinite:
             text = f"iteration {iteration}: {update.num_nonfinite} of {update.num_updates} updates skipped"
             notes.append(f"{text}: loss or gradient was NaN or infinite")

@@ -45,6 +45,7 @@ def state_dict(trainer: "Trainer") -> dict[str, Any]:
         "level_seeds": torch.cat(world.gather(torch.tensor(levels, dtype=torch.int64))).tolist(),
         "environments": _gather_environments(world, envs, trainer.carry),
         "faults": trainer.faults.state_dict(),
+        "distinct_frames": world.gather_json(trainer.collector.observations.distinct),
         **trainer.rng.state_dict(),
         **trainer.checkpoints.state_dict(),
         "callbacks": {callback.name: callback.state_dict() for callback in trainer.user_callbacks if callback.name},
@@ -77,6 +78,9 @@ def load_state_dict(trainer: "Trainer", tree: dict[str, Any], progress: Callable
             if callback.name in saved:
                 callback.load_state_dict(saved[callback.name])
         _load_level_seeds(trainer, tree["level_seeds"])
+        if trainer.config.distinct_frames == "auto":
+            by_rank = dict(enumerate(tree.get("distinct_frames", [])))
+            trainer.collector.observations.distinct = by_rank.get(trainer.world.rank)
     carry = _resume_episodes(trainer, tree, progress)
     if len(tree["environments"]) == trainer.world.size:
         with _invalid_values():
@@ -192,6 +196,8 @@ def _check_tree(tree: dict[str, Any], *, state_size: int) -> None:
         _check_counts("faults", row, length=3)
     _check_numbers("best", [] if tree["best"] is None else [tree["best"]])
     _check_numbers("recent", tree["recent"])
+    if any(x not in (None, True, False) for x in tree.get("distinct_frames", [])):
+        raise ValueError("distinct_frames must be true, false or nothing")
     ranks = tree["environments"]
     if not isinstance(ranks, list) or len(ranks) != 1 + len(tree["generators_of_other_ranks"]):
         raise ValueError(f"environments of {len(ranks)} ranks")

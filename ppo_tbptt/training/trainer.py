@@ -14,7 +14,6 @@ from ppo_tbptt.evaluation.evaluate import Evaluation
 from ppo_tbptt.models import Agent
 from ppo_tbptt.models.agent import build_agent
 from ppo_tbptt.ppo.advantages import compute_targets
-from ppo_tbptt.ppo.collector import RolloutCollector
 from ppo_tbptt.run.folder import RunDir
 from ppo_tbptt.run.metrics import Report
 from ppo_tbptt.run.sinks import RunWriter
@@ -113,12 +112,11 @@ class Trainer(Iterator[Report]):
         self.envs = envs
         self._closing.callback(envs.close)
         self.agent = build_agent(config, envs.spec, device) if agent is None else agent.to(device)
-        self.collector = RolloutCollector(envs, self.agent)
+        self.collector, self.storage = build.build_collector(config, envs, self.agent, self.notes)
         self._closing.callback(self.collector.close)
-        self.storage = build.build_storage(config, self.agent, self.notes)
         self.learner = build.build_learner(config, self.agent, self.rng.permutation, world)
         if config.compile:
-            build.compile_updates(self.learner, self.storage, config, self.notes)
+            build.compile_updates(self.learner, config, self.notes)
 
     def _open_writer(self, run: RunDir, *, resumed: bool) -> None:
         """Create the run folder, or open that of the resumed run."""
@@ -178,7 +176,7 @@ class Trainer(Iterator[Report]):
             self.iteration, self.env_steps = iteration.number, iteration.env_steps
             self.faults.count(collected, update, iteration.number, self.notes)
             iteration.episodes = gather_episodes(self.world, collected.episodes)
-            iteration.scalars |= iteration_scalars(iteration, update, timer)
+            iteration.scalars |= iteration_scalars(iteration, collected, update, timer)
             for callback in self.callbacks:
                 callback.after_iteration(iteration)
         return iteration.report
