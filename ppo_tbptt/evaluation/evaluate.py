@@ -16,6 +16,7 @@ from ppo_tbptt.evaluation.statistics import Estimate, estimate
 from ppo_tbptt.models import Agent
 from ppo_tbptt.models.agent import check_fits
 from ppo_tbptt.ppo.acting import act
+from ppo_tbptt.ppo.frames import CachedObservations
 
 PARALLEL_EPISODES = 64
 """Episodes played side by side. Fixed, because the size of a batch may change the last bits of a network's output."""
@@ -142,11 +143,11 @@ def evaluate(
         spec = envs.spec
         check_fits(agent, spec)
         envs.reset()
+        observe = CachedObservations(envs, agent)
         generators = [_generator(episode, sampling_seed) for episode in queue.playing]
         state = agent.core.initial_state(num_envs)
         age = np.zeros(num_envs, dtype=np.int64)  # steps done in the current episode
         while any(episode is not None for episode in queue.playing):
-            obs = {key: torch.from_numpy(x).to(agent.device, copy=True) for key, x in envs.obs.items()}
             forget = age == 0 if forget_every is None else age % forget_every == 0
             state = agent.reset_state(state, torch.from_numpy(forget).to(agent.device))
             if disturb is not None:
@@ -155,7 +156,7 @@ def evaluate(
             if not greedy:
                 rows = [generator.random(len(agent.action_nvec), dtype=np.float32) for generator in generators]
                 uniforms = torch.from_numpy(np.stack(rows)).to(agent.device)
-            output = act(agent, obs, state, uniforms)
+            output = act(agent, observe(), state, uniforms)
             state = output.state_out
             result = envs.step(output.action.cpu())
             age = np.where(result.terminated | result.truncated, 0, age + 1)

@@ -16,7 +16,6 @@ from ppo_tbptt.models import Agent
 from ppo_tbptt.runtime.pinned import to_device
 from ppo_tbptt.types import Frames, Projected, Rollout
 
-
 MOST_DISTINCT = 0.6
 """Share of distinct frames in a rollout up to which numbering them pays."""
 
@@ -114,6 +113,38 @@ class FeatureCache:
             self._values[key][done:count] = x
             self._counts[key] = count
         return Projected(self._values[key], to_device(number, device))
+
+
+class CachedObservations:
+    """The current observations of environments for an agent whose weights do not change.
+
+    Args:
+        envs: the environments.
+        agent: the agent.
+        limit: frames whose projections are kept; with more, they are all forgotten.
+    """
+
+    def __init__(self, envs: BatchedEnv, agent: Agent, limit: int = 4096) -> None:
+        self._envs, self._agent, self._limit = envs, agent, max(limit, envs.num_envs)
+        self._cache = FeatureCache(agent)
+        shapes = {key: agent.obs_shapes[key] for key in envs.hashes}
+        self._tables = {key: FrameTable(shape, self._limit, agent.device) for key, shape in shapes.items()}
+
+    def __call__(self) -> dict[str, Tensor | Projected]:
+        """Return copies on the agent's device, and known frames projected."""
+        if any(len(table.frames) + self._envs.num_envs > self._limit for table in self._tables.values()):
+            self._cache.clear()
+            for table in self._tables.values():
+                table.clear(distinct=True)
+        inputs: dict[str, Tensor | Projected] = {}
+        for key, array in self._envs.obs.items():
+            x = torch.as_tensor(array)
+            if key in self._tables:
+                number = self._tables[key].add(x, self._envs.hashes[key])
+                inputs[key] = self._cache.project(key, self._tables[key], number)
+            else:
+                inputs[key] = x.to(self._agent.device, copy=True)
+        return inputs
 
 
 class Observations:
