@@ -24,7 +24,7 @@ from mutmut.utils.file_utils import walk_mutatable_files
 from mutmut.utils.format_utils import get_module_from_key, orig_function_and_class_names_from_key
 
 STATS = Path("mutmut-stats.json")
-MOST_SECONDS = 3.0
+MOST_SECONDS = 1.0
 """Of a test: most of what takes longer starts processes, or does the same with more of them."""
 LISTS = ("equivalent", "gpu")
 KINDS = {"not noticed": "not noticed", "equivalent": "equivalent", "gpu": "need a GPU", "not tried": "not tried"}
