@@ -3,19 +3,11 @@
 import os
 import re
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import Annotated, Any, Literal
 
 import tomli_w
-from pydantic import (
-    AfterValidator,
-    BaseModel,
-    BeforeValidator,
-    ConfigDict,
-    Field,
-    ValidationError,
-    model_serializer,
-    model_validator,
-)
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_serializer, model_validator
+from pydantic.json_schema import SkipJsonSchema
 
 from ppo_tbptt.config import fields, load
 from ppo_tbptt.config.fields import FieldHelp, shown
@@ -49,17 +41,6 @@ class Table(BaseModel):
         frozen=True, strict=True, extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False
     )
 
-    if not TYPE_CHECKING:  # there the signature is made of the fields
-
-        def __init__(self, **values: Any) -> None:
-            """Raises: ConfigError."""
-            try:
-                super().__init__(**values)
-            except ValidationError as error:
-                raise load.explain(type(self), values, error).at(f"{type(self).__name__}()") from None
-
-        __init__.__pydantic_base_init__ = True  # tables inside of others are made without it, and know their place
-
     @model_serializer(mode="wrap")
     def _plain(self, handler: Callable[[Any], Any]) -> Any:
         """Leave out None where it is the default, and write "none" where it is not."""
@@ -89,10 +70,10 @@ class Schedule(Table):
 
     @model_validator(mode="after")
     def _check(self) -> "Schedule":
-        for name in ("over_steps", "power"):
-            value = getattr(self, name)
-            if self.final is None and value != type(self).model_fields[name].default:
-                raise Problem((name, "final"), f"{value} has no effect without final; set final or drop {name}")
+        if self.final is None and (self.over_steps is not None or self.power != 1):
+            name = "power" if self.over_steps is None else "over_steps"
+            text = f"{getattr(self, name)} has no effect without final; set final or drop {name}"
+            raise Problem((name, "final"), text)
         return self
 
     @model_serializer(mode="wrap")
@@ -111,17 +92,6 @@ class Schedule(Table):
         return self.final + (self.initial - self.final) * remaining**self.power
 
 
-def _at_most_1(schedule: Schedule) -> Schedule:
-    for name, value in (("initial", schedule.initial), ("final", schedule.final or 0)):
-        if value > 1:
-            key = "" if schedule.final is None else name
-            raise Problem((key,), f"{value} is not allowed; must be a number from 0 to 1")
-    return schedule
-
-
-Rate = Annotated[Schedule, AfterValidator(_at_most_1), Field(json_schema_extra={"maximum": 1})]
-
-
 def _check_seeds(table: Table, first: str, number: str) -> None:
     if getattr(table, first) + getattr(table, number) > SEED_LIMIT:
         text = f"{first} = {getattr(table, first)} and {number} = {getattr(table, number)}"
@@ -136,7 +106,9 @@ class EnvConfig(Table):
     num_envs: Size = 32
     """Environments stepped side by side."""
     num_workers: Annotated[Annotated[int, Field(ge=0, le=1024)] | Literal["auto"], SAME_SETTING] = "auto"
-    """Processes that share the environments, or each half; 0 runs them in this process. Results don't depend on it."""
+    """Worker processes that share the environments, or each half of them; 0 steps them in the training's own process.
+    auto: one per core that may be used, by affinity and by the CPU quota of the cgroup, divided among a machine's
+    ranks. Never more than environments. Results don't depend on it."""
     double_buffering: Annotated[Literal["auto", "on", "off"], SAME_SETTING] = "auto"
     """Half of the environments step while the agent acts for the others; auto: on CUDA, from 256 environments on."""
     first_seed: Seed = 0
@@ -148,9 +120,11 @@ class EnvConfig(Table):
     replay: Annotated[bool, SAME_SETTING] = True
     """Checkpoints hold what brings the environments back into the middle of their episodes: level seeds and actions."""
     step_timeout: Annotated[Positive, SAME_SETTING] = 60.0
-    """Seconds after which a worker that has not answered is taken for hung, and is restarted."""
+    """Seconds that a worker may take to step all of its environments once, resets included; then it is taken for hung,
+    killed and restarted. Has no effect with `num_workers = 0`: nothing can interrupt the training's own process."""
     max_worker_restarts: Annotated[CountOrZero, SAME_SETTING] = 10
-    """Workers that may die, hang or raise in a run before it stops."""
+    """Faults that are survived until the next one ends the training: environments that raise or give out NaN, which are
+    made anew, and workers that die or hang, which are restarted. Counted by each rank, from 0 again when resumed."""
     options: Annotated[dict[str, Any], Plain] = Field(default={})
     """The environment's own reset options, `[env.options]`."""
 
@@ -176,6 +150,7 @@ class ModelConfig(Table):
 class CoreConfig(Table):
     """A recurrent core of this package."""
 
+    model_config = ConfigDict(json_schema_extra={"additionalProperties": True})  # those of a core of one's own
     kind: Annotated[
         Literal["none", "rnn_tanh", "rnn_relu", "gru", "lstm"], FIXED, Field(examples=["my_module:MyCore"])
     ] = "gru"
@@ -215,8 +190,7 @@ class UserCoreConfig(Table):
 
 
 def _is_user_core(core: Any) -> bool:
-    kind = core.get("kind") if isinstance(core, Mapping) else None
-    return isinstance(kind, str) and ":" in kind
+    return isinstance(core, Mapping) and ":" in str(core.get("kind"))
 
 
 def _core(value: Any) -> Any:
@@ -243,7 +217,7 @@ class PPOConfig(Table):
     """Decay of generalised advantage estimation: 0 is one-step, 1 is the whole return."""
     clip_range: Schedule = Schedule(initial=0.1)
     """How far the probability ratio may move from 1; also bounds the value's change."""
-    learning_rate: Rate = Schedule(initial=2.75e-4, final=1e-5)
+    learning_rate: Annotated[Schedule, Field(json_schema_extra={"maximum": 1})] = Schedule(initial=2.75e-4, final=1e-5)
     """AdamW's step size."""
     entropy_coef: Schedule = Schedule(initial=1e-4, final=1e-6)
     """Weight of the entropy bonus."""
@@ -266,6 +240,8 @@ class PPOConfig(Table):
     def _check(self) -> "PPOConfig":
         if self.clip_range.initial == 0:
             raise Problem(("clip_range",), "initial is 0, so nothing can be learnt; must be above 0")
+        if (rate := max(self.learning_rate.initial, self.learning_rate.final or 0)) > 1:
+            raise Problem(("learning_rate",), f"{rate} is not allowed; must be a number from 0 to 1")
         if self.sequence_length is not None and self.sequence_length > self.rollout_steps:
             text = f"sequence_length = {self.sequence_length} is longer than rollout_steps = {self.rollout_steps}"
             remedy = "must be at most that; omit it for whole episodes"
@@ -330,7 +306,7 @@ class Config(Table):
     """[env]"""
     model: Annotated[ModelConfig, FIXED] = ModelConfig()
     """[model]"""
-    core: Annotated[CoreConfig | UserCoreConfig, BeforeValidator(_core)] = CoreConfig()
+    core: Annotated[CoreConfig | SkipJsonSchema[UserCoreConfig], BeforeValidator(_core)] = CoreConfig()
     """[core]"""
     ppo: PPOConfig = PPOConfig()
     """[ppo]"""
@@ -375,8 +351,9 @@ class Config(Table):
     def load(cls, path: str | os.PathLike[str], overrides: Mapping[str, Any] | None = None) -> "Config":
         """Read a TOML file, then apply dotted overrides in their order.
 
-        Text is read as typed on a command line (`{"ppo.gamma": "0.9"}`, see `parse_overrides`), other values are
-        taken as they are. An override replaces the whole value at its key; None clears an optional one.
+        Text is read as typed on a command line (`{"ppo.gamma": "0.9"}`): TOML, a bare word for text, `1e6` for a whole
+        number, `none` to clear an optional value. Other values are taken as they are, None clears. An override
+        replaces the whole value at its key.
 
         Raises:
             ConfigError: whatever is wrong with the file or an override; nothing else is raised.
@@ -418,16 +395,17 @@ class Config(Table):
 
 def _without_other_core(tree: dict[str, Any], core: Any) -> dict[str, Any]:
     """Empty the core's table where the core is to be one of the other class: their options are not the same."""
-    before = tree.get("core")
-    is_other = isinstance(core, Mapping) and "kind" in core and _is_user_core(core) != _is_user_core(before)
-    return {**tree, "core": {}} if is_other and isinstance(before, Mapping) else tree
+    is_other = isinstance(core, Mapping) and "kind" in core and _is_user_core(core) != _is_user_core(tree.get("core"))
+    return {**tree, "core": {}} if is_other else tree
 
 
 def parse_overrides(argv: Sequence[str]) -> dict[str, str]:
     """Read `["--ppo.learning-rate", "1e-4", "--core.kind=lstm"]` as `{"ppo.learning_rate": "1e-4", ...}`.
 
-    Keys are checked, values are read by `Config.load`: TOML, or a bare word for text; `1e6` where a whole number is
-    wanted; `none` clears an optional value.
+    Checks keys; `Config.load` reads values.
+
+    Raises:
+        ConfigError: a token that is no setting, or a setting without a value or with two.
     """
     return load.parse_overrides(Config, argv)
 
