@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from ppo_tbptt.run.checkpoint import CheckpointError, save_checkpoint
-from ppo_tbptt.run.folder import RunDir, RunDirError, RunLock, remove_temporary_files, resolve_checkpoint
+from ppo_tbptt.run.folder import RunDir, RunDirError, RunLock, resolve_checkpoint
 
 
 @pytest.fixture
@@ -84,6 +84,6 @@ def test_only_one_process_writes_and_a_killed_one_does_not_block(run: RunDir) ->
 def test_leftovers_of_a_killed_process_go(run: RunDir) -> None:
     leftover = run.checkpoints / ".iteration_0000008.pt.4711.tmp"
     leftover.write_bytes(b"half")
-    remove_temporary_files(run)
+    run.remove_temporary_files()
     assert not leftover.exists()
     assert len(run.periodic()) == 3

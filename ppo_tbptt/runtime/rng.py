@@ -34,15 +34,15 @@ class TrainingRNG:
 
     def seed(self, env_steps: int) -> None:
         """Seed all generators, except for torch's on rank 0 of a new run, which goes on after drawing the weights."""
-        own = noise = self._seed
-        permutation = self._seed + 1
-        if self._world.rank or env_steps:
+        own, noise, permutation = self._seed, self._seed, self._seed + 1
+        is_new = not self._world.rank and not env_steps
+        if not is_new:
             entropy = np.random.SeedSequence((self._seed, self._world.rank, env_steps))
             own, noise, permutation = entropy.generate_state(3).tolist()
         self.noise.manual_seed(noise)
         self.permutation.manual_seed(permutation)
         with self.installed():
-            if self._world.rank or env_steps:
+            if not is_new:
                 torch.manual_seed(own)
             random.seed(own)
             np.random.seed(own)
