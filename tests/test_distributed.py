@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 import pytest
 import torch
 from ranks import CASES, cut_of, data, environment, everything, free_port, permutations, run_ranks, update
@@ -186,19 +187,6 @@ def wait_until(done: Any, seconds: float) -> bool:
     return done()
 
 
-def children(pid: int) -> list[int]:
-    rows = subprocess.run(["ps", "-eo", "pid=,ppid="], capture_output=True, text=True, check=True).stdout.split()
-    return [int(p) for p, parent in zip(rows[::2], rows[1::2], strict=True) if int(parent) == pid]
-
-
-def alive(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    return True
-
-
 @pytest.fixture
 def two_ranks(tmp_path: Path) -> Iterator[list[subprocess.Popen[str]]]:
     """Two ranks past their first iteration, which train until they are stopped; as torchrun starts them."""
@@ -227,7 +215,7 @@ def two_ranks(tmp_path: Path) -> Iterator[list[subprocess.Popen[str]]]:
 @pytest.mark.parametrize("victim", [0, 1])
 def test_a_killed_rank_ends_the_other(victim: int, two_ranks: list[subprocess.Popen[str]]) -> None:
     """Within seconds, with one line, and with all workers of both."""
-    workers = [pid for process in two_ranks for pid in children(process.pid)]
+    workers = [worker for process in two_ranks for worker in psutil.Process(process.pid).children()]
     assert len(workers) == 2
     two_ranks[victim].kill()
     other = two_ranks[1 - victim]
@@ -236,7 +224,7 @@ def test_a_killed_rank_ends_the_other(victim: int, two_ranks: list[subprocess.Po
     assert error.startswith(f"error: rank {1 - victim} of 2: another rank is gone")
     assert error.count("\n") == 1
     two_ranks[victim].communicate()
-    assert wait_until(lambda: not any(map(alive, workers)), 10)
+    assert not psutil.wait_procs(workers, timeout=10)[1]
 
 
 def test_a_signal_to_any_rank_stops_all_after_the_same_iteration(
