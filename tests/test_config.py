@@ -119,7 +119,7 @@ REFUSALS = {
     ),
     "seeds": (
         base(env={"first_seed": 2**31 - 5, "num_seeds": 6}),
-        ["env.num_seeds: ", "= 6", "at most"],
+        ["env.num_seeds: 6 seeds from 2147483643", "must end"],
     ),
     "held-out above": (
         base(train={"eval_first_seed": 99_999}),
@@ -293,8 +293,6 @@ def test_replace_is_checked() -> None:
 def test_direct_construction_is_checked_and_frozen() -> None:
     with pytest.raises(ValueError, match="gamma"):
         PPOConfig(gamma=1.5)
-    with pytest.raises(ValueError, match="num_layers at least 2"):
-        CoreConfig(dropout=0.5)
     config = Config(total_steps=10, env=EnvConfig(id="A-v0"))
     with pytest.raises(ValueError, match="frozen"):
         config.seed = 3  # type: ignore[misc]

@@ -21,7 +21,6 @@ from ppo_tbptt.run.checkpoint import CheckpointError, load_checkpoint, save_chec
 from ppo_tbptt.run.files import JsonError, read_json
 from ppo_tbptt.run.folder import RunDir
 from ppo_tbptt.run.metrics import MetricsError, read_metrics
-from ppo_tbptt.training.trainer import Trainer
 
 ROOT = Path(__file__).parent.parent
 POC = str(ROOT / "configs" / "toy_poc_memory.toml")
@@ -80,13 +79,6 @@ class Malicious:
         return os.system, (f"touch '{self.target}'",)
 
 
-def zip_with(pickled: bytes, path: Path) -> None:
-    with zipfile.ZipFile(path, "w") as file:
-        file.writestr("archive/data.pkl", pickled)
-        file.writestr("archive/version", "3\n")
-        file.writestr("archive/byteorder", "little")
-
-
 def behind_a_real_one(real: Path, pickled: bytes, path: Path) -> None:
     """A checkpoint of ours, whole but for the data.pkl in it."""
     with zipfile.ZipFile(real) as old, zipfile.ZipFile(path, "w") as new:
@@ -96,16 +88,12 @@ def behind_a_real_one(real: Path, pickled: bytes, path: Path) -> None:
 
 MALICIOUS = {
     "torch.save": lambda path, real, bad: torch.save({**load_checkpoint(real), "best": bad}, path),
-    "torch.save, legacy": lambda path, real, bad: torch.save(
-        {"agent": {}, "config": {}, "best": bad}, path, _use_new_zipfile_serialization=False
-    ),
+    "torch.save, legacy": lambda path, real, bad: torch.save({"best": bad}, path, _use_new_zipfile_serialization=False),
     "save_checkpoint": lambda path, real, bad: save_checkpoint(path, {**load_checkpoint(real), "best": bad}),
     "pickle": lambda path, real, bad: path.write_bytes(pickle.dumps(bad)),
-    "pickle, protocol 0": lambda path, real, bad: path.write_bytes(pickle.dumps(bad, protocol=0)),
-    "zip": lambda path, real, bad: zip_with(pickle.dumps(bad), path),
     "in ours": lambda path, real, bad: behind_a_real_one(real, pickle.dumps(bad), path),
-    "builtins.eval": lambda path, real, bad: zip_with(
-        f"cbuiltins\neval\n(V__import__('os').system('touch {bad.target}')\ntR.".encode(), path
+    "builtins.eval": lambda path, real, bad: behind_a_real_one(
+        real, f"cbuiltins\neval\n(V__import__('os').system('touch {bad.target}')\ntR.".encode(), path
     ),
 }
 
@@ -125,16 +113,8 @@ def test_no_checkpoint_runs_anything(kind: str, run: RunDir, tmp_path: Path, fai
     for path in [*run.periodic(), run.best]:
         path.unlink(missing_ok=True)
     newest = bad.rename(run.checkpoint(2))
-    loaders: list[Callable[[], object]] = [
-        lambda: load_checkpoint(newest),
-        lambda: Policy.load(newest),
-        lambda: Policy.load(run.path),
-        lambda: Trainer.resume(run.path),
-    ]
-    for load in loaders:
-        with pytest.raises(CheckpointError) as caught:
-            load()
-        assert str(caught.value).isprintable()
+    with pytest.raises(CheckpointError):
+        Policy.load(newest)
     for arguments in (["evaluate", newest], ["evaluate", run.path], ["enjoy", newest], ["train", "--resume", run.path]):
         fails(*arguments)
     assert not target.exists()
@@ -399,27 +379,13 @@ def strange_paths(tmp_path: Path) -> list[str]:
     return ["", "/dev/zero", "/" + "y/" * 3000, *[str(tmp_path / name) for name in names]]
 
 
-@pytest.mark.parametrize(
-    "command",
-    [
-        ["evaluate"],
-        ["enjoy"],
-        ["show"],
-        ["train"],
-        ["benchmark"],
-        ["train", "--resume"],
-        ["benchmark", POC, "--profile"],
-        ["evaluate", POC, "--json"],
-        ["enjoy", POC, "--video"],
-    ],
-    ids=" ".join,
-)
+COMMANDS = [["evaluate"], ["enjoy"], ["show"], ["train"], ["benchmark"], ["train", "--resume"]]
+COMMANDS += [["benchmark", POC, "--profile"], ["evaluate", POC, "--json"], ["enjoy", POC, "--video"]]
+
+
+@pytest.mark.parametrize("command", COMMANDS, ids=" ".join)
 def test_strange_paths(
-    command: list[str],
-    strange_paths: list[str],
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    fails: Fails,
+    command: list[str], strange_paths: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fails: Fails
 ) -> None:
     monkeypatch.chdir(tmp_path / "folder")
     before = contents(tmp_path)
@@ -439,10 +405,10 @@ def test_a_device_is_not_replaced(fails: Fails, finished: Path) -> None:
     assert Path("/dev/null").is_char_device()
 
 
-@pytest.mark.parametrize("number", ["1e9", "10" * 3000, "-1", "", "½", "nan", str(2**31), "0x10"])
 @pytest.mark.parametrize("option", ["--num-seeds", "--repeats", "--max-steps", "--first-seed", "--forget-every"])
-def test_numbers_that_are_none(number: str, option: str, finished: Path, fails: Fails) -> None:
-    assert len(fails("evaluate", finished, option, number)) < 500
+def test_numbers_that_are_none(option: str, finished: Path, fails: Fails) -> None:
+    for number in ("1e9", "10" * 3000, "-1", "", "½", "nan", str(2**31), "0x10"):
+        assert len(fails("evaluate", finished, option, number)) < 500
 
 
 # Environments

@@ -7,7 +7,7 @@ import re
 import tomllib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from pydantic import BaseModel, ValidationError
 
@@ -15,7 +15,6 @@ from ppo_tbptt.config.fields import (
     Node,
     child,
     describe,
-    describe_fields,
     dotted,
     is_table,
     kinds,
@@ -27,7 +26,6 @@ from ppo_tbptt.runtime.errors import InputError, printable, shorten
 
 MAX_FILE_BYTES = 2**20
 MAX_OPTION_DEPTH = 8
-T = TypeVar("T", bound=BaseModel)
 
 
 class ConfigError(InputError):
@@ -42,7 +40,7 @@ class Problem(ValueError):
         self.keys, self.text = keys, text
 
 
-def validate(model: type[T], tree: Any, source: str, typed: Mapping[str, str] | None = None) -> T:
+def validate(model: type[BaseModel], tree: Any, source: str, typed: Mapping[str, str] | None = None) -> Any:
     """Make the model of ``tree``.
 
     Raises:
@@ -79,7 +77,7 @@ def explain(model: type[BaseModel], tree: Any, error: ValidationError) -> Proble
     return Problem((dotted(keys) or "config",), f"{wrong}; must be {describe(node)}")
 
 
-def override(model: type[T], tree: dict[str, Any], overrides: Mapping[str, Any], source: str) -> T:
+def override(model: type[BaseModel], tree: dict[str, Any], overrides: Mapping[str, Any], source: str) -> Any:
     """Make the model of ``tree`` with dotted ``overrides`` over it; see `Config.load`. Changes ``tree``."""
     for name, node in schema_of(model)["properties"].items():
         if is_table(node) and not isinstance(tree.get(name, {}), dict):
@@ -89,8 +87,8 @@ def override(model: type[T], tree: dict[str, Any], overrides: Mapping[str, Any],
         keys, node = _find(model, key, value)
         place = typed[dotted(keys)] = _place(key, value)
         if is_table(node) and isinstance(value, str):
-            part = next(help.key for help in describe_fields(model) if help.key.startswith(f"{key}."))
-            raise ConfigError(f"{place}: is a table, not {shown(value)}; set its parts, like {_flag(part)}")
+            part = _flag(f"{key}.{next(iter(node['properties']))}")
+            raise ConfigError(f"{place}: is a table, not {shown(value)}; set its parts, like {part}")
         change = _from_text(value, kinds(node), place) if isinstance(value, str) else value
         for name in reversed(keys):
             change = {name: change}
@@ -116,8 +114,8 @@ def merge(node: Node, tree: dict[str, Any], changes: Mapping[Any, Any], depth: i
 
 def _table(node: Node, value: Any) -> dict[str, Any]:
     """Return ``value`` as a table in which a part can be set: a schedule's number is its first part."""
-    if "number" in kinds(node):
-        value = copy.deepcopy(node.get("default")) if value is None else value
+    if {"number", "object"} <= {*kinds(node)}:
+        value = copy.copy(node.get("default")) if value is None else value
         value = {next(iter(node["properties"])): value} if isinstance(value, int | float) else value
     return value if isinstance(value, dict) else {}
 

@@ -2,7 +2,7 @@
 
 import os
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Annotated, Any, Literal
 
 import tomli_w
@@ -92,12 +92,6 @@ class Schedule(Table):
         return self.final + (self.initial - self.final) * remaining**self.power
 
 
-def _check_seeds(table: Table, first: str, number: str) -> None:
-    if getattr(table, first) + getattr(table, number) > SEED_LIMIT:
-        text = f"{first} = {getattr(table, first)} and {number} = {getattr(table, number)}"
-        raise Problem((number, first), f"{text} go beyond {SEED_LIMIT}; their sum must be at most that")
-
-
 class EnvConfig(Table):
     """The task, and how many copies of it are played."""
 
@@ -128,11 +122,6 @@ class EnvConfig(Table):
     options: Annotated[dict[str, Any], Plain] = Field(default={})
     """The environment's own reset options, `[env.options]`."""
 
-    @model_validator(mode="after")
-    def _check(self) -> "EnvConfig":
-        _check_seeds(self, "first_seed", "num_seeds")
-        return self
-
 
 class ModelConfig(Table):
     """The feed-forward parts around the recurrent core."""
@@ -162,13 +151,6 @@ class CoreConfig(Table):
     """Layers on top of each other."""
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
     """Dropout between layers during the update, never while acting."""
-
-    @model_validator(mode="after")
-    def _check(self) -> "CoreConfig":
-        if self.dropout > 0 and self.num_layers == 1:
-            text = f"dropout = {self.dropout} acts between layers, and num_layers is 1"
-            raise Problem(("dropout", "num_layers"), f"{text}; must be 0, or num_layers at least 2")
-        return self
 
 
 class UserCoreConfig(Table):
@@ -236,18 +218,6 @@ class PPOConfig(Table):
     clip_value_loss: bool = True
     """Bound the value's change by `clip_range` too."""
 
-    @model_validator(mode="after")
-    def _check(self) -> "PPOConfig":
-        if self.clip_range.initial == 0:
-            raise Problem(("clip_range",), "initial is 0, so nothing can be learnt; must be above 0")
-        if (rate := max(self.learning_rate.initial, self.learning_rate.final or 0)) > 1:
-            raise Problem(("learning_rate",), f"{rate} is not allowed; must be a number from 0 to 1")
-        if self.sequence_length is not None and self.sequence_length > self.rollout_steps:
-            text = f"sequence_length = {self.sequence_length} is longer than rollout_steps = {self.rollout_steps}"
-            remedy = "must be at most that; omit it for whole episodes"
-            raise Problem(("sequence_length", "rollout_steps"), f"{text}; {remedy}")
-        return self
-
 
 class TrainConfig(Table):
     """When to save and to evaluate."""
@@ -276,11 +246,6 @@ class TrainConfig(Table):
     """Updates in a row that may be skipped because loss or gradient is not finite before the run stops."""
     max_unwritable_minutes: Annotated[NonNegative, SAME_SETTING] = 30.0
     """How long a run goes on while it cannot write its files (a full disk) before it stops."""
-
-    @model_validator(mode="after")
-    def _check(self) -> "TrainConfig":
-        _check_seeds(self, "eval_first_seed", "eval_num_seeds")
-        return self
 
 
 class Config(Table):
@@ -317,20 +282,42 @@ class Config(Table):
 
     @model_validator(mode="after")
     def _check(self) -> "Config":
+        for keys, wrong in self._conflicts():
+            raise Problem(keys, wrong)
+        return self
+
+    def _conflicts(self) -> Iterator[tuple[tuple[str, ...], str]]:
+        """Yield what does not go together: the keys, the first of them to blame, and what is wrong."""
+        env, core, ppo, train = self.env, self.core, self.ppo, self.train
         for name in self.losses:
             if not re.fullmatch(r"[\w.]+(:[\w.]+)?", name):
-                raise Problem(("losses",), f"{shown(name)} is not the name of a loss; must be like my_module:my_loss")
-        if self.ppo.num_minibatches > self.batch_size:
-            text = f"num_minibatches = {self.ppo.num_minibatches} exceeds the {self.batch_size} steps of a rollout"
+                yield ("losses",), f"{shown(name)} is not the name of a loss; must be like my_module:my_loss"
+        if isinstance(core, CoreConfig) and core.dropout > 0 and core.num_layers == 1:
+            text = f"dropout = {core.dropout} acts between layers, and num_layers is 1"
+            yield ("core.dropout", "core.num_layers"), f"{text}; must be 0, or num_layers at least 2"
+        if ppo.clip_range.initial == 0:
+            yield ("ppo.clip_range",), "initial is 0, so nothing can be learnt; must be above 0"
+        if (rate := max(ppo.learning_rate.initial, ppo.learning_rate.final or 0)) > 1:
+            yield ("ppo.learning_rate",), f"{rate} is not allowed; must be a number from 0 to 1"
+        if ppo.sequence_length is not None and ppo.sequence_length > ppo.rollout_steps:
+            text = f"sequence_length = {ppo.sequence_length} is longer than rollout_steps = {ppo.rollout_steps}"
+            remedy = "must be at most that; omit it for whole episodes"
+            yield ("ppo.sequence_length", "ppo.rollout_steps"), f"{text}; {remedy}"
+        if ppo.num_minibatches > self.batch_size:
+            text = f"num_minibatches = {ppo.num_minibatches} exceeds the {self.batch_size} steps of a rollout"
             remedy = "must be at most ppo.rollout_steps * env.num_envs"
-            raise Problem(("ppo.num_minibatches", "ppo.rollout_steps", "env.num_envs"), f"{text}; {remedy}")
-        first, last = self.env.first_seed, self.env.first_seed + self.env.num_seeds - 1
-        held_first, held_last = self.train.eval_first_seed, self.train.eval_first_seed + self.train.eval_num_seeds - 1
-        if held_first <= last and first <= held_last:
-            text = f"evaluation seeds {held_first}..{held_last} overlap the training seeds {first}..{last}"
-            keys = ("train.eval_first_seed", "train.eval_num_seeds", "env.first_seed", "env.num_seeds")
-            raise Problem(keys, f"{text}; held-out seeds must not overlap them")
-        return self
+            yield ("ppo.num_minibatches", "ppo.rollout_steps", "env.num_envs"), f"{text}; {remedy}"
+        seeds = range(env.first_seed, env.first_seed + env.num_seeds)
+        held_out = range(train.eval_first_seed, train.eval_first_seed + train.eval_num_seeds)
+        of_env, of_train = ("env.num_seeds", "env.first_seed"), ("train.eval_num_seeds", "train.eval_first_seed")
+        for keys, levels in ((of_env, seeds), (of_train, held_out)):
+            if levels.stop > SEED_LIMIT:
+                yield keys, f"{len(levels)} seeds from {levels.start} on go beyond {SEED_LIMIT - 1}; must end there"
+        if held_out.start < seeds.stop and seeds.start < held_out.stop:
+            text = f"evaluation seeds {held_out.start}..{held_out.stop - 1} overlap the training seeds"
+            remedy = "held-out seeds must not overlap them"
+            keys = ("train.eval_first_seed", *of_train, *of_env)
+            yield keys, f"{text} {seeds.start}..{seeds.stop - 1}; {remedy}"
 
     @property
     def batch_size(self) -> int:
