@@ -36,15 +36,15 @@ class EventFile(AppendFile):
     def __init__(self, folder: Path, *, purge_from: int | None = None) -> None:
         if purge_from is None and not any(folder.glob(PATTERN)):
             purge_from = 0
-        super().__init__(folder / _new_name(folder))
-        self._head = _record(Event(wall_time=time.time(), file_version="brain.Event:2"))
+        head = _record(Event(wall_time=time.time(), file_version="brain.Event:2"))
         if purge_from is not None:
             start = SessionLog(status=SessionLog.START)
-            self._head += _record(Event(wall_time=time.time(), step=purge_from, session_log=start))
+            head += _record(Event(wall_time=time.time(), step=purge_from, session_log=start))
+        super().__init__(folder / _new_name(folder), head)
 
     def add(self, event: Event) -> None:
         """Append an event. Raises like `append`."""
-        self.append((b"" if self.size else self._head) + _record(event))
+        self.append(_record(event))
 
 
 def read_events(path: Path) -> Iterator[tuple[Event, bytes]]:

@@ -41,48 +41,49 @@ def write_text(path: Path, text: str) -> None:
 
 
 class AppendFile:
-    """A file that is opened with its first record; records are appended whole or not at all.
+    """Appends records to a file, whole or not at all; those that can't be written yet are kept for the next call."""
 
-    Attributes:
-        size: bytes of whole records in the file.
-    """
-
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, head: bytes = b"") -> None:
+        """Take ``path``, which is opened with the first record; ``head`` comes before it."""
         self.path = path
-        self.size = path.stat().st_size if path.exists() else 0
+        self._pending = head
         self._file: FileIO | None = None
+        self._size = 0  # bytes of whole records in the file
 
     def append(self, record: bytes) -> None:
         """Append a record.
 
         Raises:
-            OSError: writing failed. What was written of the record is removed, at the latest by the next call.
+            OSError: writing failed; the record is pending.
         """
+        self._pending += record
         try:
             if self._file is None:
                 self._file = FileIO(self.path, "a")
-                self.size = min(self.size, os.fstat(self._file.fileno()).st_size)
-                self._file.truncate(self.size)
-            left = memoryview(record)
+                self._size = os.fstat(self._file.fileno()).st_size
+            self._file.truncate(self._size)  # removes what a failed write left of a record
+            left = memoryview(self._pending)
             while left:
                 left = left[self._file.write(left) :]
-            self.size += len(record)
         except OSError as error:
-            self.close()
             raise OSError(error.errno, error.strerror, str(self.path)) from error
+        self._size += len(self._pending)
+        self._pending = b""
 
     def sync(self) -> None:
-        """Flush what was appended to the disk."""
+        """Write what is pending and flush it to the disk. Raises like `append`."""
+        self.append(b"")
         if self._file is not None:
             os.fsync(self._file.fileno())
 
     def close(self) -> None:
-        """Close the file without raising. May be called again; `append` reopens it."""
-        file, self._file = self._file, None
-        if file is not None:
+        """Write what is pending, if that is possible, and close the file. May be called again."""
+        if self._file is not None and not self._file.closed:
             with suppress(OSError):
-                file.truncate(self.size)
-                file.close()
+                self.append(b"")
+            with suppress(OSError):
+                self._file.truncate(self._size)
+            self._file.close()
 
 
 MAX_BYTES = 2**28

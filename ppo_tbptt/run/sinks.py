@@ -2,7 +2,6 @@
 
 import warnings
 from collections.abc import Callable
-from contextlib import suppress
 from pathlib import Path
 from time import monotonic, sleep
 from typing import Any
@@ -93,8 +92,6 @@ class RunWriter:
         self.saved = resumed_from
         self._saved_at = self._tried_at = monotonic()
         self._last_failed = False  # writing the last checkpoint
-        self._rows: list[Report] = []  # not yet in the metrics
-        self._points: list[Report] = []  # not yet in TensorBoard's file
 
     def write_run_info(self, spec: EnvSpec, config: Config, device: torch.device, env_steps: int) -> None:
         """Write the layout of charts, the config and the versions to TensorBoard."""
@@ -112,14 +109,12 @@ class RunWriter:
         return taken
 
     def report(self, report: Report) -> None:
-        """Write a report to the metrics and TensorBoard; where that fails, a later report retries."""
-        self._rows.append(report)
-        self._points.append(report)
-        self._guard.try_write("metrics", lambda: _write_all(self._rows, self._metrics.write))
-        self._guard.try_write("TensorBoard's file", lambda: _write_all(self._points, self._board.write))
+        """Write a report to the metrics and TensorBoard."""
+        self._guard.try_write("metrics", lambda: self._metrics.write(report))
+        self.write_tensorboard(lambda board: board.write(report))
 
     def write_tensorboard(self, write: Callable[[TensorBoard], None]) -> None:
-        """Call ``write`` with the TensorBoard writer; a failed write is not repeated."""
+        """Call ``write`` with the TensorBoard writer."""
         self._guard.try_write("TensorBoard's file", lambda: write(self._board))
 
     def checkpoint_due(self) -> bool:
@@ -133,7 +128,6 @@ class RunWriter:
         """Write the checkpoint of ``iteration``, delete the oldest ones, and return whether that succeeded."""
 
         def write() -> None:
-            _write_all(self._rows, self._metrics.write)
             self._metrics.sync()
             save_checkpoint(self.run.checkpoint(iteration), tree)
             self.run.prune(self._train.keep_checkpoints)
@@ -155,22 +149,12 @@ class RunWriter:
             UnwritableError: it failed for ``train.max_unwritable_minutes``.
         """
         while not self.save(iteration, tree):
-            for note in self._guard.notes:  # no report follows that could contain them
+            for note in self.take_notes():  # no report follows that could contain them
                 warnings.warn(note, stacklevel=2)
-            self._guard.notes.clear()
             sleep(min(RETRY_SECONDS, 1.0))
 
     def close(self) -> None:
-        """Write what is left of the metrics where possible, and release the lock. May be called again."""
-        with suppress(OSError):
-            _write_all(self._rows, self._metrics.write)
+        """Write what is pending where that is possible, and release the lock. May be called again."""
         self._metrics.close()
         self._board.close()
         self._lock.release()
-
-
-def _write_all(reports: list[Report], write: Callable[[Report], None]) -> None:
-    """Write ``reports`` in their order and remove from them what is written."""
-    while reports:
-        write(reports[0])
-        del reports[0]

@@ -34,7 +34,7 @@ FINAL_PREFIX = "final/"
 class TensorBoard(EventFile):
     """Writes a run's event file in ``folder``.
 
-    Calls write synchronously and raise an ``OSError`` where that fails; later calls may succeed.
+    Calls write synchronously and raise an ``OSError`` where that fails; later calls write it then.
 
     Args:
         folder: the run folder.
