@@ -13,7 +13,6 @@ from urllib.request import Request, urlopen
 
 import pytest
 import torch
-from configs_for_tests import tiny
 from PIL import Image
 from test_cli import POC, SMALL
 
@@ -21,7 +20,6 @@ from ppo_tbptt.cli import main
 from ppo_tbptt.run.event_files import read_events
 from ppo_tbptt.run.metrics import Report, read_metrics
 from ppo_tbptt.run.tensorboard import SAMPLE_SIZE, TensorBoard, histograms_due
-from ppo_tbptt.training.trainer import Trainer
 
 STEPS = 64  # an iteration
 
@@ -220,14 +218,6 @@ def test_a_server_that_was_watching_when_a_run_went_on(tmp_path: Path) -> None:
         wait([(1, 1.0), (2, 1.0), (3, 1.0), (4, 2.0), (5, 2.0)])
     finally:
         server.close()
-
-
-def test_nothing_of_it_changes_the_training(tmp_path: Path) -> None:
-    rows = []
-    for run_dir in (None, tmp_path / "run"):
-        with Trainer(tiny(core={"dropout": 0.2, "num_layers": 2}), run_dir) as trainer:
-            rows.append([{k: v for k, v in r.scalars.items() if not k.startswith("time/")} for r in trainer])
-    assert rows[0] == rows[1]
 
 
 def test_histograms_are_of_finite_values_alone(tmp_path: Path) -> None:

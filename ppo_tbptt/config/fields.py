@@ -80,10 +80,8 @@ def is_table(node: Node) -> bool:
 
 def kinds(node: Node) -> list[str]:
     """Return the types that a field takes, in JSON schema's words; none where it takes any."""
-    types = [option.get("type", []) for option in node.get("anyOf", [node])]
-    return [kind for kind in types if isinstance(kind, str)] + [
-        k for kind in types if isinstance(kind, list) for k in kind
-    ]
+    listed = [option.get("type", []) for option in node.get("anyOf", [node])]
+    return [kind for types in listed for kind in ([types] if isinstance(types, str) else types)]
 
 
 def _walk(node: Node, prefix: str = "", *, schedules: bool = False) -> Iterator[tuple[str, Node]]:

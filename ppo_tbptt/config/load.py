@@ -11,17 +11,7 @@ from typing import Any
 
 from pydantic import BaseModel, ValidationError
 
-from ppo_tbptt.config.fields import (
-    Node,
-    child,
-    describe,
-    dotted,
-    is_table,
-    kinds,
-    remedy,
-    schema_of,
-    shown,
-)
+from ppo_tbptt.config.fields import Node, child, describe, dotted, is_table, kinds, remedy, schema_of, shown
 from ppo_tbptt.runtime.errors import InputError, printable, shorten
 
 MAX_FILE_BYTES = 2**20
@@ -185,7 +175,11 @@ def _no_file(path: Path) -> str:
 
 
 def parse_overrides(model: type[BaseModel], argv: Sequence[str]) -> dict[str, str]:
-    """See `config.parse_overrides`."""
+    """Read `["--ppo.learning-rate", "1e-4", "--core.kind=lstm"]` as `{"ppo.learning_rate": "1e-4", ...}`.
+
+    Raises:
+        ConfigError: a token that is no setting, or a setting without a value or with two.
+    """
     found: dict[str, str] = {}
     tokens = iter(argv)
     for token in tokens:

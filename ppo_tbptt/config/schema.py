@@ -2,7 +2,7 @@
 
 import os
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from typing import Annotated, Any, Literal
 
 import tomli_w
@@ -10,7 +10,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_serial
 from pydantic.json_schema import SkipJsonSchema
 
 from ppo_tbptt.config import fields, load
-from ppo_tbptt.config.fields import FieldHelp, shown
+from ppo_tbptt.config.fields import shown
 from ppo_tbptt.config.load import Problem
 
 SEED_LIMIT = 2**31
@@ -384,24 +384,3 @@ def _without_other_core(tree: dict[str, Any], core: Any) -> dict[str, Any]:
     """Empty the core's table where the core is to be one of the other class: their options are not the same."""
     is_other = isinstance(core, Mapping) and "kind" in core and _is_user_core(core) != _is_user_core(tree.get("core"))
     return {**tree, "core": {}} if is_other else tree
-
-
-def parse_overrides(argv: Sequence[str]) -> dict[str, str]:
-    """Read `["--ppo.learning-rate", "1e-4", "--core.kind=lstm"]` as `{"ppo.learning_rate": "1e-4", ...}`.
-
-    Checks keys; `Config.load` reads values.
-
-    Raises:
-        ConfigError: a token that is no setting, or a setting without a value or with two.
-    """
-    return load.parse_overrides(Config, argv)
-
-
-def describe_fields() -> list[FieldHelp]:
-    """List every setting with its type, default and help, in the order of the tables."""
-    return fields.describe_fields(Config)
-
-
-def keys_marked(mark: Literal["fixed", "same_setting"]) -> frozenset[str]:
-    """Return the dotted keys of the fields, and of the whole tables, that `FIXED` or `SAME_SETTING` stands at."""
-    return fields.keys_marked(Config, mark)

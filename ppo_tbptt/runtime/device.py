@@ -97,17 +97,15 @@ def _cpuinfo() -> list[str]:
     return path.read_text(encoding="ascii", errors="replace").splitlines() if path.exists() else []
 
 
-STORAGE_SHARE = 0.5
-"""Share of a GPU's free memory for a rollout's observations; the update needs the rest."""
-
-
 def storage_device(name: str, num_bytes: int, device: torch.device) -> torch.device:
-    """Choose where ``num_bytes`` of observations are stored, ``device`` or the host; ``name`` is ``Config.storage``."""
+    """Choose where ``num_bytes`` of observations are stored, ``device`` or the host; ``name`` is ``Config.storage``.
+
+    ``auto`` takes up to half of a GPU's free memory; the update needs the rest.
+    """
     if device.type == "cpu" or name == "device":
         return device
-    if name == "auto" and num_bytes <= STORAGE_SHARE * torch.cuda.mem_get_info(device)[0]:
-        return device
-    return torch.device("cpu")
+    fits = name == "auto" and num_bytes <= 0.5 * torch.cuda.mem_get_info(device)[0]
+    return device if fits else torch.device("cpu")
 
 
 def has_fast_bfloat16() -> bool:
