@@ -64,22 +64,22 @@ def read_metrics(path: Path) -> list[dict[str, float]]:
             raise MetricsError(f"{path}: no such metrics file")
         with path.open("rb") as file:
             while line := file.readline(MAX_LINE_BYTES + 1):
+                if len(line) > MAX_LINE_BYTES:
+                    wrong = (
+                        f"{path}:{len(rows) + 1}: a line of more than {MAX_LINE_BYTES:,} bytes; must be one iteration"
+                    )
                 if wrong:
                     raise MetricsError(wrong)
                 try:
                     rows.append(_row(line))
                 except ValueError as error:
                     wrong = f"{path}:{len(rows) + 1}: {error}"
-                    if len(line) > MAX_LINE_BYTES:
-                        raise MetricsError(wrong) from None
     except OSError as error:
         raise MetricsError(f"{path}: cannot be read: {error.strerror}") from None
     return rows
 
 
 def _row(line: bytes) -> dict[str, float]:
-    if len(line) > MAX_LINE_BYTES:
-        raise ValueError(f"a line of more than {MAX_LINE_BYTES:,} bytes; must be the figures of one iteration")
     row = parse_json(line)
     for key in ("iteration", "env_steps"):
         if type(row.get(key)) is not int or row[key] < 0:
