@@ -65,9 +65,7 @@ def read_metrics(path: Path) -> list[dict[str, float]]:
         with path.open("rb") as file:
             while line := file.readline(MAX_LINE_BYTES + 1):
                 if len(line) > MAX_LINE_BYTES:
-                    wrong = (
-                        f"{path}:{len(rows) + 1}: a line of more than {MAX_LINE_BYTES:,} bytes; must be one iteration"
-                    )
+                    wrong = wrong or f"{path}:{len(rows) + 1}: more than {MAX_LINE_BYTES:,} bytes; must be one row"
                 if wrong:
                     raise MetricsError(wrong)
                 try:
