@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from tensorboard.compat.proto.event_pb2 import Event
+from tensorboard.compat.proto.summary_pb2 import Summary
 
 from ppo_tbptt.run.event_files import EventFile, filter_events, read_events
 
@@ -57,7 +57,7 @@ def test_cut(tmp_path: Path) -> None:
     for first in (1, 3):
         file = EventFile(tmp_path)
         for step in (first, first + 1):
-            file.add(Event(step=step))
+            file.add(Summary(), step)
         file.close()
     old, new = sorted(tmp_path.iterdir())
     with new.open("ab") as torn:
@@ -81,7 +81,7 @@ def test_a_new_file_sorts_last_whatever_the_clock_says(tmp_path: Path, monkeypat
     for now in (2e9, 1e9, 1e9):
         monkeypatch.setattr("time.time", lambda now=now: now)
         file = EventFile(tmp_path)
-        file.add(Event(step=1))
+        file.add(Summary(), 1)
         file.close()
         paths.append(file.path)
     assert sorted(tmp_path.iterdir()) == paths

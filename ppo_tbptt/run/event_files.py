@@ -16,6 +16,7 @@ from io import BytesIO
 from pathlib import Path
 
 from tensorboard.compat.proto.event_pb2 import Event, SessionLog
+from tensorboard.compat.proto.summary_pb2 import Summary
 from tensorboard.compat.tensorflow_stub.pywrap_tensorflow import masked_crc32c
 from tensorboard.summary.writer.record_writer import RecordWriter
 
@@ -42,9 +43,9 @@ class EventFile(AppendFile):
             head += _record(Event(wall_time=time.time(), step=purge_from, session_log=start))
         super().__init__(folder / _new_name(folder), head)
 
-    def add(self, event: Event) -> None:
+    def add(self, content: Summary, step: int) -> None:
         """Append an event. Raises like `append`."""
-        self.append(_record(event))
+        self.append(_record(Event(wall_time=time.time(), step=step, summary=content)))
 
 
 def read_events(path: Path) -> Iterator[tuple[Event, bytes]]:

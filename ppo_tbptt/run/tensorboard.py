@@ -3,7 +3,6 @@
 # pyright: reportAttributeAccessIssue=false
 # protobuf creates its classes at import.
 
-import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -49,7 +48,7 @@ class TensorBoard(EventFile):
     def write(self, report: Report) -> None:
         """Write all scalars of an iteration."""
         values = [Summary.Value(tag=tag, simple_value=value) for tag, value in report.scalars.items()]
-        self._add(Summary(value=values), report.env_steps)
+        self.add(Summary(value=values), report.env_steps)
 
     def layout(self, headline: str, env_steps: int, *, held_out: bool) -> None:
         """Write the layout of the custom scalars page.
@@ -77,14 +76,14 @@ class TensorBoard(EventFile):
             for title, page in pages.items()
             if held_out or title != "Does it hold on new levels?"
         }
-        self._add(summary.custom_scalars(layout), env_steps)
+        self.add(summary.custom_scalars(layout), env_steps)
 
     def text(self, tag: str, text: str, env_steps: int) -> None:
         """Write preformatted text."""
         block = "\n".join("    " + line for line in text.splitlines())  # a code block in Markdown
         content = summary.text(tag, block)
         content.value[0].tag = tag  # without torch's suffix
-        self._add(content, env_steps)
+        self.add(content, env_steps)
 
     def histograms(self, tensors: Mapping[str, Tensor], env_steps: int) -> None:
         """Write ``hist/NAME`` of each tensor, from the finite ones of :data:`SAMPLE_SIZE` values.
@@ -99,12 +98,12 @@ class TensorBoard(EventFile):
             if len(finite):
                 values += summary.histogram(f"hist/{name}", finite.numpy().astype(np.float64), bins=64).value
         if values:
-            self._add(Summary(value=values), env_steps)
+            self.add(Summary(value=values), env_steps)
 
     def gif(self, tag: str, data: bytes, width: int, height: int, env_steps: int) -> None:
         """Write an encoded GIF; it plays in the Images tab."""
         image = Summary.Image(encoded_image_string=data, width=width, height=height, colorspace=3)
-        self._add(Summary(value=[Summary.Value(tag=tag, image=image)]), env_steps)
+        self.add(Summary(value=[Summary.Value(tag=tag, image=image)]), env_steps)
 
     def hparams(self, config: Mapping[str, Any], measures: Mapping[str, float], env_steps: int) -> None:
         """Write the run's row of the HParams table, and ``final/NAME`` of each measure.
@@ -123,10 +122,7 @@ class TensorBoard(EventFile):
             _hparams_value(plugin.SESSION_START_INFO_TAG, session_start_info=start),
             _hparams_value(plugin.SESSION_END_INFO_TAG, session_end_info=SessionEndInfo(status=STATUS_SUCCESS)),
         ]
-        self._add(Summary(value=table + metrics), env_steps)
-
-    def _add(self, content: Summary, env_steps: int) -> None:
-        self.add(Event(wall_time=time.time(), step=env_steps, summary=content))
+        self.add(Summary(value=table + metrics), env_steps)
 
 
 def histograms_due(iteration: int, num_iterations: int) -> bool:
