@@ -7,6 +7,7 @@ from typing import Any
 import gymnasium as gym
 import pytest
 from configs_for_tests import BASE, MINIMAL, base, error_of, write
+from gymnasium.envs.registration import load_env_creator
 
 from ppo_tbptt.config import (
     Config,
@@ -57,7 +58,7 @@ def test_options_exist_in_the_environment(name: str) -> None:
     pytest.importorskip("memory_gym")
     path = CONFIGS / f"{name}.toml"
     config = Config.load(path)
-    known = gym.envs.registration.load_env_creator(gym.spec(config.env.id).entry_point).default_reset_parameters
+    known = load_env_creator(gym.spec(config.env.id).entry_point).default_reset_parameters  # type: ignore
     assert config.env.options.keys() <= known.keys()
     text = path.read_text().split("[env.options]")[1].split("\n\n")[0]
     for line in filter(None, text.splitlines()):

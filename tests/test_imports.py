@@ -84,7 +84,7 @@ def read_module(name: str, path: Path, known: set[str]) -> Module:
             if target in known and target != name:
                 (module.typing_only if id(node) in typing_only else module.imports).add(short(target))
                 aliases.add(local)
-                if is_private(part):
+                if is_private(part) and isinstance(node, ast.ImportFrom):
                     module.private.append(f"{path.name}:{node.lineno} {part}")
     for node in ast.walk(tree):
         if isinstance(node, ast.Attribute) and is_private(node.attr) and (owner := ast.unparse(node.value)) in aliases:

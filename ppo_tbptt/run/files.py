@@ -5,15 +5,15 @@ import math
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from io import FileIO
+from io import BufferedRandom, FileIO
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 from ppo_tbptt.runtime.errors import InputError
 
 
 @contextmanager
-def replacing(path: Path) -> Iterator[BinaryIO]:
+def replacing(path: Path) -> Iterator[BufferedRandom]:
     """Open a temporary file that is flushed to the disk and renamed to ``path`` at the end.
 
     A failed or interrupted write leaves the old file as it was.
