@@ -120,7 +120,7 @@ REFUSALS = {
     ),
     "seeds": (
         base(env={"first_seed": 2**31 - 5, "num_seeds": 6}),
-        ["env.num_seeds: 6 seeds from 2147483643", "must end"],
+        ["env.num_seeds: 6 level seeds from 2147483643", "at most"],
     ),
     "held-out above": (
         base(train={"eval_first_seed": 99_999}),

@@ -137,7 +137,9 @@ def remedy(model: type[BaseModel], keys: Sequence[str], spell: Callable[[str], s
     """Name what an unknown key may mean: the same name in another table, else the nearest, else all in its table."""
     known = [key for key, _ in _walk(schema_of(model), schedules=True)]
     near = [key for key in known if key.rpartition(".")[2] == keys[-1] and key.count(".") <= 1][:3]
-    near = near or difflib.get_close_matches(".".join(keys)[:120], known, n=1)
+    near = near or difflib.get_close_matches(".".join(keys)[:120], known, n=1, cutoff=0.75)
+    by_name = {key.rpartition(".")[2]: key for key in reversed(known)}
+    near = near or [by_name[name] for name in difflib.get_close_matches(keys[-1][:120], by_name, n=1, cutoff=0.75)]
     if near:
         return f"did you mean {' or '.join(map(spell, near))}?"
     inside = [key for key in known if key.rpartition(".")[0] == ".".join(keys[:-1])]

@@ -192,7 +192,8 @@ def parse_overrides(model: type[BaseModel], argv: Sequence[str]) -> dict[str, st
         if not equals and value.startswith("--"):
             raise ConfigError(f"{_place(key, value)}: has no value; must be followed by {describe(node)}")
         if key in found:
-            raise ConfigError(f"{_place(key, value)}: given twice, the second time as {shown(value)}")
+            wrong = f"given twice, the second time as {shown(value)}; must be given once"
+            raise ConfigError(f"{_place(key, value)}: {wrong}")
         found[key] = value
     return found
 

@@ -312,7 +312,8 @@ class Config(Table):
         of_env, of_train = ("env.num_seeds", "env.first_seed"), ("train.eval_num_seeds", "train.eval_first_seed")
         for keys, levels in ((of_env, seeds), (of_train, held_out)):
             if levels.stop > SEED_LIMIT:
-                yield keys, f"{len(levels)} seeds from {levels.start} on go beyond {SEED_LIMIT - 1}; must end there"
+                wrong = f"{len(levels)} level seeds from {levels.start} on are too many"
+                yield keys, f"{wrong}; the last must be at most {SEED_LIMIT - 1}"
         if held_out.start < seeds.stop and seeds.start < held_out.stop:
             text = f"evaluation seeds {held_out.start}..{held_out.stop - 1} overlap the training seeds"
             remedy = "held-out seeds must not overlap them"
@@ -382,5 +383,6 @@ class Config(Table):
 
 def _without_other_core(tree: dict[str, Any], core: Any) -> dict[str, Any]:
     """Empty the core's table where the core is to be one of the other class: their options are not the same."""
-    is_other = isinstance(core, Mapping) and "kind" in core and _is_user_core(core) != _is_user_core(tree.get("core"))
-    return {**tree, "core": {}} if is_other else tree
+    before = tree.get("core")
+    is_other = isinstance(core, Mapping) and "kind" in core and _is_user_core(core) != _is_user_core(before)
+    return {**tree, "core": {}} if is_other and isinstance(before, Mapping) else tree
