@@ -74,9 +74,9 @@ class RunDir:
 
     def periodic(self) -> list[Path]:
         """List the periodic checkpoints, oldest first."""
-        files = [path for path in self.checkpoints.glob("iteration_*.pt") if path.is_file()]
-        names = [(re.fullmatch(r"iteration_(\d{7,})\.pt", path.name, re.ASCII), path) for path in files]
-        return [path for _, path in sorted((int(name[1]), path) for name, path in names if name)]
+        entries = list(self.checkpoints.iterdir()) if self.checkpoints.is_dir() else []
+        names = [(re.fullmatch(r"iteration_(\d{7,})\.pt", path.name, re.ASCII), path) for path in entries]
+        return [path for _, path in sorted((int(name[1]), path) for name, path in names if name and path.is_file())]
 
     def prune(self, keep: int) -> None:
         """Delete all periodic checkpoints except for the newest ``keep``."""
