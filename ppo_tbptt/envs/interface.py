@@ -1,8 +1,7 @@
 """The environment interface: specs, episodes, errors, and `BatchedEnv`, behind which environments run anywhere."""
 
-import difflib
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, Self, TypeAlias
 
@@ -23,18 +22,6 @@ class WorkerError(RunError):
 
     The message names the environment and its level seed, and ends with the traceback where there is one.
     """
-
-
-def one_line(text: object) -> str:
-    """Replace every run of white space in `text`, line breaks included, by a single space."""
-    return " ".join(str(text).split())
-
-
-def suggestion(wrong: str, known: Iterable[str]) -> str:
-    """Return ` Did you mean 'a' or 'b'?` for up to three close matches of `wrong` in `known`, else an empty string."""
-    known = list(known)
-    close = difflib.get_close_matches(wrong, known, n=3, cutoff=0.6)
-    return f" Did you mean {' or '.join(repr(match) for match in close)}?" if close else ""
 
 
 Observation = dict[str, np.ndarray]
