@@ -171,7 +171,7 @@ def test_making_anew_is_tried_again(how: str, tmp_path: Any, monkeypatch: pytest
         assert failed(result) == [0]
         first, raised, other = result.faults
         assert ("SIGKILL" if how == "kill_at" else "as told, in step") in first
-        assert "KeyError: 'moody'" in raised and "looks different" in other
+        assert "KeyError: 'moody'" in raised and "different" in other
         assert envs.obs["obs"].tolist() == [[0, 6 if how == "kill_at" else 8]]
 
 

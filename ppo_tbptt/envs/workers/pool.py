@@ -48,10 +48,9 @@ class WorkerPool:
         try:
             for worker in range(len(slices)):
                 self._start(worker)
-            specs = [self._greet(worker) for worker in range(len(slices))]
-            self.spec = specs[0]
-            if any(spec != self.spec for spec in specs):
-                raise WorkerError(f"{self.spec.env_id} looks different in every worker: {specs}")
+            self.spec = EnvSpec.from_json(self._receive(0))
+            for worker in range(1, len(slices)):
+                self._check_spec(worker)
             self.blocks = Blocks(self.spec, slices[-1].stop, memory)
             for worker in range(len(slices)):
                 self._attach(worker)
@@ -86,9 +85,7 @@ class WorkerPool:
         self._processes[worker].wait()  # from here on nobody writes to its part of the memory
         try:
             self._start(worker)
-            spec = self._greet(worker)
-            if spec != self.spec:
-                raise WorkerError(f"{self._name(worker)} was restarted, and looks different: {spec}, not {self.spec}")
+            self._check_spec(worker)
             self._attach(worker)
         except (EnvError, WorkerError) as error:
             self.dead[worker] = error
@@ -116,8 +113,10 @@ class WorkerPool:
                 raise WorkerError(f"{self._name(worker)} could not be started: {error}") from error
         self._send(worker, {**self._task, "indices": [self.slices[worker].start, self.slices[worker].stop]})
 
-    def _greet(self, worker: int) -> EnvSpec:
-        return EnvSpec.from_json(self._receive(worker))
+    def _check_spec(self, worker: int) -> None:
+        spec = EnvSpec.from_json(self._receive(worker))
+        if spec != self.spec:
+            raise WorkerError(f"{self._name(worker)} has environments that look different: {spec}, not {self.spec}")
 
     def _attach(self, worker: int) -> None:
         self._send(worker, "attach")

@@ -43,13 +43,13 @@ class VectorEnv(BatchedEnv):
         """Make the environments.
 
         Args:
-            env_id: as of `make_env`, like `options` and `max_episode_steps`.
+            env_id: as of `make_env`.
             num_envs: N.
             levels: which levels they play.
             num_workers: processes of each group; 0 for none.
             two_groups: split the environments into halves, which depend on N alone.
-            options: the environments' reset options.
-            max_episode_steps: truncates longer episodes.
+            options: as of `make_env`.
+            max_episode_steps: as of `make_env`.
             replay: record unfinished episodes for `state_dict`.
             step_timeout: seconds after which a worker that does not answer is taken for hung; None: never. Environments
                 of this process may take any time.
@@ -62,19 +62,20 @@ class VectorEnv(BatchedEnv):
         if num_envs < 1:
             raise EnvError(f"num_envs must be at least 1, not {num_envs}")
         self.num_envs, self._levels, self._replay = num_envs, levels, replay
-        groups = [range(num_envs)]
-        if two_groups and num_envs > 1:
-            middle = num_envs - num_envs // 2
-            groups = [range(middle), range(middle, num_envs)]
+        middle = (num_envs + 1) // 2
+        halves = two_groups and num_envs > 1
+        groups = [range(middle), range(middle, num_envs)] if halves else [range(num_envs)]
         self.groups = tuple(slice(group.start, group.stop) for group in groups)
         self.num_workers = resolve_workers(num_workers, len(groups[0]))
         self.where = _where(len(groups), self.num_workers)
         slices: list[range] = []
         self._workers: list[range] = []  # of each group
         for group in groups:
-            parts = _split(group, max(1, min(self.num_workers, len(group))))
-            self._workers.append(range(len(slices), len(slices) + len(parts)))
-            slices += parts
+            count = max(1, min(self.num_workers, len(group)))
+            bounds = [group.start + len(group) * part // count for part in range(count + 1)]
+            self._workers.append(range(len(slices), len(slices) + count))
+            slices += [range(start, stop) for start, stop in itertools.pairwise(bounds)]
+        self._all_workers = range(len(slices))
         options = plain_options(env_id, options)
         arguments = {"env_id": env_id, "options": options, "max_episode_steps": max_episode_steps}
         if self.num_workers:
@@ -97,15 +98,11 @@ class VectorEnv(BatchedEnv):
         return self._pool.pids
 
     def reset(self) -> Mapping[str, np.ndarray]:
-        """See `BatchedEnv`.
-
-        Raises:
-            WorkerError: a fault that is not survived; the batch is closed then.
-        """
+        """See `BatchedEnv`. Raises like `receive`."""
         self._expect_idle()
         self._clear_outcomes()
         with self._closing_on_failure():
-            self._begin_until_all_play(self._all_workers, set(range(self.num_envs)))
+            self._begin_until_all_play(self._all_workers, set(range(self.num_envs)), {})
         self._running = True
         return self.obs
 
@@ -177,10 +174,7 @@ class VectorEnv(BatchedEnv):
     ) -> np.ndarray:
         """See `BatchedEnv`. Episodes are replayed; one whose observations or rewards differ from before is not exact.
 
-        The number of workers may be another than when `state` was taken.
-
-        Raises:
-            WorkerError: a fault that is not survived; the batch is closed then.
+        The number of workers may be another than when `state` was taken. Raises like `receive`, too.
         """
         self._expect_idle()
         replays = unpack(state, self.spec, self.num_envs)
@@ -205,7 +199,7 @@ class VectorEnv(BatchedEnv):
             for index in range(self.num_envs):
                 self._peek_level(index)
             waiting = set(np.flatnonzero(~exact & ~self._idle).tolist())
-            lost = self._begin_until_all_play(self._all_workers, waiting)
+            lost = self._begin_until_all_play(self._all_workers, waiting, {})
         exact[list(lost)] = False
         self._running = True
         return exact
@@ -215,10 +209,6 @@ class VectorEnv(BatchedEnv):
         if not self._closed:
             self._closed = True
             self._pool.close()
-
-    @property
-    def _all_workers(self) -> range:
-        return range(len(self._pool.slices))
 
     @contextmanager
     def _closing_on_failure(self) -> Iterator[None]:
@@ -259,15 +249,12 @@ class VectorEnv(BatchedEnv):
             broken.update(faults)
         return episodes, broken
 
-    def _begin_until_all_play(
-        self, workers: Iterable[int], waiting: set[int], broken: Mapping[int, str] | None = None
-    ) -> set[int]:
+    def _begin_until_all_play(self, workers: Iterable[int], waiting: set[int], broken: Mapping[int, str]) -> set[int]:
         """Begin episodes in `waiting`, where environments broke, and where workers are dead, until all have begun.
 
         Returns those environments.
         """
         begun: set[int] = set()
-        broken = broken or {}
         while waiting := waiting | self._repair(workers, broken):
             begun |= waiting
             broken, waiting = self._begin(sorted(waiting)), set()
@@ -312,9 +299,8 @@ class VectorEnv(BatchedEnv):
             raise ValueError(f"action must be integers of shape {shape}, not {action.dtype} of shape {action.shape}")
         wrong = ((action < 0) | (action >= self._nvec)).any(axis=1)
         if wrong.any():
-            row = int(wrong.argmax())
-            where = f"environment {rows.start + row}"
-            raise ValueError(f"action {action[row].tolist()} of {where} is not below {self.spec.action_nvec}")
+            choices, index = action[wrong][0].tolist(), rows.start + wrong.argmax()
+            raise ValueError(f"action {choices} of environment {index} is not below {self.spec.action_nvec}")
         return action
 
     def _expect_open(self) -> None:
@@ -328,13 +314,7 @@ class VectorEnv(BatchedEnv):
 
 
 def _where(num_groups: int, num_workers: int) -> str:
-    workers = f"{num_workers} worker{'s' if num_workers > 1 else ''}" if num_workers else ""
-    if num_groups > 1:
-        return f"in two halves {f'of {workers} each' if workers else 'in this process'}"
-    return f"in {workers or 'this process'}"
-
-
-def _split(rows: range, parts: int) -> list[range]:
-    """Split rows into ranges whose sizes differ by one at most."""
-    bounds = [rows.start + len(rows) * part // parts for part in range(parts + 1)]
-    return [range(start, stop) for start, stop in itertools.pairwise(bounds)]
+    workers = f"{num_workers} worker{'s' * (num_workers > 1)}" if num_workers else "this process"
+    if num_groups == 1:
+        return f"in {workers}"
+    return f"in two halves of {workers} each" if num_workers else f"in two halves in {workers}"
