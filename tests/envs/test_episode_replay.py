@@ -5,9 +5,9 @@ from typing import Any
 
 import numpy as np
 import pytest
-from fixture_envs import GivenLevels
+from fixture_envs import GivenLevels, ended, play
 
-from ppo_tbptt.envs import Episode, FaultBudget, LevelSeeds, LevelSource, VectorEnv, make_env
+from ppo_tbptt.envs import FaultBudget, LevelSeeds, LevelSource, VectorEnv, make_env
 from ppo_tbptt.envs.workers.replay import EpisodeRecorder, EpisodeReplay, pack, unpack
 
 FAULTY, TRACER = "fixture_envs:fixture/Faulty-v0", "fixture_envs:fixture/Tracer-v0"
@@ -23,27 +23,6 @@ def vector(env_id: str, levels: LevelSource, num_workers: int = 0, **kwargs: Any
 
 def same(a: State, b: State) -> bool:
     return a.keys() == b.keys() and all(np.array_equal(a[key], b[key]) for key in a)
-
-
-def play(envs: VectorEnv, rng: np.random.Generator, steps: int) -> list[Any]:
-    """Random actions, often repeated; everything that the vector gives out, as bytes and plain values."""
-    stream: list[Any] = []
-    nvec = envs.spec.action_nvec
-    action = np.zeros((N, len(nvec)), np.int64)
-    for step in range(steps):
-        if step % 3 == 0:
-            action = rng.integers(0, nvec, (N, len(nvec)))
-        result = envs.step(action)
-        end = result.terminated | result.truncated
-        stream += [array.tobytes() for array in (result.reward, result.terminated, result.truncated)]
-        stream += [array.tobytes() for array in envs.obs.values()]
-        stream += [array[end].tobytes() for array in result.final_obs.values()]
-        stream.append(result.episodes)
-    return stream
-
-
-def episodes(stream: list[Any]) -> list[Episode]:
-    return [episode for entry in stream if isinstance(entry, list) for episode in entry]
 
 
 @pytest.mark.parametrize(
@@ -75,7 +54,7 @@ def test_nobody_can_tell_the_interruption(
         obs = {key: array.copy() for key, array in envs.obs.items()}
         expected = play(envs, rng, steps)
         after = envs.state_dict()
-    assert episodes(expected) and state["steps"].any()
+    assert ended(expected) and state["steps"].any()
     levels.load_state_dict(counts)
     with vector(env_id, levels, then, two_groups=True, **kwargs) as envs:
         seen: list[tuple[int, int]] = []

@@ -101,15 +101,6 @@ def test_reused_wrapper_equals_fresh_bare_environments(env_id: str, options: dic
         assert env.spec.headline in episode.measures
 
 
-@pytest.mark.parametrize("env_id", MEMORY_GYM_IDS)
-def test_seeds_decide_levels(env_id: str) -> None:
-    env, other = make_env(env_id), make_env(env_id)
-    firsts = [env.reset(seed) for seed in range(6)]
-    assert all(equal(other.reset(seed), first) for seed, first in reversed(list(enumerate(firsts))))
-    if not env_id.startswith("Endless-SearingSpotlights"):
-        assert any(not equal(firsts[0], first) for first in firsts[1:])
-
-
 def test_environments_outlive_each_other() -> None:
     env = make_env("MysteryPath-v0")
     make_env("SearingSpotlights-v0").close()
