@@ -25,8 +25,7 @@ def open_env(env_id: str, render_mode: str | None) -> gym.Env[Any, Any]:
     except for the passive checker.
 
     Raises:
-        EnvError: the module or the id does not exist, gymnasium refuses to make it, or the module or the constructor
-            raises.
+        EnvError: the module or the id does not exist, or raises.
     """
     module, _, name = env_id.rpartition(":")
     if module:

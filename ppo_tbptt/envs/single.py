@@ -81,7 +81,6 @@ class SingleEnv:
 
         Raises:
             WorkerError: the observation is not what its space says, or the action space has changed.
-            Exception: whatever the environment raises.
         """
         self._seed, self._length, self._return = int(seed), 0, 0.0
         if self._task:
@@ -103,7 +102,6 @@ class SingleEnv:
 
         Raises:
             WorkerError: reward or observation are not finite, or the observation is not what its space says.
-            Exception: whatever the environment raises.
         """
         if self._renders and self._task:
             self._shown = memory_gym.shown_command(self._bare, first=False)
@@ -121,8 +119,7 @@ class SingleEnv:
     def render(self) -> np.ndarray | None:
         """Draw the present state, u8 [height, width, 3]; None without a render mode.
 
-        Environments of MemoryGym in one process share one screen: with an own mode other than ground truth, render
-        before any other of them acts.
+        MemoryGym's environments share the process's screen: except for ground truth, render before another one acts.
         """
         if not self._renders:
             return None

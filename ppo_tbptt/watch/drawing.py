@@ -312,13 +312,8 @@ def _bare_id(spec: EnvSpec) -> str:
 def select_units(states: np.ndarray) -> np.ndarray:
     """Select the units that vary most and order them so that correlated ones are neighbours.
 
-    Each unit is a point in the plane of the first two principal components; they are sorted by angle.
-
-    Args:
-        states: f32 ``[T, D]``.
-
-    Returns:
-        i64 ``[R]`` with R <= :data:`MOST_UNITS`.
+    Each unit is a point in the plane of the first two principal components; they are sorted by angle. Returns i64
+    ``[R]``, R <= :data:`MOST_UNITS`, of ``states``, f32 ``[T, D]``.
     """
     changes = states - states.mean(0)
     units = np.argsort(-(changes**2).mean(0), kind="stable")[:MOST_UNITS]

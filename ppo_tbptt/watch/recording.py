@@ -108,11 +108,7 @@ def record_episode(policy: Policy, env: Env, *, seed: int, greedy: bool = False,
 
 
 def failed(recording: Recording) -> bool | None:
-    """Whether the headline measure or "success" is below its maximum.
-
-    Returns:
-        None where the episode was capped or the task has no maximum.
-    """
+    """Whether the headline measure or "success" is below its maximum; None where capped, or without a maximum."""
     if recording.episode is None:
         return None
     spec, measures = recording.spec, recording.episode.measures

@@ -123,21 +123,15 @@ class Blocks:
         if descriptor >= 0:
             os.ftruncate(descriptor, offsets[-1])
         self.memory = np.frombuffer(mmap.mmap(descriptor, offsets[-1]), np.uint8)
-        arrays = [
+        self._arrays = [
             np.ndarray((num_envs, *shape), dtype, self.memory, offset)
             for (shape, dtype), offset in zip(rows, offsets, strict=False)
         ]
-        count = len(spec.obs)
-        self.obs = dict(zip(spec.obs, arrays[:count], strict=True))
-        self.final_obs = dict(zip(spec.obs, arrays[count : 2 * count], strict=True))
-        self.action, self.next_seeds, self.reward, self.terminated, self.truncated = arrays[2 * count :]
+        *observations, self.action, self.next_seeds, self.reward, self.terminated, self.truncated = self._arrays
+        self.obs = dict(zip(spec.obs, observations, strict=False))
+        self.final_obs = dict(zip(spec.obs, observations[len(spec.obs) :], strict=True))
 
     def poison(self) -> None:
-        """Fill what environments will write with what cannot pass for it: 0xAB bytes, NaN, and True as flags."""
-        for array in (*self.obs.values(), *self.final_obs.values()):
-            array.fill(0xAB if array.dtype == np.uint8 else np.nan)
-        self.action.fill(-1)
-        self.next_seeds.fill(-1)
-        self.reward.fill(np.nan)
-        self.terminated.fill(True)
-        self.truncated.fill(True)
+        """Fill everything with what cannot pass for data: 0xAB bytes, NaN, -1, and True as flags."""
+        for array in self._arrays:
+            array.fill({"u": 0xAB, "f": np.nan, "i": -1, "b": True}[array.dtype.kind])

@@ -51,8 +51,7 @@ class VectorEnv(BatchedEnv):
             options: as of `make_env`.
             max_episode_steps: as of `make_env`.
             replay: record unfinished episodes for `state_dict`.
-            step_timeout: seconds after which a worker that does not answer is taken for hung; None: never. Environments
-                of this process may take any time.
+            step_timeout: seconds after which a worker that does not answer is taken for hung; None: never.
             faults: how many are survived; none without it.
 
         Raises:
@@ -107,11 +106,7 @@ class VectorEnv(BatchedEnv):
         return self.obs
 
     def send(self, action: Array, group: int = 0) -> None:
-        """See `BatchedEnv`.
-
-        Raises:
-            ValueError: `action` has another shape, dtype or range.
-        """
+        """See `BatchedEnv`. Raises ValueError where `action` has another shape, dtype or range."""
         self._expect_open()
         if not self._running or group in self._in_flight:
             raise RuntimeError("a step is under way: receive()" if self._running else "reset before the first step")
@@ -172,10 +167,7 @@ class VectorEnv(BatchedEnv):
     def load_state_dict(
         self, state: Mapping[str, Array], progress: Callable[[int, int], None] | None = None
     ) -> np.ndarray:
-        """See `BatchedEnv`. Episodes are replayed; one whose observations or rewards differ from before is not exact.
-
-        The number of workers may be another than when `state` was taken. Raises like `receive`, too.
-        """
+        """See `BatchedEnv`. Replays the episodes; one whose observations or rewards differ from before is not exact."""
         self._expect_idle()
         replays = unpack(state, self.spec, self.num_envs)
         self._clear_outcomes()
@@ -237,10 +229,7 @@ class VectorEnv(BatchedEnv):
         self._blocks.next_seeds[index] = -1 if seed is None else seed
 
     def _outcomes(self, workers: Iterable[int]) -> tuple[list[Episode], dict[int, str]]:
-        """Wait for the answers to step or begin.
-
-        Returns the episodes that ended, and a text for each environment that broke, by index.
-        """
+        """Wait for the answers to step or begin: episodes that ended, and a text by index for what broke."""
         episodes: list[Episode] = []
         broken: dict[int, str] = {}
         for worker in workers:
@@ -250,10 +239,7 @@ class VectorEnv(BatchedEnv):
         return episodes, broken
 
     def _begin_until_all_play(self, workers: Iterable[int], waiting: set[int], broken: Mapping[int, str]) -> set[int]:
-        """Begin episodes in `waiting`, where environments broke, and where workers are dead, until all have begun.
-
-        Returns those environments.
-        """
+        """Begin episodes in `waiting`, where environments broke and where workers are dead. Returns all these."""
         begun: set[int] = set()
         while waiting := waiting | self._repair(workers, broken):
             begun |= waiting
@@ -263,10 +249,7 @@ class VectorEnv(BatchedEnv):
     def _repair(self, workers: Iterable[int], broken: Mapping[int, str]) -> set[int]:
         """Count the environments that broke, and restart the workers that are dead.
 
-        Returns all environments that must begin an episode: those that broke and those of restarted workers.
-
-        Raises:
-            WorkerError, EnvError: the budget of faults is spent.
+        Returns all environments that must begin an episode. Raises where the budget of faults is spent.
         """
         failed = set(broken)
         for text in broken.values():
