@@ -28,7 +28,6 @@ from ppo_tbptt.run import sinks
 from ppo_tbptt.run.checkpoint import load_checkpoint, save_checkpoint
 from ppo_tbptt.run.folder import RunDir, RunDirError
 from ppo_tbptt.run.metrics import Report, read_metrics
-from ppo_tbptt.run.sinks import UnwritableError
 from ppo_tbptt.training.trainer import Trainer
 
 ROOT = Path(__file__).parent.parent
@@ -209,18 +208,6 @@ def test_a_disk_that_is_full_at_the_end(tmp_path: Path, monkeypatch: pytest.Monk
         with pytest.warns(UserWarning, match=r"can't write checkpoints \(No space left"):
             next(trainer)
     assert RunDir(tmp_path / "run").newest().name == "iteration_0000004.pt"
-
-
-def test_a_disk_that_stays_full(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    disk = Disk(monkeypatch)
-    config = tiny(train={"checkpoint_every": 1, "max_unwritable_minutes": 0.0})
-    with Trainer(config, tmp_path / "run") as trainer:
-        next(trainer)
-        disk.full = True
-        with pytest.raises(UnwritableError, match=r"checkpoints for 0 minutes \(No space left"):
-            next(trainer)
-    with Trainer.resume(tmp_path / "run") as trainer:
-        assert trainer.iteration == 1
 
 
 LIMITED = """

@@ -16,7 +16,7 @@ _Compressed = Callable[[], np.ndarray]
 
 
 def _compress(array: np.ndarray) -> _Compressed:
-    data, dtype, shape = zlib.compress(np.ascontiguousarray(array), 1), array.dtype, array.shape
+    data, dtype, shape = zlib.compress(array.tobytes(), 1), array.dtype, array.shape
     return lambda: np.frombuffer(zlib.decompress(data), dtype).reshape(shape)
 
 

@@ -38,19 +38,9 @@ class EnvGroup:
     """
 
     def __init__(self, arguments: dict[str, Any], indices: range, replay: bool) -> None:
-        """Make the environments with the `arguments` of `make_env`; `replay`: record their unfinished episodes.
-
-        Raises:
-            EnvError: the request cannot be met.
-            WorkerError: an environment could not be made; the message holds the traceback.
-        """
+        """Make the environments with the `arguments` of `make_env`; `replay`: record their unfinished episodes."""
         self._arguments, self._replay = arguments, replay
-        try:
-            envs = [make_env(**arguments) for _ in indices]
-        except EnvError:
-            raise
-        except (Exception, SystemExit):
-            raise WorkerError(f"{arguments['env_id']} could not be made:\n{traceback.format_exc()}") from None
+        envs = [make_env(**arguments) for _ in indices]
         self.spec = envs[0].spec
         self._slots = [_Slot(index, env, EpisodeRecorder(self.spec)) for index, env in zip(indices, envs, strict=True)]
 
@@ -185,7 +175,7 @@ class InProcess:
     """
 
     def __init__(self, arguments: dict[str, Any], slices: Sequence[range], replay: bool) -> None:
-        """Make the environments. Raises like `EnvGroup`."""
+        """Make the environments."""
         self.slices, self.pids = slices, list[int]()
         self.dead: dict[int, EnvError | WorkerError] = {}
         self._groups = [EnvGroup(arguments, indices, replay) for indices in slices]

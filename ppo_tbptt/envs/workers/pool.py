@@ -29,12 +29,7 @@ class WorkerPool:
     def __init__(
         self, arguments: dict[str, Any], slices: Sequence[range], replay: bool, step_timeout: float | None
     ) -> None:
-        """Start the workers and wait until all have made their environments. See `EnvGroup`.
-
-        Raises:
-            EnvError: the request cannot be met.
-            WorkerError: an environment or a worker failed.
-        """
+        """Start the workers and wait until all have made their environments. See `EnvGroup`."""
         self.slices, self._timeout = slices, step_timeout
         self.dead: dict[int, EnvError | WorkerError] = {}
         self._task = {"env": arguments, "replay": replay, "num_envs": slices[-1].stop}

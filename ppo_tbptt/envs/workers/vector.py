@@ -55,8 +55,8 @@ class VectorEnv(BatchedEnv):
             faults: how many are survived; none without it.
 
         Raises:
-            EnvError: the request cannot be met; the message is one line.
-            WorkerError: an environment or a worker failed; the message holds its traceback.
+            EnvError: the request cannot be met.
+            WorkerError: a worker failed.
         """
         if num_envs < 1:
             raise EnvError(f"num_envs must be at least 1, not {num_envs}")
@@ -159,9 +159,10 @@ class VectorEnv(BatchedEnv):
             for worker in self._all_workers:
                 self._pool.send(worker, "replays")
             for worker in self._all_workers:
-                rows = self._pool.slices[worker]
-                answer = self._pool.receive(worker) or replays[rows.start : rows.stop]
-                replays[rows.start : rows.stop] = [EpisodeReplay(*row) for row in answer]
+                answer = self._pool.receive(worker)
+                if answer is not None:
+                    rows = self._pool.slices[worker]
+                    replays[rows.start : rows.stop] = [EpisodeReplay(*row) for row in answer]
         return pack(replays)
 
     def load_state_dict(
