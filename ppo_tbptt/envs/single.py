@@ -10,8 +10,7 @@ import numpy as np
 
 from ppo_tbptt.envs import memory_gym
 from ppo_tbptt.envs.interface import ArraySpec, EnvError, EnvSpec, Episode, Observation, WorkerError
-from ppo_tbptt.envs.make import check_options, open_env, try_options
-from ppo_tbptt.envs.spaces import action_spec, observation_specs
+from ppo_tbptt.envs.make import action_spec, check_options, observation_specs, open_env, try_options
 
 _FLOAT32_MAX = float(np.finfo(np.float32).max)
 _NOT_FIGURES = frozenset({"reward", "length", "ground_truth", "episode", "TimeLimit.truncated"})
