@@ -104,13 +104,14 @@ def test_a_reset_that_fails_is_tried_with_the_next_level(num_workers: int, fault
 
 def test_idle_environments_stay_idle() -> None:
     idle = [-1] * 4
-    with faulty(2, [10, -1, -1, 13], [-1, -1, -1, 21], idle, kill_at=2, level=13, length=4) as envs:
+    with faulty(2, [10, -1, 13, -1], [-1, -1, 21, -1], idle, kill_at=1, level=13, length=4) as envs:
         envs.reset()
         results = [envs.step(ZEROS) for _ in range(8)]
-        assert [failed(result) for result in results[:3]] == [[], [3], []]
-        assert not results[1].truncated[2] and envs.obs["obs"].tolist() == [[0, 0]] * 4
+        assert [failed(result) for result in results[:3]] == [[2], [], []]
+        assert (results[0].reward[3], results[0].terminated[3], results[0].truncated[3]) == (0, False, False)
+        assert envs.obs["obs"].tolist() == [[0, 0]] * 4
         episodes = [(e.index, e.seed, e.length) for result in results for e in result.episodes]
-        assert episodes == [(0, 10, 4), (3, 21, 4)]
+        assert episodes == [(0, 10, 4), (2, 21, 4)]
 
 
 def test_a_process_that_dies_beside_a_broken_environment() -> None:
