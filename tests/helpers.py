@@ -12,10 +12,11 @@ from ppo_tbptt.config import CoreConfig, ModelConfig
 from ppo_tbptt.envs import LevelSeeds, VectorEnv
 from ppo_tbptt.models import Agent
 from ppo_tbptt.models.heads import log_prob_and_entropy, sample
-from ppo_tbptt.ppo.collector import empty_rollout
+from ppo_tbptt.ppo.collector import CollectedRollout, RolloutCollector, empty_rollout
 from ppo_tbptt.ppo.losses import AuxiliaryLoss
 from ppo_tbptt.ppo.sequences import cut, gather
-from ppo_tbptt.types import AgentOutput, Minibatch, Rollout, Sequences, Targets
+from ppo_tbptt.runtime.timing import Timer
+from ppo_tbptt.types import AgentOutput, Carry, Minibatch, Rollout, Sequences, Targets
 
 VECTOR = {"obs": (5,)}
 NVEC = (3, 2)
@@ -148,6 +149,14 @@ def poison(when: Callable[[int], bool]) -> AuxiliaryLoss:
         return output.value.mean() * (torch.nan if when(next(calls)) else 0.0), {}
 
     return AuxiliaryLoss(name="poison", coef=1.0, loss=loss)
+
+
+def collect(collector: RolloutCollector, carry: Carry, steps: int, seed: int = 0) -> CollectedRollout:
+    """A rollout of ``steps`` steps into new storage, with action noise of ``seed``."""
+    agent, num_envs = collector.agent, collector.envs.num_envs
+    generator = torch.Generator().manual_seed(seed)
+    uniforms = torch.rand(steps, num_envs, len(agent.action_nvec), generator=generator)
+    return collector.collect(carry, empty_rollout(agent, steps, num_envs), uniforms, Timer())
 
 
 def tracers(num_envs: int, num_workers: int = 0, *, two_groups: bool = False) -> VectorEnv:
