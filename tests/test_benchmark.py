@@ -15,7 +15,8 @@ import pytest
 import torch
 from configs_for_tests import tiny
 
-from ppo_tbptt.benchmark import Setting, clock, measure
+from ppo_tbptt.benchmark import arithmetic
+from ppo_tbptt.benchmark.measure import Setting, measure
 from ppo_tbptt.benchmark.arithmetic import forward_flop
 from ppo_tbptt.benchmark.ceiling import full_minibatch, measure_ceiling, unpadded
 from ppo_tbptt.benchmark.memory import PeakMemory, process_bytes, tree
@@ -47,7 +48,7 @@ PARTS = {"environments", "inference", "transfer", "sequences", "learning", "rest
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(clock, "MEASURE_SECONDS", 1e-3)
+    monkeypatch.setattr(arithmetic, "MEASURE_SECONDS", 1e-3)
 
 
 def benchmark(capsys: pytest.CaptureFixture[str], *arguments: str) -> dict[str, Any]:

@@ -8,13 +8,11 @@ What an iteration takes beyond their sum is storage, transfers, targets, cutting
 get in each other's way.
 """
 
-from dataclasses import dataclass
-
 import numpy as np
 import torch
 from torch import nn
 
-from ppo_tbptt.benchmark.clock import seconds_per_call
+from ppo_tbptt.benchmark.arithmetic import seconds_per_call
 from ppo_tbptt.config import Config
 from ppo_tbptt.envs import BatchedEnv, LevelSeeds
 from ppo_tbptt.envs.batched import make_vector_env
@@ -27,38 +25,24 @@ from ppo_tbptt.training.trainer import Trainer
 from ppo_tbptt.types import Minibatch, Obs, Targets
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Ceiling:
-    """Seconds per iteration of each part, measured alone."""
-
-    acting: float
-    learning: float
-    environments: float
-
-    @property
-    def seconds(self) -> float:
-        """Seconds of all three."""
-        return self.acting + self.learning + self.environments
-
-
-def measure_ceiling(trainer: Trainer) -> Ceiling:
-    """Time the parts; the trainer's weights change, its environments are left alone."""
+def measure_ceiling(trainer: Trainer) -> dict[str, float]:
+    """Measure seconds per iteration of each part; the trainer's weights change, its environments are left alone."""
     config, agent = trainer.config, trainer.agent
     steps, sequences = unpadded(config)
     env, random = config.env, np.random.default_rng(config.seed)
     levels = LevelSeeds(config.seed, env.num_envs, env.first_seed, env.num_seeds)
     with make_vector_env(env, levels) as envs:
         envs.reset()
-        environments = seconds_per_call(lambda: _play_randomly(envs, random), torch.device("cpu"))
+        environments = seconds_per_call(lambda: _play_randomly(envs, random))
         obs = {key: x.to(trainer.device) for key, x in _random_observations(envs, random, steps * sequences).items()}
         now = {key: torch.as_tensor(x).to(trainer.device, copy=True) for key, x in envs.obs.items()}
     batch = full_minibatch(agent, obs, steps, sequences)
-    update = seconds_per_call(lambda: _update(trainer.learner, batch), trainer.device)
-    return Ceiling(
-        acting=config.ppo.rollout_steps * _acting_seconds(agent, now),
-        learning=update * config.ppo.num_epochs * config.batch_size / (steps * sequences),
-        environments=config.ppo.rollout_steps * environments,
-    )
+    update = seconds_per_call(lambda: _update(trainer.learner, batch))
+    return {
+        "acting": config.ppo.rollout_steps * _acting_seconds(agent, now),
+        "learning": update * config.ppo.num_epochs * config.batch_size / (steps * sequences),
+        "environments": config.ppo.rollout_steps * environments,
+    }
 
 
 def unpadded(config: Config) -> tuple[int, int]:
@@ -118,4 +102,4 @@ def _acting_seconds(agent: Agent, obs: Obs) -> float:
     start = torch.zeros(num_envs, dtype=torch.bool, device=agent.device)
     uniforms = torch.rand(num_envs, len(agent.action_nvec), device=agent.device)
     with agent.acting():
-        return seconds_per_call(lambda: actor(obs, state, start, uniforms), agent.device)
+        return seconds_per_call(lambda: actor(obs, state, start, uniforms))

@@ -26,10 +26,8 @@ class PeakMemory:
         self._thread = Thread(target=self._watch, daemon=True)
 
     def _watch(self) -> None:
-        while True:
+        while not self._done.wait(INTERVAL_SECONDS):
             self._sample()
-            if self._done.wait(INTERVAL_SECONDS):
-                return
 
     def _sample(self) -> None:
         self.host_mb = max(self.host_mb, sum(map(process_bytes, tree())) / MEGABYTE)

@@ -9,7 +9,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from ppo_tbptt.benchmark import MAX_EXTRA_ITERATIONS, Setting, compare, describe, measure, write_profile
+from ppo_tbptt.benchmark.measure import MAX_EXTRA_ITERATIONS, Setting, compare, describe, measure, write_profile
 from ppo_tbptt.commands.parser import Parser, UsageError, check_target, positive
 from ppo_tbptt.config import Config, parse_overrides
 from ppo_tbptt.training.trainer import Trainer
@@ -17,12 +17,13 @@ from ppo_tbptt.training.trainer import Trainer
 
 def run(argv: list[str]) -> int:
     """Run the command and return its exit code."""
-    parser = _parser()
-    args, rest = parser.parse_with_overrides(_joined(argv, "--vs"))
+    if "--vs" in argv[:-1]:  # joined, for argparse would take a value that starts with dashes for an option
+        at = argv.index("--vs")
+        argv = [*argv[:at], f"--vs={argv[at + 1]}", *argv[at + 2 :]]
+    args, rest = _parser().parse_with_overrides(argv)
     overrides = parse_overrides(rest)
     others = [] if args.vs is None else [parse_overrides(_split(args.vs))]
-    if args.profile is not None:
-        _check_profile(args.profile)
+    check_target("--profile", args.profile, [".json", ".json.gz"])
     base = Config.load(args.config, overrides)
     configs = [base, *(base.override(other) for other in others)]
     progress = Console(stderr=True, markup=False, emoji=False)
@@ -59,15 +60,6 @@ def _parser() -> Parser:
     return parser
 
 
-def _joined(argv: list[str], name: str) -> list[str]:
-    """``--vs VALUE`` as ``--vs=VALUE``: argparse would take a value that starts with dashes for an option."""
-    tokens = list(argv)
-    if name in tokens[:-1]:
-        at = tokens.index(name)
-        tokens[at : at + 2] = [f"{name}={tokens[at + 1]}"]
-    return tokens
-
-
 def _split(text: str) -> list[str]:
     try:
         return shlex.split(text)
@@ -75,19 +67,10 @@ def _split(text: str) -> list[str]:
         raise UsageError(f"--vs {text!r}: {error}") from error
 
 
-def _check_profile(path: Path) -> None:
-    if not path.name.endswith((".json", ".json.gz")):
-        raise UsageError(f"--profile {path}: must end in .json or .json.gz")
-    check_target("--profile", path)
-
-
 def _long_enough(config: Config, iterations: int) -> Config:
     """Without evaluations, and not over before the benchmark is."""
     steps = (iterations + MAX_EXTRA_ITERATIONS) * config.batch_size
     return config.replace(total_steps=max(config.total_steps, steps), train={"eval_every": 0})
-
-
-# --- for a person -----------------------------------------------------------------------------------------------------
 
 
 def _print(result: dict[str, Any], console: Console) -> None:

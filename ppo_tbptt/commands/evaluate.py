@@ -1,7 +1,8 @@
 """``evaluate``: play held-out level seeds with a checkpoint, or with all that a run has kept."""
 
+from dataclasses import asdict
+from functools import partial
 from pathlib import Path
-from typing import Any
 
 from rich.console import Console
 
@@ -11,7 +12,6 @@ from ppo_tbptt.commands.evaluate_all import evaluate_all
 from ppo_tbptt.commands.parser import Parser, check_target, env_overrides, positive
 from ppo_tbptt.commands.results import default_path, evaluate_with_progress, print_evaluation, save_result
 from ppo_tbptt.commands.stop import Stop
-from ppo_tbptt.config import TrainConfig
 from ppo_tbptt.evaluation.evaluate import evaluate
 
 
@@ -29,27 +29,18 @@ def run(argv: list[str]) -> int:
     args, rest = parser.parse_with_overrides(argv)
     check_target("--json", args.json)
     if args.all:
-
-        def protocol(train: TrainConfig) -> dict[str, Any]:
-            return {**levels.protocol(args, train), "forget_every": args.forget_every}
-
-        return evaluate_all(args.path, protocol, env_overrides(rest), device=args.device, json_file=args.json)
+        return evaluate_all(args, env_overrides(rest))
     console = Console(markup=False, emoji=False)
-    asked = levels.load(args, rest, console)
+    policy, checkpoint, env, protocol = levels.load(args, rest, console)
+    protocol["forget_every"] = args.forget_every
+    play = partial(evaluate, policy.agent, env, **protocol)
     with Stop(quiet=True) as stop:
-        evaluation = evaluate_with_progress(
-            lambda progress: evaluate(
-                asked.policy.agent, asked.env, **asked.arguments, forget_every=args.forget_every, progress=progress
-            ),
-            "episodes",
-            stop,
-            console,
-            total=asked.episodes,
-        )
+        total = len(protocol["seeds"]) * protocol["repeats"]
+        evaluation = evaluate_with_progress(play, "episodes", stop, console, total=total)
         if evaluation is None:
-            return stop.code
-    target = args.json or (None if asked.changed else default_path(asked.checkpoint, evaluation))
-    print_evaluation(save_result(target, evaluation.to_dict(), asked.checkpoint, asked.policy.env_steps), console)
+            return stop.code()
+    target = args.json or (None if rest else default_path(checkpoint, protocol))
+    print_evaluation(save_result(target, asdict(evaluation), checkpoint, policy.env_steps), console)
     if target is not None:
         say(console, f"written to {target}")
     return 0

@@ -7,9 +7,8 @@ from rich.table import Table
 
 from ppo_tbptt.commands.console import say
 from ppo_tbptt.commands.parser import Parser, UsageError, check_target
-from ppo_tbptt.evaluation.export import PACKAGES, ExportError, Port, export_onnx
+from ppo_tbptt.evaluation.export import PACKAGES, Port, export_onnx
 from ppo_tbptt.evaluation.policy import Policy
-from ppo_tbptt.run.folder import resolve_checkpoint
 from ppo_tbptt.run.weights import SUFFIX, save_weights
 
 
@@ -24,10 +23,9 @@ def run(argv: list[str]) -> int:
         raise UsageError("what to write is needed: --onnx FILE.onnx, --safetensors FILE.safetensors, or both")
     check_target("--onnx", args.onnx, [".onnx"])
     check_target("--safetensors", args.safetensors, [SUFFIX])
-    checkpoint = resolve_checkpoint(args.path)
-    policy = Policy.load(checkpoint)
+    policy = Policy.load(args.path)
     console = Console(markup=False, emoji=False)
-    say(console, f"{checkpoint}: {policy.spec.env_id} after {policy.env_steps:,} steps")
+    say(console, f"{policy.path}: {policy.spec.env_id} after {policy.env_steps:,} steps")
     if args.safetensors is not None:
         save_weights(args.safetensors, policy.agent.state_dict(), policy.config, policy.spec, policy.env_steps)
         _print_file(args.safetensors, console)
@@ -43,24 +41,17 @@ def _print_file(path: Path, console: Console) -> None:
 
 
 def _export_onnx(policy: Policy, path: Path, console: Console) -> None:
-    try:
-        exported = export_onnx(policy, path)
-    except ExportError as error:
-        raise UsageError(str(error)) from error
+    exported = export_onnx(policy, path)
     _print_file(path, console)
     table = Table(box=None, padding=(0, 2), show_header=False)
     for kind, ports in (("input", exported.inputs), ("output", exported.outputs)):
         for port in ports:
-            table.add_row(kind, port.name, f"{port.dtype} {_shape(port)}")
+            table.add_row(kind, port.name, f"{port.dtype} [{', '.join(['batch', *map(str, port.shape)])}]")
     console.print(table, markup=False)
     compared, checked = "one step in onnxruntime equals the agent's", f"checked but not run: that needs {PACKAGES}"
     say(console, compared if exported.compared else checked)
     for line in _usage(policy, path, exported.inputs):
         say(console, f"  {line}")
-
-
-def _shape(port: Port) -> str:
-    return f"[{', '.join(['batch', *map(str, port.shape)])}]"
 
 
 def _usage(policy: Policy, path: Path, inputs: list[Port]) -> list[str]:

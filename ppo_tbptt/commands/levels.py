@@ -1,42 +1,22 @@
 """What ``evaluate`` and ``probe`` share: a trained agent, the level seeds that it plays, and how."""
 
-import argparse
-from dataclasses import dataclass
+from argparse import Namespace
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 
-from ppo_tbptt.commands.parser import Parser, UsageError, env_overrides, positive, seed
-from ppo_tbptt.commands.results import note_overlap
-from ppo_tbptt.config import SEED_LIMIT, EnvConfig, TrainConfig
+from ppo_tbptt.commands.console import say
+from ppo_tbptt.commands.parser import Parser, UsageError, env_overrides, integer_from, positive, seed
+from ppo_tbptt.config import SEED_LIMIT, Config, EnvConfig
 from ppo_tbptt.evaluation.policy import Policy
-from ppo_tbptt.run.folder import resolve_checkpoint
 
 MAX_EPISODES = 10**6
 """All are kept until the end."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Levels:
-    """A trained agent, its task, and how it is to play it."""
-
-    checkpoint: Path
-    policy: Policy
-    env: EnvConfig
-    changed: bool
-    """Whether ``env`` is another task than the agent was trained on."""
-    arguments: dict[str, Any]
-    """Keyword arguments of :func:`~ppo_tbptt.evaluation.evaluate.evaluate`."""
-
-    @property
-    def episodes(self) -> int:
-        """Number of episodes that will be played."""
-        return len(self.arguments["seeds"]) * self.arguments["repeats"]
-
-
 def add_options(parser: Parser) -> None:
-    """Add the path, and the options that :func:`load` reads. What is not given is as the run itself evaluates."""
+    """Add the path, and the options that :func:`protocol` reads. What is not given is as the run itself evaluates."""
     parser.add_argument("path", type=Path, metavar="RUN_OR_CHECKPOINT", help="a run's folder (its newest checkpoint)")
     parser.option("--num-seeds", type=positive, help="number of level seeds (default: the run's train.eval_num_seeds)")
     parser.option("--first-seed", type=seed, help="the first of them (default: train.eval_first_seed)")
@@ -50,20 +30,21 @@ def add_options(parser: Parser) -> None:
     parser.option("--sampled", dest="greedy", action="store_false", default=None, help="sample actions")
     parser.option("--sampling-seed", type=seed, default=0, help="of the action noise (default 0)")
     parser.option("--max-steps", type=positive, help="truncate longer episodes (default: train.eval_max_steps)")
-    parser.option("--num-workers", type=int, help="worker processes (default: one per core; 0: this process)")
+    workers = "worker processes (default: one per core; 0: this process)"
+    parser.option("--num-workers", type=integer_from(0), help=workers)
     parser.option("--device", default="auto", help="auto, cpu, cuda or cuda:N (default auto)")
 
 
-def protocol(args: argparse.Namespace, train: TrainConfig) -> dict[str, Any]:
-    """Return keyword arguments of ``evaluate``: from ``args``, and where not given there from ``train``.
+def protocol(args: Namespace, config: Config, console: Console) -> dict[str, Any]:
+    """Return keyword arguments of :func:`~ppo_tbptt.evaluation.evaluate.evaluate`: from ``args``, else from ``config``.
+
+    Tells the user where the levels are not held out.
 
     Raises:
-        UsageError: a number is out of range.
+        UsageError: too many episodes, or a level seed that is too large.
     """
-    if args.num_workers is not None and args.num_workers < 0:
-        raise UsageError(f"--num-workers {args.num_workers}: must be 0 or more")
     first, number, repeats, greedy, max_steps = (
-        getattr(train, f"eval_{name}") if getattr(args, name) is None else getattr(args, name)
+        getattr(config.train, f"eval_{name}") if getattr(args, name) is None else getattr(args, name)
         for name in ("first_seed", "num_seeds", "repeats", "greedy", "max_steps")
     )
     if first + number > SEED_LIMIT or number * repeats > MAX_EPISODES:
@@ -71,6 +52,8 @@ def protocol(args: argparse.Namespace, train: TrainConfig) -> dict[str, Any]:
             f"--num-seeds {number}: at most {MAX_EPISODES:,} episodes can be played, "
             f"and no level seed is above {SEED_LIMIT - 1:,}"
         )
+    if first < config.env.first_seed + config.env.num_seeds and config.env.first_seed < first + number:
+        say(console, "note: these level seeds overlap the training seeds, so this is not a held-out evaluation")
     return {
         "seeds": range(first, first + number),
         "repeats": repeats,
@@ -81,16 +64,14 @@ def protocol(args: argparse.Namespace, train: TrainConfig) -> dict[str, Any]:
     }
 
 
-def load(args: argparse.Namespace, rest: list[str], console: Console) -> Levels:
-    """Load the agent and its task, and tell the user where the levels are not held out.
+def load(args: Namespace, rest: list[str], console: Console) -> tuple[Policy, Path, EnvConfig, dict[str, Any]]:
+    """Load the agent. Return it, the file it was in, the task that it is to play, and the :func:`protocol`.
 
     Raises:
         UsageError, ConfigError, CheckpointError, RunDirError, DeviceError: see there.
     """
     overrides = env_overrides(rest)
-    checkpoint = resolve_checkpoint(args.path)
-    policy = Policy.load(checkpoint, device=args.device)
-    arguments = protocol(args, policy.config.train)
-    env = policy.config.override(overrides).env
-    note_overlap(env, arguments["seeds"], console)
-    return Levels(checkpoint=checkpoint, policy=policy, env=env, changed=bool(overrides), arguments=arguments)
+    policy = Policy.load(args.path, device=args.device)
+    assert policy.path is not None
+    config = policy.config.override(overrides)
+    return policy, policy.path, config.env, protocol(args, config, console)

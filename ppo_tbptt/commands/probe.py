@@ -1,5 +1,6 @@
 """``probe``: evaluate an agent with its recurrent state disturbed."""
 
+from functools import partial
 from pathlib import Path
 
 from rich.console import Console
@@ -30,36 +31,31 @@ def run(argv: list[str]) -> int:
     check_target("--json", args.json)
     check_target("--out", args.out, FIGURES)
     console = Console(markup=False, emoji=False)
-    asked = levels.load(args, rest, console)
-    policy = asked.policy
+    policy, checkpoint, env, protocol = levels.load(args, rest, console)
     if not policy.agent.core.state_size:
         raise UsageError(f"{args.path}: this agent has no memory to probe (core.kind = 'none')")
     with Stop(quiet=True) as stop:
-        result = evaluate_with_progress(
-            lambda progress: probe_memory(policy.agent, asked.env, **asked.arguments, progress=progress),
-            "episodes",
-            stop,
-            console,
-        )
+        play = partial(probe_memory, policy.agent, env, **protocol)
+        result = evaluate_with_progress(play, "episodes", stop, console)
         if result is None:
             say(console, "stopped; nothing was written")
-            return stop.code
-    default = None if asked.changed else default_path(asked.checkpoint, result.intact)
+            return stop.code()
+    default = None if rest else default_path(checkpoint, protocol)
     if default is not None:
         default = default.with_name(f"probe_{default.name}")
         default.parent.mkdir(exist_ok=True)
     data, figure = args.json or default, args.out or (default and default.with_suffix(".png"))
     _print(result, policy.env_steps, console)
     if data is not None:
-        save_result(data, result.to_dict(), asked.checkpoint, policy.env_steps)
+        save_result(data, result.to_dict(), checkpoint, policy.env_steps)
         say(console, f"written to {data}")
     if figure is not None:
-        top = policy.spec.headline_max if result.intact.headline == policy.spec.headline else None
-        title = (
-            f"{result.intact.env_id}: memory of the {policy.config.core.kind} agent, {len(result.intact.seeds)} levels"
-        )
+        core, seeds = policy.config.core.kind, protocol["seeds"]
+        title = f"{env.id}: memory of the {core} agent, {len(seeds)} levels"
         with replacing(figure) as file:
-            draw_probe(result, title=title, top=top).savefig(file, format=figure.suffix[1:].lower())
+            draw_probe(result, title=title, top=policy.spec.headline_max).savefig(
+                file, format=figure.suffix[1:].lower()
+            )
         say(console, f"figure: {figure}")
     return 0
 
@@ -71,7 +67,7 @@ def _print(result: ProbeResult, env_steps: int, console: Console) -> None:
         f"\n{intact.env_id} after {env_steps:,} steps: {len(intact.per_episode)} "
         f"{'greedy' if intact.greedy else 'sampled'} episodes on {len(intact.seeds)} level seeds with each state",
     )
-    names = list(dict.fromkeys(name for name in (intact.headline, "success") if name in intact.measures))
+    names = [name for name in dict.fromkeys((intact.headline, "success")) if name in intact.measures]
     table = Table(box=None, padding=(0, 2))
     table.add_column("recurrent state")
     for name in names:
@@ -81,6 +77,5 @@ def _print(result: ProbeResult, env_steps: int, console: Console) -> None:
     console.print(table)
     rms = f"the state's RMS is {result.state_rms:.3g}"
     say(console, f"the longest undisturbed episode has {result.longest:,} steps; {rms}")
-    capped = sum(trial.capped for trial in result.trials)
-    if capped:
+    if capped := sum(trial.capped for trial in result.trials):
         say(console, f"{capped} episodes were cut at {intact.max_steps:,} steps")

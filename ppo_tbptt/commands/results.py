@@ -11,8 +11,6 @@ from rich.table import Table
 
 from ppo_tbptt.commands.console import say
 from ppo_tbptt.commands.stop import Stop
-from ppo_tbptt.config import EnvConfig
-from ppo_tbptt.evaluation.evaluate import Evaluation
 from ppo_tbptt.run.files import write_text
 
 Outcome = TypeVar("Outcome")
@@ -37,7 +35,7 @@ def evaluate_with_progress(
 
         def progress(finished: int, total: int | None = None) -> None:
             bar.update(task, completed=finished, total=total)
-            if stop.code:
+            if stop.code():
                 raise _Stopped
 
         try:
@@ -59,12 +57,6 @@ def write_json(path: Path, tree: Any) -> None:
     """Write a JSON file atomically, in a folder that is made if missing."""
     path.parent.mkdir(parents=True, exist_ok=True)
     write_text(path, json.dumps(tree, indent=1))
-
-
-def note_overlap(env: EnvConfig, seeds: range, console: Console) -> None:
-    """Print a note if some of the level seeds are training seeds."""
-    if seeds.start < env.first_seed + env.num_seeds and env.first_seed < seeds.stop:
-        say(console, "note: these level seeds overlap the training seeds, so this is not a held-out evaluation")
 
 
 def print_evaluation(result: dict[str, Any], console: Console) -> None:
@@ -90,17 +82,15 @@ def print_evaluation(result: dict[str, Any], console: Console) -> None:
         say(console, f"{result['capped']} episodes were cut at {result['max_steps']:,} steps")
 
 
-def default_path(checkpoint: Path, evaluation: Evaluation) -> Path | None:
+def default_path(checkpoint: Path, protocol: Mapping[str, Any]) -> Path | None:
     """Return the file of an evaluation in its run's folder; None for a checkpoint outside a run."""
     run = checkpoint.parent.parent
-    if not (run / "config.toml").is_file():
-        return None
-    return run / "evaluations" / file_name(checkpoint, evaluation.to_dict())
+    return run / "evaluations" / file_name(checkpoint, protocol) if (run / "config.toml").is_file() else None
 
 
 def file_name(checkpoint: Path, protocol: Mapping[str, Any]) -> str:
     """Name the file of an evaluation by its checkpoint and protocol, arguments of ``evaluate``."""
-    seeds, forget_every = protocol["seeds"], protocol["forget_every"]
+    seeds, forget_every = protocol["seeds"], protocol.get("forget_every")
     name = f"{checkpoint.stem}_levels{min(seeds)}-{max(seeds)}x{protocol['repeats']}"
     name += "_greedy" if protocol["greedy"] else f"_sampling{protocol['sampling_seed']}"
     name += "" if forget_every is None else f"_forget{forget_every}"

@@ -5,9 +5,11 @@ import sys
 from argparse import Namespace
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from time import strftime
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from rich.console import Console
@@ -15,7 +17,7 @@ from rich.progress import Progress
 
 from ppo_tbptt.commands.console import Display, say
 from ppo_tbptt.commands.results import evaluate_with_progress, print_evaluation, save_result
-from ppo_tbptt.commands.stop import TIMED_OUT, IterationAborted, Stop
+from ppo_tbptt.commands.stop import IterationAborted, Stop
 from ppo_tbptt.config import Config
 from ppo_tbptt.evaluation.evaluate import Evaluation
 from ppo_tbptt.evaluation.result_file import read_evaluation
@@ -29,24 +31,20 @@ from ppo_tbptt.watch.training_video import RecordVideos
 def resume_or_start(args: Namespace, config: Config | None, overrides: dict[str, str]) -> int:
     """Do what ``train``'s arguments ask for; without ``config`` they name a run to resume."""
     stop = Stop(minutes=args.max_minutes)
-    if config is None:
-        with World.join() as world:
-            return _train(lambda parts: Trainer.resume(args.resume, overrides, **parts), world, stop)
-    run_dir = args.run_dir or Path("runs") / f"{args.config.stem}_{strftime('%Y%m%d-%H%M%S')}"
     with World.join() as world:
+        console = Console(quiet=world.rank > 0, markup=False, emoji=False)
+        if config is None:
+            return _train(partial(Trainer.resume, args.resume, overrides), world, stop, console)
+        run_dir = args.run_dir or Path("runs") / f"{args.config.stem}_{strftime('%Y%m%d-%H%M%S')}"
         # Rank 0 decides for all: another rank's clock may differ, and it may find files that rank 0 has just written.
         plan = _plan(run_dir, args.go_on) if world.rank == 0 else ""
         plan, name = world.gather_json([plan, str(run_dir)])[0]
         run_dir = Path(name)
         if plan == "print":
-            return _print_finished(RunDir.open(run_dir), _console(world))
+            return _print_finished(RunDir.open(run_dir), console)
         if plan == "resume":
-            return _train(lambda parts: Trainer.resume(run_dir, overrides, **parts), world, stop)
-        return _train(lambda parts: Trainer(config, run_dir, **parts), world, stop)
-
-
-def _console(world: World) -> Console:
-    return Console(quiet=world.rank > 0, markup=False, emoji=False)
+            return _train(partial(Trainer.resume, run_dir, overrides), world, stop, console)
+        return _train(partial(Trainer, config, run_dir), world, stop, console)
 
 
 def _plan(run_dir: Path, go_on: bool) -> Literal["start", "resume", "print"]:
@@ -79,13 +77,12 @@ def _clear_unstarted(run: RunDir) -> None:
         lock.release()
 
 
-def _train(make: Callable[[dict[str, Any]], Trainer], world: World, stop: Stop) -> int:
-    console = _console(world)
+def _train(make: Callable[..., Trainer], world: World, stop: Stop, console: Console) -> int:
     stop.quiet = world.size > 1
     with (
         stop,
         _restore_progress(console) as progress,
-        make({"world": world, "progress": progress, "callbacks": [RecordVideos()]}) as trainer,
+        make(world=world, progress=progress, callbacks=[RecordVideos()]) as trainer,
     ):
         assert trainer.run is not None
         if trainer.writer is not None:
@@ -95,14 +92,17 @@ def _train(make: Callable[[dict[str, Any]], Trainer], world: World, stop: Stop) 
         _print_start(trainer, console)
         stop.may_abort = trainer.snapshot.may_drop
         sizes = {"batch_size": trainer.batch_size, "num_iterations": trainer.num_iterations}
+        display = Display(trainer.config.total_steps, console, **sizes)
         try:
-            with Display(trainer.config, console, **sizes) as display:
+            with display.live:
                 code = _iterate(trainer, display, stop, world)
             path = trainer.save() if code else None
         except IterationAborted:
-            code, path = stop.code, trainer.snapshot.save(trainer)
+            code, path = stop.code(), trainer.snapshot.save(trainer)
         if code:
-            _print_stopped(trainer.run, path, console)
+            newest = "a checkpoint could not be written, so the newest is an older one"
+            say(console, f"stopped; {newest if path is None else f'checkpoint: {path}'}")
+            say(console, f"go on with: {_command_line('train', f'--resume {trainer.run.path}')}")
             return code
         code = _finish(trainer, trainer.run, stop, console) if world.rank == 0 else 0
         return world.gather_json(code)[0]  # the other ranks wait here for rank 0
@@ -113,9 +113,7 @@ def _iterate(trainer: Trainer, display: Display, stop: Stop, world: World) -> in
     for report in trainer:
         display.update(report)
         # The largest of all ranks, so that a signal to any stops all after the same iteration.
-        code = world.largest(
-            stop.code or TIMED_OUT * stop.is_late(ahead=1.5 * report.scalars["time/iteration_seconds"])
-        )
+        code = world.largest(stop.code(ahead=1.5 * report.scalars["time/iteration_seconds"]))
         if code and report.env_steps < trainer.config.total_steps:
             return code
     return 0
@@ -137,14 +135,6 @@ def _restore_progress(console: Console) -> Iterator[Callable[[int, int], None]]:
         yield progress
     finally:
         bar.stop()
-
-
-def _print_stopped(run: RunDir, path: Path | None, console: Console) -> None:
-    if path is None:
-        say(console, "stopped; a checkpoint could not be written, so the newest is an older one")
-    else:
-        say(console, f"stopped; checkpoint: {path}")
-    say(console, f"go on with: {_command_line('train', f'--resume {run.path}')}")
 
 
 def _print_start(trainer: Trainer, console: Console) -> None:
@@ -175,21 +165,20 @@ def _finish(trainer: Trainer, run: RunDir, stop: Stop, console: Console) -> int:
     checkpoint = run.checkpoint(trainer.iteration)
     evaluation = evaluate_with_progress(trainer.evaluate, "held-out levels", stop, console)
     wiped = None
-    if trainer.agent.core.state_size and not stop.code:
-        wiped = evaluate_with_progress(
-            lambda **kwargs: trainer.evaluate(forget_every=1, **kwargs), "the same without memory", stop, console
-        )
+    if trainer.agent.core.state_size and not stop.code():
+        forgetful = partial(trainer.evaluate, forget_every=1)
+        wiped = evaluate_with_progress(forgetful, "the same without memory", stop, console)
     if evaluation is None or (trainer.agent.core.state_size and wiped is None):
         again = _command_line("train", f"--resume {run.path}")
         say(console, f"stopped before the evaluation was done; go on with: {again}")
-        return stop.code
+        return stop.code()
     without = None if wiped is None else wiped.measures[wiped.headline].mean
     if trainer.writer is not None:
         final = _final_measures(evaluation, without)
         trainer.writer.write_tensorboard(
             lambda board: board.hparams(trainer.config.to_dict(), final, trainer.env_steps)
         )
-    result = {**evaluation.to_dict(), "headline_without_memory": without}
+    result = {**asdict(evaluation), "headline_without_memory": without}
     save_result(run.evaluations / "final.json", result, checkpoint, trainer.env_steps)
     return _print_finished(run, console)
 

@@ -3,6 +3,7 @@
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any, Literal
 
 import numpy as np
@@ -23,49 +24,29 @@ PARALLEL_EPISODES = 64
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Evaluation:
-    """The outcome of :func:`evaluate`."""
+    """The outcome of :func:`evaluate`; ``dataclasses.asdict`` of it is what the JSON files hold."""
 
     env_id: str
+    episodes: int
     seeds: list[int]
     repeats: int
     greedy: bool
     sampling_seed: int
     max_steps: int
     forget_every: int | None
+    capped: int
+    """Number of episodes that were truncated at ``max_steps``."""
     headline: str
     measures: dict[str, Estimate]
     """``return``, ``length`` and every measure of the task."""
     per_episode: list[dict[str, float]]
     """In order of level seed, then repeat: ``seed``, ``repeat``, ``return``, ``length``, ``capped`` and measures."""
 
-    @property
-    def capped(self) -> int:
-        """Number of episodes that were truncated at ``max_steps``."""
-        return sum(int(row["capped"]) for row in self.per_episode)
-
-    def to_dict(self) -> dict[str, Any]:
-        """Convert to what JSON takes."""
-        return {
-            "env_id": self.env_id,
-            "episodes": len(self.per_episode),
-            "seeds": self.seeds,
-            "repeats": self.repeats,
-            "greedy": self.greedy,
-            "sampling_seed": self.sampling_seed,
-            "max_steps": self.max_steps,
-            "forget_every": self.forget_every,
-            "capped": self.capped,
-            "headline": self.headline,
-            "measures": {name: e.to_dict() for name, e in self.measures.items()},
-            "per_episode": self.per_episode,
-        }
-
 
 class EpisodeQueue(LevelSource):
     """A level source: each level seed ``repeats`` times, in order, whichever environment is free; then idle."""
 
     def __init__(self, seeds: Sequence[int], repeats: int, num_envs: int) -> None:
-        """Queue all episodes."""
         self._waiting = deque((seed, repeat) for seed in seeds for repeat in range(repeats))
         self._next: dict[int, EpisodeKey | None] = {}
         self.playing: list[EpisodeKey | None] = [None] * num_envs
@@ -164,7 +145,7 @@ def evaluate(
             if progress is not None:
                 progress(len(queue.finished))
     finished = sorted(queue.finished, key=lambda item: (item[1].seed, item[0]))
-    rows = [
+    rows: list[dict[str, Any]] = [
         {
             "seed": episode.seed,
             "repeat": repeat,
@@ -177,30 +158,29 @@ def evaluate(
     ]
     return Evaluation(
         env_id=env.id,
+        episodes=len(rows),
         seeds=list(seeds),
         repeats=repeats,
         greedy=greedy,
         sampling_seed=sampling_seed,
         max_steps=max_steps,
         forget_every=forget_every,
+        capped=sum(row["capped"] for row in rows),
         headline=spec.headline,
         measures=_measures(rows, spec),
         per_episode=rows,
     )
 
 
-def _measures(rows: list[dict[str, float]], spec: EnvSpec) -> dict[str, Estimate]:
+def _measures(rows: list[dict[str, Any]], spec: EnvSpec) -> dict[str, Estimate]:
     """Estimate each measure over levels, where only some episodes report it over those."""
-    names = [name for name in dict.fromkeys(key for row in rows for key in row) if name not in NOT_MEASURES]
-    proportions = {"success"} | ({spec.headline} if spec.headline_max == 1.0 else set())
+    names = [name for name in dict.fromkeys(chain(*rows)) if name not in ("seed", "repeat", "capped")]
+    proportions = {"success", *([spec.headline] if spec.headline_max == 1.0 else [])}
     measures = {}
     for name in names:
-        by_level: dict[float, list[float]] = {}
+        by_level: dict[int, list[float]] = {}
         for row in rows:
             if name in row:
                 by_level.setdefault(row["seed"], []).append(row[name])
         measures[name] = estimate(list(by_level.values()), proportion=name in proportions)
     return measures
-
-
-NOT_MEASURES = frozenset({"seed", "repeat", "capped"})

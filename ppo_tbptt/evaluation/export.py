@@ -58,12 +58,10 @@ class _Step(nn.Module):
         self.keys = keys
 
     def forward(self, *inputs: Tensor) -> tuple[Tensor, ...]:
-        obs = dict(zip(self.keys, inputs, strict=False))
-        if self.agent.core.state_size:
-            output = self.agent.step(obs, inputs[-1])
-            return output.logits, output.value, output.state_out
-        output = self.agent.step(obs, inputs[0].new_zeros(inputs[0].shape[0], 0, dtype=torch.float32))
-        return output.logits, output.value
+        has_memory = self.agent.core.state_size > 0
+        state = inputs[-1] if has_memory else inputs[0].new_zeros(inputs[0].shape[0], 0, dtype=torch.float32)
+        output = self.agent.step(dict(zip(self.keys, inputs, strict=False)), state)
+        return (output.logits, output.value, *([output.state_out] if has_memory else []))
 
 
 def export_onnx(policy: Policy, path: Path) -> Exported:
@@ -82,16 +80,15 @@ def export_onnx(policy: Policy, path: Path) -> Exported:
         import onnxscript  # noqa: F401 (torch's exporter imports it)
     except ImportError as error:
         raise ExportError(f"writing ONNX needs the package {error.name}: {PACKAGES}") from error
-    agent = deepcopy(policy.agent).cpu().eval()
+    agent = deepcopy(policy.agent).cpu()
     agent.precision = torch.float32
     step = _Step(agent, tuple(policy.spec.obs)).eval()
     inputs, outputs = _ports(policy)
-    example = _example(inputs, batch=2)
     batch = torch.export.Dim("batch")
     with _as_export_error(path), quiet("torch.onnx", "torch.export"), torch.no_grad():
         program = torch.onnx.export(
             step,
-            example,
+            _example(inputs, batch=2),
             input_names=[port.name for port in inputs],
             output_names=[port.name for port in outputs],
             dynamic_shapes=(tuple({0: batch} for _ in inputs),),
@@ -126,8 +123,7 @@ def _ports(policy: Policy) -> tuple[list[Port], list[Port]]:
     agent = policy.agent
     inputs = [Port(key, array.shape, array.dtype) for key, array in policy.spec.obs.items()]
     outputs = [port("logits", sum(agent.action_nvec)), port("value")]
-    size = agent.core.state_size
-    if size:
+    if size := agent.core.state_size:
         inputs.append(port("state", size))
         outputs.append(port("next_state", size))
     return inputs, outputs
@@ -159,14 +155,7 @@ def _metadata(policy: Policy) -> dict[str, str]:
 
 
 def _compare(file: Path, step: _Step, inputs: list[Port], path: Path) -> bool:
-    """Compare one step of graph and agent for several batch sizes.
-
-    Returns:
-        Whether onnxruntime is installed.
-
-    Raises:
-        ExportError: the outputs differ.
-    """
+    """Compare one step of graph and agent for several batch sizes; return whether onnxruntime is installed."""
     try:
         import onnxruntime
     except ImportError:

@@ -37,7 +37,7 @@ class Shuffle:
     def __call__(
         self, state: Float[Tensor, "N D"], age: np.ndarray, episodes: Sequence[EpisodeKey | None]
     ) -> Float[Tensor, "N D"]:
-        """Perturb the states of running episodes."""
+        """Exchange the states of running episodes."""
         by_level: dict[int, list[int]] = {}
         for row, episode in enumerate(episodes):
             if episode is not None and age[row] > 0:
@@ -66,7 +66,7 @@ class AddNoise:
     def __call__(
         self, state: Float[Tensor, "N D"], age: np.ndarray, episodes: Sequence[EpisodeKey | None]
     ) -> Float[Tensor, "N D"]:
-        """Perturb the states of running episodes."""
+        """Add noise to the states of running episodes."""
         noise = np.zeros(tuple(state.shape), dtype=np.float32)
         for row, episode in enumerate(episodes):
             if episode is not None and age[row] > 0:
@@ -80,22 +80,20 @@ class Measure:
     """Leave the state as it is, and measure the root mean square of each of its units."""
 
     def __init__(self) -> None:
-        self._squares: Tensor | None = None
+        self._squares = torch.zeros(1, dtype=torch.float64)
         self._count = 0
 
     def __call__(
         self, state: Float[Tensor, "N D"], age: np.ndarray, episodes: Sequence[EpisodeKey | None]
     ) -> Float[Tensor, "N D"]:
-        """Perturb the states of running episodes."""
+        """Return ``state`` itself."""
         running = np.array([episode is not None for episode in episodes]) & (age > 0)
         rows = state[torch.from_numpy(running).to(state.device)]
-        squares = rows.double().square().sum(0)
-        self._squares = squares if self._squares is None else self._squares + squares
+        self._squares = self._squares.to(state.device) + rows.double().square().sum(0)
         self._count += len(rows)
         return state
 
     @property
     def rms(self) -> Float[Tensor, "D"]:
         """Over all steps of all episodes but the first of each; zero without any."""
-        assert self._squares is not None, "nothing was played yet"
         return (self._squares / max(1, self._count)).sqrt().float()

@@ -29,13 +29,17 @@ class Policy:
     takes. An array with one more leading axis is a batch: one action and one state per row.
     """
 
-    def __init__(self, agent: Agent, spec: EnvSpec, config: Config, *, env_steps: int = 0) -> None:
+    def __init__(
+        self, agent: Agent, spec: EnvSpec, config: Config, *, env_steps: int = 0, path: Path | None = None
+    ) -> None:
         """Act with `agent`, in its present state of training; `spec` is what it was trained on."""
         self.agent = agent.eval()
         self.spec = spec
         self.config = config
         self.env_steps = env_steps
         """Environment steps that the agent was trained for."""
+        self.path = path
+        """The checkpoint or weights that :meth:`load` has read."""
         self.value: Tensor | None = None
         """V of the last observation given to ``act``, ``[]`` or ``[N]``."""
         self._last: ActorOutput | None = None
@@ -73,7 +77,7 @@ class Policy:
                 what = f"{file}: its agent was handed in to the trainer and no config describes it"
                 raise CheckpointError(f"{what}; build it, and load the checkpoint's 'agent' into it") from error
             raise CheckpointError(f"{file}: its weights and its config don't belong together ({reason})") from error
-        return cls(agent, spec, config, env_steps=env_steps)
+        return cls(agent, spec, config, env_steps=env_steps, path=file)
 
     def reset(self, mask: np.ndarray | None = None, *, seed: int | None = None) -> None:
         """Reset the recurrent state of all rows, or of those where ``mask`` (bool ``[N]``) is True.
