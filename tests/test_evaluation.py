@@ -57,7 +57,7 @@ def test_defaults() -> None:
 
 
 def test_the_number_of_workers_changes_nothing() -> None:
-    results = [play(num_workers=n).to_dict() for n in (0, 1, 3)]
+    results = [play(num_workers=n) for n in (0, 1, 3)]
     assert results[0] == results[1] == results[2]
 
 

@@ -2,7 +2,7 @@
 
 import random
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -44,7 +44,7 @@ def reference(
     max_steps: int = 16_384,
     forget_every: int | None = None,
 ) -> dict[str, Any]:
-    """What `evaluate(...).to_dict()` must be."""
+    """What `asdict(evaluate(...))` must be."""
     agent.eval()
     rows: list[Row] = []
     for seed in sorted(seeds):
@@ -301,7 +301,7 @@ def expected_of(name: str) -> dict[str, Any]:
 @pytest.mark.parametrize("name", CASES)
 def test_an_evaluation_is_the_plain_loop(name: str) -> None:
     found = evaluate(*CASES[name].agent_and_env(), **CASES[name].arguments(), num_workers=0)
-    assert_equal(found.to_dict(), expected_of(name))
+    assert_equal(asdict(found), expected_of(name))
 
 
 @pytest.mark.parametrize(
@@ -371,7 +371,7 @@ def test_every_setting_of_evaluations_reaches_them(name: str) -> None:
     config = tiny(env={"options": {"num_show_steps": 3}, "max_episode_steps": 14}, train={"eval_num_seeds": 6})
     changed = config.replace(train={name: SETTINGS[name]})
     with Trainer(changed) as trainer:
-        assert_equal(trainer.evaluate().to_dict(), by_config(trainer.agent, changed))
+        assert_equal(asdict(trainer.evaluate()), by_config(trainer.agent, changed))
         assert by_config(trainer.agent, changed)["per_episode"] != by_config(trainer.agent, config)["per_episode"]
 
 
@@ -379,7 +379,7 @@ def test_arguments_of_an_evaluation_come_before_the_settings() -> None:
     with Trainer(tiny()) as trainer:
         found = trainer.evaluate(seeds=[7, 5], repeats=1, greedy=True, sampling_seed=2, max_steps=6, forget_every=2)
         how = {"repeats": 1, "greedy": True, "sampling_seed": 2, "max_steps": 6, "forget_every": 2}
-        assert_equal(found.to_dict(), reference(trainer.agent, trainer.config.env, seeds=[7, 5], **how))
+        assert_equal(asdict(found), reference(trainer.agent, trainer.config.env, seeds=[7, 5], **how))
 
 
 def timeless(scalars: dict[str, float]) -> dict[str, float]:

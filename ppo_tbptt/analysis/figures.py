@@ -11,7 +11,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure, SubFigure
 from matplotlib.ticker import EngFormatter
 
-from ppo_tbptt.analysis.curves import LearningCurve, held_out_curve, training_curve
+from ppo_tbptt.analysis.curves import LearningCurve, average
 from ppo_tbptt.analysis.groups import Group, task_titles
 from ppo_tbptt.analysis.published import AGENTS, SOURCE, PublishedCurve, published_curves
 
@@ -68,22 +68,24 @@ def _draw_task(row: SubFigure, title: str, groups: Sequence[Group], published: S
             "linestyle": DASHES[number // len(COLOURS) % len(DASHES)],
         }
         marker = MARKERS[number % len(MARKERS)]
-        held_out, training = held_out_curve(group), training_curve(group)
+        held_out = average([run.held_out for run in group.runs])
+        training = average([run.training for run in group.runs]) if _needs_training_curve(group) else None
         for axes in (by_steps, by_time):
-            for curve in (training if _needs_training_curve(group) else None, held_out):
-                if curve is None:
-                    continue
+            for curve in filter(None, (training, held_out)):
                 x = curve.env_steps if axes is by_steps else curve.hours * (60 if short else 1)
                 if curve is held_out:
                     _draw_held_out(axes, x, curve, _label(group), look, marker)
                 else:
                     label = f"{_label(group)}: training episodes"
                     axes.plot(x, curve.mean, linewidth=0.8, alpha=0.6, label=label, **look)
-    for curve in published:
-        _draw_published(by_steps, curve)
+    for curve in published:  # behind the runs, grey with dashes of their own; GRU is the darkest
+        grey, dashes = "0.15" if curve.agent.startswith("gru") else "0.5", PUBLISHED_DASHES[curve.agent]
+        style: dict[str, Any] = {"color": grey, "linestyle": dashes, "linewidth": 1.1, "zorder": 1}
+        by_steps.plot(curve.env_steps, curve.means, label=f"published {AGENTS[curve.agent]}", **style)
     _set_axes(by_steps, by_time, groups, published)
-    handles, labels = by_steps.get_legend_handles_labels()
-    row.legend(handles, labels, loc="outside lower center", ncols=2, frameon=False, handlelength=3.2)
+    row.legend(
+        *by_steps.get_legend_handles_labels(), loc="outside lower center", ncols=2, frameon=False, handlelength=3.2
+    )
 
 
 def _needs_training_curve(group: Group) -> bool:
@@ -105,19 +107,6 @@ def _draw_held_out(
         axes.errorbar(x[known], mean, yerr=errors, fmt="none", ecolor=look["color"], capsize=2.5, linewidth=1, zorder=2)
 
 
-def _draw_published(axes: Axes, curve: PublishedCurve) -> None:
-    """Draw a published curve behind the runs, grey with dashes of its own; GRU is the darkest."""
-    axes.plot(
-        curve.env_steps,
-        curve.means,
-        color="0.15" if curve.agent.startswith("gru") else "0.5",
-        linestyle=PUBLISHED_DASHES[curve.agent],
-        linewidth=1.1,
-        label=f"published {AGENTS[curve.agent]}",
-        zorder=1,
-    )
-
-
 def _set_axes(by_steps: Axes, by_time: Axes, groups: Sequence[Group], published: Sequence[PublishedCurve]) -> None:
     runs = [run for group in groups for run in group.runs]
     headline, largest = runs[0].headline, runs[0].headline_max
@@ -136,8 +125,7 @@ def _set_axes(by_steps: Axes, by_time: Axes, groups: Sequence[Group], published:
     for axes in (by_steps, by_time):
         axes.grid(color="0.9", linewidth=0.6)
         axes.set_axisbelow(True)
-        for side in ("top", "right"):
-            axes.spines[side].set_visible(False)
+        axes.spines[["top", "right"]].set_visible(False)
 
 
 def _label(group: Group) -> str:

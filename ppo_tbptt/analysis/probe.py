@@ -51,9 +51,9 @@ class ProbeResult:
         return [trial for trial in self.trials if trial.kind == kind]
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the undisturbed evaluation as JSON takes it, with the trials in it."""
-        trials = [asdict(trial) for trial in self.trials]
-        return {**self.intact.to_dict(), "longest": self.longest, "state_rms": self.state_rms, "trials": trials}
+        """Return the undisturbed evaluation with the trials in it."""
+        tree = asdict(self)
+        return {**tree.pop("intact"), **tree}
 
 
 def probe_memory(
@@ -63,7 +63,7 @@ def probe_memory(
     seeds: Sequence[int],
     repeats: int = 3,
     sampling_seed: int = 0,
-    progress: Callable[[int, int | None], None] | None = None,
+    progress: Callable[[int, int | None], None] = lambda finished, total: None,
     **protocol: Any,
 ) -> ProbeResult:
     """Evaluate the agent once for each disturbance of its recurrent state.
@@ -71,33 +71,16 @@ def probe_memory(
     The state is left intact; wiped every 1, 2, 4, ... steps of an episode, up to the longest undisturbed one;
     exchanged at every step with that of an episode of another level; and given noise at every step.
 
-    Args:
-        agent: with a recurrent state.
-        env: the task.
-        seeds: level seeds.
-        repeats: episodes of each level seed.
-        sampling_seed: of action noise and disturbances.
-        progress: called with the number of finished episodes, and that of all episodes once it is known.
-        protocol: other arguments of :func:`~ppo_tbptt.evaluation.evaluate.evaluate`.
-
-    Raises:
-        ValueError: the agent has no recurrent state.
-        EnvError: the environment cannot be made.
-        WorkerError: an environment keeps failing.
+    The arguments are those of :func:`~ppo_tbptt.evaluation.evaluate.evaluate`, but ``sampling_seed`` is also that of
+    the disturbances, and ``progress`` gets the number of finished episodes, and that of all once it is known.
     """
-    if not agent.core.state_size:
-        raise ValueError("this agent has no recurrent state (core none), so there is no memory to disturb")
     trials: list[Trial] = []
     total: int | None = None
 
     def play(kind: Any, amount: float | None = None, **how: Any) -> Evaluation:
-        def report(finished: int) -> None:
-            if progress is not None:
-                progress(len(trials) * len(seeds) * repeats + finished, total)
-
-        evaluation = evaluate(
-            agent, env, seeds=seeds, repeats=repeats, sampling_seed=sampling_seed, progress=report, **protocol, **how
-        )
+        before = len(trials) * len(seeds) * repeats
+        how |= protocol | {"sampling_seed": sampling_seed, "progress": lambda n: progress(before + n, total)}
+        evaluation = evaluate(agent, env, seeds=seeds, repeats=repeats, **how)
         trials.append(Trial(kind=kind, amount=amount, measures=evaluation.measures, capped=evaluation.capped))
         return evaluation
 

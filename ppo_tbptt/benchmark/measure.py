@@ -10,7 +10,7 @@ import torch
 
 from ppo_tbptt.benchmark.arithmetic import forward_flop, peak_flops
 from ppo_tbptt.benchmark.ceiling import measure_ceiling
-from ppo_tbptt.benchmark.memory import PeakMemory
+from ppo_tbptt.benchmark.memory import peak_memory
 from ppo_tbptt.envs import resolve_workers
 from ppo_tbptt.training.trainer import Trainer
 
@@ -68,10 +68,8 @@ def measure(settings: Sequence[Setting], warmup: int, iterations: int, say: Call
                 setting.iterations.append(iteration)
     say("memory")
     for setting in settings:
-        trainer = setting.trainer
-        with PeakMemory(trainer.device) as memory:
-            next(trainer)
-        setting.memory_mb = {"host": memory.host_mb, "device": memory.device_mb}
+        with peak_memory(setting.trainer.device) as setting.memory_mb:
+            next(setting.trainer)
 
 
 def _synchronize(device: torch.device) -> None:

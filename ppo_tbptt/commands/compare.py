@@ -1,7 +1,7 @@
 """``compare``: print the results of runs side by side, by task and config."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from statistics import median
@@ -20,7 +20,6 @@ from ppo_tbptt.analysis.groups import (
     goal,
     group_runs,
     reach,
-    summarise,
     task_titles,
 )
 from ppo_tbptt.analysis.runs import read_runs
@@ -43,12 +42,10 @@ def run(argv: list[str]) -> int:
     _print(groups, console)
     if args.json is not None:
         with writing("--json", args.json):
-            write_json(args.json, _tree(groups))
+            trees = [_tree(group, goal(members)) for members in by_task(groups) for group in members]
+            write_json(args.json, {"groups": trees, "differences": differences(groups)})
         say(console, f"written to {args.json}")
     return 0
-
-
-# --- tables --------------------------------------------------------------------------------------------------
 
 
 def _print(groups: Sequence[Group], console: Console) -> None:
@@ -69,8 +66,7 @@ def _print(groups: Sequence[Group], console: Console) -> None:
 def _results(groups: Sequence[Group], narrow: bool) -> Table:
     table = _table("", "run", "runs", "steps", "hours", "steps/s", "best [95 %]", "last [95 %]", "IQM", narrow=narrow)
     for group in groups:
-        best = summarise([run.best for run in group.runs])
-        last = summarise([run.last for run in group.runs])
+        best, last = group.best, group.last
         steps = [_short(end(run.env_steps for run in group.runs)) for end in (min, max)]
         speeds = [run.steps_per_second for run in group.runs if run.steps_per_second is not None]
         table.add_row(
@@ -108,7 +104,7 @@ def _table(*columns: str, narrow: bool) -> Table:
 
 
 def _summary(summary: Summary | None) -> str:
-    return "-" if summary is None else interval(summary.estimate.mean, summary.estimate.ci95)
+    return "-" if summary is None else interval(summary.mean, summary.ci95)
 
 
 def _reach(result: Reach, runs: int) -> str:
@@ -133,13 +129,9 @@ def _hours(hours: float) -> str:
 
 def _print_notes(groups: Sequence[Group], console: Console) -> None:
     several = any(len(group.runs) > 1 for group in groups)
-    one = any(len(group.runs) == 1 for group in groups)
-    over = " and ".join(
-        text
-        for text, applies in (("over level seeds for a single run", one), ("over runs for several", several))
-        if applies
-    )
-    notes = [f"intervals: {over}, where known; best: chosen on the very levels it is measured on"]
+    over = ["over level seeds for a single run"] if any(len(group.runs) == 1 for group in groups) else []
+    over += ["over runs for several"] if several else []
+    notes = [f"intervals: {' and '.join(over)}, where known; best: chosen on the very levels it is measured on"]
     if several:
         notes.append("several runs: mean over them, IQM the mean of the last ones' middle half; hours, steps/s: median")
     if any(
@@ -170,31 +162,17 @@ def _print_differences(groups: Sequence[Group], console: Console) -> None:
     table.add_column("they differ in", overflow="fold")
     table.add_column("value: runs", overflow="fold")
     for key, values in found.items():
-        table.add_row(key, "; ".join(f"{value}: {', '.join(letters)}" for value, letters in _shared(values).items()))
+        shared: dict[str, list[str]] = {}
+        for letter, value in values.items():
+            text = "not set" if value is None else value if isinstance(value, str) else json.dumps(value)
+            shared.setdefault(text, []).append(letter)
+        table.add_row(key, "; ".join(f"{value}: {', '.join(letters)}" for value, letters in shared.items()))
     console.print()
     console.print(table, markup=False)
 
 
-def _shared(values: Mapping[str, Any]) -> dict[str, list[str]]:
-    """Map each value, as text, to the letters of the groups that have it."""
-    shared: dict[str, list[str]] = {}
-    for letter, value in values.items():
-        text = "not set" if value is None else value if isinstance(value, str) else json.dumps(value)
-        shared.setdefault(text, []).append(letter)
-    return shared
-
-
-# --- JSON -------------------------------------------------------------------------------------------------
-
-
-def _tree(groups: Sequence[Group]) -> dict[str, Any]:
-    return {
-        "groups": [_group_tree(group, goal(members)) for members in by_task(groups) for group in members],
-        "differences": differences(groups),
-    }
-
-
-def _group_tree(group: Group, target: float | None) -> dict[str, Any]:
+def _tree(group: Group, target: float | None) -> dict[str, Any]:
+    """Return what the JSON file holds of a group."""
     first = group.runs[0]
     env = first.config.env
     return {
@@ -205,8 +183,8 @@ def _group_tree(group: Group, target: float | None) -> dict[str, Any]:
         "max_episode_steps": env.max_episode_steps,
         "headline": first.headline,
         "headline_max": first.headline_max,
-        "best": _summary_tree(summarise([run.best for run in group.runs])),
-        "last": _summary_tree(summarise([run.last for run in group.runs])),
+        "best": group.best and asdict(group.best),
+        "last": group.last and asdict(group.last),
         "reach": [] if target is None else [asdict(reach(group, fraction, target)) for fraction in FRACTIONS],
         "runs": [
             {
@@ -219,15 +197,4 @@ def _group_tree(group: Group, target: float | None) -> dict[str, Any]:
             }
             for run in group.runs
         ],
-    }
-
-
-def _summary_tree(summary: Summary | None) -> dict[str, Any] | None:
-    if summary is None:
-        return None
-    return {
-        **asdict(summary.estimate),
-        "interval_over": "level seeds" if summary.iqm is None else "runs",
-        "iqm": None if summary.iqm is None else asdict(summary.iqm),
-        "runs": summary.runs,
     }

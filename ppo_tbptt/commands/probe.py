@@ -50,12 +50,10 @@ def run(argv: list[str]) -> int:
         save_result(data, result.to_dict(), checkpoint, policy.env_steps)
         say(console, f"written to {data}")
     if figure is not None:
-        core, seeds = policy.config.core.kind, protocol["seeds"]
-        title = f"{env.id}: memory of the {core} agent, {len(seeds)} levels"
+        title = f"{env.id}: memory of the {policy.config.core.kind} agent, {len(protocol['seeds'])} levels"
+        drawing = draw_probe(result, title=title, top=policy.spec.headline_max)
         with replacing(figure) as file:
-            draw_probe(result, title=title, top=policy.spec.headline_max).savefig(
-                file, format=figure.suffix[1:].lower()
-            )
+            drawing.savefig(file, format=figure.suffix[1:].lower())
         say(console, f"figure: {figure}")
     return 0
 
