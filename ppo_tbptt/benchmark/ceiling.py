@@ -18,11 +18,9 @@ from ppo_tbptt.envs import BatchedEnv, LevelSeeds
 from ppo_tbptt.envs.batched import make_vector_env
 from ppo_tbptt.models import Agent
 from ppo_tbptt.ppo.acting import Actor
-from ppo_tbptt.ppo.collector import empty_rollout
 from ppo_tbptt.ppo.learner import Learner
-from ppo_tbptt.ppo.sequences import cut, gather
 from ppo_tbptt.training.trainer import Trainer
-from ppo_tbptt.types import Minibatch, Obs, Targets
+from ppo_tbptt.types import Minibatch, Obs
 
 
 def measure_ceiling(trainer: Trainer) -> dict[str, float]:
@@ -69,22 +67,18 @@ def _random_observations(envs: BatchedEnv, random: np.random.Generator, count: i
 
 def full_minibatch(agent: Agent, obs: Obs, steps: int, sequences: int) -> Minibatch:
     """Make ``sequences`` sequences of exactly ``steps`` steps with these observations ``[steps * sequences, ...]``."""
-    shapes = {key: (tuple(x.shape[1:]), x.dtype) for key, x in obs.items()}
-    rollout = empty_rollout(
-        shapes,
-        num_steps=steps,
-        num_envs=sequences,
-        num_branches=len(agent.action_nvec),
-        state_size=agent.core.state_size,
-        device=agent.device,
+    num, branches, device = steps * sequences, len(agent.action_nvec), agent.device
+    noise = torch.randn(num, device=device)
+    return Minibatch(
+        obs=obs,
+        action=torch.zeros(num, branches, dtype=torch.int64, device=device),
+        log_prob=torch.zeros(num, branches, device=device),
+        value=torch.zeros(num, device=device),
+        advantage=noise,
+        value_target=noise,
+        state=agent.core.initial_state(sequences),
+        sequences_per_step=torch.full((steps,), sequences),
     )
-    for key, x in obs.items():
-        rollout.obs[key].copy_(x.view(rollout.obs[key].shape))
-    for x in (rollout.state, rollout.action, rollout.log_prob, rollout.value):
-        x.zero_()
-    noise = torch.randn_like(rollout.value)
-    whole = cut(rollout.start, None)
-    return gather(rollout, Targets(advantage=noise, value_target=noise), whole, torch.arange(sequences))
 
 
 def _update(learner: Learner, batch: Minibatch) -> None:

@@ -22,22 +22,24 @@ def run(argv: list[str]) -> int:
         argv = [*argv[:at], f"--vs={argv[at + 1]}", *argv[at + 2 :]]
     args, rest = _parser().parse_with_overrides(argv)
     overrides = parse_overrides(rest)
-    others = [] if args.vs is None else [parse_overrides(_split(args.vs))]
+    variants = [{}] if args.vs is None else [{}, parse_overrides(_split(args.vs))]
     check_target("--profile", args.profile, [".json", ".json.gz"])
     base = Config.load(args.config, overrides)
-    configs = [base, *(base.override(other) for other in others)]
+    configs = [base.override(extra) for extra in variants]
     progress = Console(stderr=True, markup=False, emoji=False)
     with ExitStack() as stack:
         settings = []
-        for config, extra in zip(configs, [{}, *others], strict=True):
-            trainer = stack.enter_context(Trainer(_long_enough(config, args.warmup + args.iterations)))
+        for config, extra in zip(configs, variants, strict=True):
+            least = (args.warmup + args.iterations + MAX_EXTRA_ITERATIONS) * config.batch_size
+            long_enough = config.replace(total_steps=max(config.total_steps, least), train={"eval_every": 0})
+            trainer = stack.enter_context(Trainer(long_enough))
             settings.append(Setting(trainer=trainer, source=str(args.config), overrides={**overrides, **extra}))
         status = stack.enter_context(progress.status("starting"))
         measure(settings, args.warmup, args.iterations, status.update)
         if args.profile is not None:
             write_profile(settings[0].trainer, args.profile)
         results = [describe(setting, status.update) for setting in settings]
-    result = results[0] | ({"vs": results[1], **compare(*settings)} if others else {})
+    result = results[0] | ({"vs": results[1], **compare(*settings)} if len(results) > 1 else {})
     if args.json:
         print(json.dumps(result, indent=1))
     else:
@@ -65,12 +67,6 @@ def _split(text: str) -> list[str]:
         return shlex.split(text)
     except ValueError as error:
         raise UsageError(f"--vs {text!r}: {error}") from error
-
-
-def _long_enough(config: Config, iterations: int) -> Config:
-    """Without evaluations, and not over before the benchmark is."""
-    steps = (iterations + MAX_EXTRA_ITERATIONS) * config.batch_size
-    return config.replace(total_steps=max(config.total_steps, steps), train={"eval_every": 0})
 
 
 def _print(result: dict[str, Any], console: Console) -> None:

@@ -1,8 +1,9 @@
 """``compare``: print the results of runs side by side, by task and config."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
+from itertools import chain
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -38,29 +39,31 @@ def run(argv: list[str]) -> int:
     args = parser.parse_args(argv)
     check_target("--json", args.json)
     groups = group_runs(read_runs(args.runs))
+    tasks = by_task(groups)
+    reaches = {
+        group.letter: [reach(group, fraction, target) for fraction in FRACTIONS]
+        for members in tasks
+        if (target := goal(members)) is not None
+        for group in members
+    }
     console = wide_console()
-    _print(groups, console)
-    if args.json is not None:
-        with writing("--json", args.json):
-            trees = [_tree(group, goal(members)) for members in by_task(groups) for group in members]
-            write_json(args.json, {"groups": trees, "differences": differences(groups)})
-        say(console, f"written to {args.json}")
-    return 0
-
-
-def _print(groups: Sequence[Group], console: Console) -> None:
-    tasks, narrow = by_task(groups), console.width < 100
+    narrow = console.width < 100
     for members, title in zip(tasks, task_titles(tasks), strict=True):
         first = members[0].runs[0]
         at_most = "" if first.headline_max is None else f" (at most {first.headline_max:g})"
         console.print(f"\n{title}", style="bold", highlight=False, markup=False)
         say(console, f"{first.headline} on held-out levels{at_most}")
         console.print(_results(members, narrow))
-        target = goal(members)
-        if target is not None:
-            console.print(_reached(members, target, narrow))
-    _print_notes(groups, console)
+        if members[0].letter in reaches:
+            console.print(_reached(members, reaches, narrow))
+    _print_notes(groups, reaches, console)
     _print_differences(groups, console)
+    if args.json is not None:
+        with writing("--json", args.json):
+            trees = [_tree(group, reaches.get(group.letter, [])) for members in tasks for group in members]
+            write_json(args.json, {"groups": trees, "differences": differences(groups)})
+        say(console, f"written to {args.json}")
+    return 0
 
 
 def _results(groups: Sequence[Group], narrow: bool) -> Table:
@@ -83,12 +86,11 @@ def _results(groups: Sequence[Group], narrow: bool) -> Table:
     return table
 
 
-def _reached(groups: Sequence[Group], target: float, narrow: bool) -> Table:
-    goals = [f"{fraction * 100:g} % ({fraction * target:.3g})" for fraction in FRACTIONS]
+def _reached(groups: Sequence[Group], reaches: Mapping[str, Sequence[Reach]], narrow: bool) -> Table:
+    goals = [f"{result.fraction * 100:g} % ({result.value:.3g})" for result in reaches[groups[0].letter]]
     table = _table("", "steps and hours to reach", *goals, narrow=narrow)
     for group in groups:
-        cells = [_reach(reach(group, fraction, target), len(group.runs)) for fraction in FRACTIONS]
-        table.add_row(group.letter, group.name, *cells)
+        table.add_row(group.letter, group.name, *(_reach(r, len(group.runs)) for r in reaches[group.letter]))
     return table
 
 
@@ -127,20 +129,14 @@ def _hours(hours: float) -> str:
     return f"{hours:.1f}" if hours >= 10 else f"{hours:.2g}"
 
 
-def _print_notes(groups: Sequence[Group], console: Console) -> None:
+def _print_notes(groups: Sequence[Group], reaches: Mapping[str, Sequence[Reach]], console: Console) -> None:
     several = any(len(group.runs) > 1 for group in groups)
     over = ["over level seeds for a single run"] if any(len(group.runs) == 1 for group in groups) else []
     over += ["over runs for several"] if several else []
     notes = [f"intervals: {' and '.join(over)}, where known; best: chosen on the very levels it is measured on"]
     if several:
         notes.append("several runs: mean over them, IQM the mean of the last ones' middle half; hours, steps/s: median")
-    if any(
-        reach(group, fraction, target).at_the_latest
-        for members in by_task(groups)
-        if (target := goal(members)) is not None
-        for group in members
-        for fraction in FRACTIONS
-    ):
+    if any(result.at_the_latest for result in chain(*reaches.values())):
         notes.append("≤: there at the first held-out result, and maybe before (train.eval_every makes more of them)")
     for group in groups:
         for member in group.runs:
@@ -171,7 +167,7 @@ def _print_differences(groups: Sequence[Group], console: Console) -> None:
     console.print(table, markup=False)
 
 
-def _tree(group: Group, target: float | None) -> dict[str, Any]:
+def _tree(group: Group, reaches: Sequence[Reach]) -> dict[str, Any]:
     """Return what the JSON file holds of a group."""
     first = group.runs[0]
     env = first.config.env
@@ -185,7 +181,7 @@ def _tree(group: Group, target: float | None) -> dict[str, Any]:
         "headline_max": first.headline_max,
         "best": group.best and asdict(group.best),
         "last": group.last and asdict(group.last),
-        "reach": [] if target is None else [asdict(reach(group, fraction, target)) for fraction in FRACTIONS],
+        "reach": [asdict(result) for result in reaches],
         "runs": [
             {
                 "path": str(run.path),

@@ -70,8 +70,7 @@ def _window(policy: Policy, config: EnvConfig, args: Namespace, console: Console
         if not levels:
             return 1
         protocol = {"episodes": args.episodes, "greedy": args.greedy, "max_steps": args.max_steps}
-        viewer = Viewer(policy, env, levels, first=first, **protocol)
-        show_window(viewer, args.fps, policy.spec.env_id)
+        show_window(Viewer(policy, env, levels, first=first, **protocol), args.fps, policy.spec.env_id)
     return 0
 
 

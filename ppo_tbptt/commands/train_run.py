@@ -19,7 +19,6 @@ from ppo_tbptt.commands.console import Display, say
 from ppo_tbptt.commands.results import evaluate_with_progress, print_evaluation, save_result
 from ppo_tbptt.commands.stop import IterationAborted, Stop
 from ppo_tbptt.config import Config
-from ppo_tbptt.evaluation.evaluate import Evaluation
 from ppo_tbptt.evaluation.result_file import read_evaluation
 from ppo_tbptt.run.folder import LOCK_FILE, RunDir, RunLock
 from ppo_tbptt.runtime.device import has_fast_bfloat16
@@ -86,9 +85,8 @@ def _train(make: Callable[..., Trainer], world: World, stop: Stop, console: Cons
     ):
         assert trainer.run is not None
         if trainer.writer is not None:
-            trainer.writer.write_tensorboard(
-                lambda board: board.text("command", shlex.join(sys.argv), trainer.env_steps)
-            )
+            typed = shlex.join(sys.argv)
+            trainer.writer.write_tensorboard(lambda board: board.text("command", typed, trainer.env_steps))
         _print_start(trainer, console)
         stop.may_abort = trainer.snapshot.may_drop
         sizes = {"batch_size": trainer.batch_size, "num_iterations": trainer.num_iterations}
@@ -153,11 +151,8 @@ def _print_start(trainer: Trainer, console: Console) -> None:
         say(console, note)
     trainer.notes.clear()
     resumed = f"going on after {trainer.iteration:,} iterations: " if trainer.iteration else ""
-    say(
-        console,
-        f"{resumed}{trainer.num_iterations - trainer.iteration:,} iterations of {trainer.batch_size:,} steps; "
-        f"run folder: {trainer.run.path if trainer.run else None}",
-    )
+    left = f"{trainer.num_iterations - trainer.iteration:,} iterations of {trainer.batch_size:,} steps"
+    say(console, f"{resumed}{left}; run folder: {trainer.run and trainer.run.path}")
 
 
 def _finish(trainer: Trainer, run: RunDir, stop: Stop, console: Console) -> int:
@@ -174,22 +169,16 @@ def _finish(trainer: Trainer, run: RunDir, stop: Stop, console: Console) -> int:
         return stop.code()
     without = None if wiped is None else wiped.measures[wiped.headline].mean
     if trainer.writer is not None:
-        final = _final_measures(evaluation, without)
-        trainer.writer.write_tensorboard(
-            lambda board: board.hparams(trainer.config.to_dict(), final, trainer.env_steps)
-        )
+        # What TensorBoard sorts runs by: the headline as such, then measures by their own names.
+        means = {name: e.mean for name, e in evaluation.measures.items()}
+        final = {"headline": means[evaluation.headline]}
+        final |= {} if without is None else {"headline_without_memory": without}
+        final |= {name: means[name] for name in (evaluation.headline, "success") if name in means}
+        config = trainer.config.to_dict()
+        trainer.writer.write_tensorboard(lambda board: board.hparams(config, final, trainer.env_steps))
     result = {**asdict(evaluation), "headline_without_memory": without}
     save_result(run.evaluations / "final.json", result, checkpoint, trainer.env_steps)
     return _print_finished(run, console)
-
-
-def _final_measures(evaluation: Evaluation, without_memory: float | None) -> dict[str, float]:
-    """Return the means that TensorBoard sorts runs by: the headline as such, then measures by their own names."""
-    means = {name: e.mean for name, e in evaluation.measures.items()}
-    chosen = {"headline": means[evaluation.headline]}
-    if without_memory is not None:
-        chosen["headline_without_memory"] = without_memory
-    return chosen | {name: means[name] for name in (evaluation.headline, "success") if name in means}
 
 
 def _python() -> Path:
@@ -205,11 +194,9 @@ def _command_line(command: str, arguments: object) -> str:
 
 
 def _print_finished(run: RunDir, console: Console) -> int:
-    path = run.evaluations / "final.json"
-    result = read_evaluation(path)
+    result = read_evaluation(run.evaluations / "final.json")
     print_evaluation(result, console)
-    without = result.get("headline_without_memory")
-    if without is not None:
+    if (without := result.get("headline_without_memory")) is not None:
         wiped = "with its recurrent state wiped before every step the same agent gets"
         say(console, f"{wiped} {result['headline']} {without:.3f}")
     for title, command in {

@@ -74,11 +74,6 @@ class EpisodeQueue(LevelSource):
         self.finished.append((key[1], episode))
 
 
-def _generator(episode: EpisodeKey | None, sampling_seed: int) -> np.random.Generator:
-    """The action noise of one episode: a function of the sampling seed, the level seed and the repeat alone."""
-    return np.random.default_rng((sampling_seed, *(episode or (0, 0))))
-
-
 def evaluate(
     agent: Agent,
     env: EnvConfig,
@@ -96,20 +91,10 @@ def evaluate(
     """Play ``seeds`` x ``repeats`` episodes with ``agent`` and summarise them.
 
     Several run in parallel, each environment with its own recurrent state, reset where an episode starts. The same
-    agent, seeds and ``sampling_seed`` give the same numbers whatever the number of workers.
-
-    Args:
-        agent: as it is; put into evaluation mode.
-        env: the task.
-        seeds: level seeds.
-        repeats: episodes of each.
-        greedy: take the most probable actions instead of sampling.
-        sampling_seed: of the action noise.
-        max_steps: truncates longer episodes, which then count as capped.
-        forget_every: resets the recurrent state every so many steps of an episode.
-        disturb: changes the recurrent state before each step (:mod:`ppo_tbptt.evaluation.perturbations`).
-        num_workers: processes of the environments.
-        progress: called after every step with the number of finished episodes.
+    agent, seeds and ``sampling_seed`` (of the action noise) give the same numbers whatever the number of workers.
+    Episodes longer than ``max_steps`` are truncated and count as capped. ``forget_every`` resets the recurrent state
+    every so many steps of an episode; ``disturb`` (:mod:`ppo_tbptt.evaluation.perturbations`) changes it before each
+    step. ``progress`` is called after every step with the number of finished episodes.
 
     Raises:
         EnvError: the environment does not exist or does not fit the agent.
@@ -119,11 +104,16 @@ def evaluate(
     queue = EpisodeQueue(seeds, repeats, num_envs)
     limit = max_steps if env.max_episode_steps is None else min(max_steps, env.max_episode_steps)
     changes = {"num_envs": num_envs, "num_workers": num_workers, "max_episode_steps": limit}
+
+    def generator(index: int) -> np.random.Generator:
+        """Action noise is a function of the sampling seed and the episode's level seed and repeat alone."""
+        return np.random.default_rng((sampling_seed, *(queue.playing[index] or (0, 0))))
+
     with agent.acting(), make_vector_env(env, queue, **changes) as envs:
         spec = envs.spec
         check_fits(agent, spec)
         envs.reset()
-        generators = [_generator(episode, sampling_seed) for episode in queue.playing]
+        generators = [generator(index) for index in range(num_envs)]
         state = agent.core.initial_state(num_envs)
         age = np.zeros(num_envs, dtype=np.int64)  # steps done in the current episode
         while any(episode is not None for episode in queue.playing):
@@ -134,14 +124,14 @@ def evaluate(
                 state = disturb(state, age, queue.playing)
             uniforms = None
             if not greedy:
-                rows = [generator.random(len(agent.action_nvec), dtype=np.float32) for generator in generators]
-                uniforms = torch.from_numpy(np.stack(rows)).to(agent.device)
+                noise = [rng.random(len(agent.action_nvec), dtype=np.float32) for rng in generators]
+                uniforms = torch.from_numpy(np.stack(noise)).to(agent.device)
             output = act(agent, obs, state, uniforms)
             state = output.state_out
             result = envs.step(output.action.cpu())
             age = np.where(result.terminated | result.truncated, 0, age + 1)
             for episode in result.episodes:
-                generators[episode.index] = _generator(queue.playing[episode.index], sampling_seed)
+                generators[episode.index] = generator(episode.index)
             if progress is not None:
                 progress(len(queue.finished))
     finished = sorted(queue.finished, key=lambda item: (item[1].seed, item[0]))

@@ -97,7 +97,17 @@ def export_onnx(policy: Policy, path: Path) -> Exported:
         )
         assert program is not None
         model: Any = program.model_proto
-    for key, value in _metadata(policy).items():
+    spec = policy.spec
+    for key, value in {
+        "config": policy.config.to_toml(),
+        "env_id": spec.env_id,
+        "observations": json.dumps(spec.to_json()["obs"]),
+        "action_nvec": json.dumps(list(spec.action_nvec)),
+        "discrete": json.dumps(spec.discrete),
+        "state_size": str(agent.core.state_size),
+        "env_steps": str(policy.env_steps),
+        "version": metadata.version("ppo-tbptt"),
+    }.items():
         model.metadata_props.add(key=key, value=value)
     try:
         content = model.SerializeToString()
@@ -138,20 +148,6 @@ def _example(ports: list[Port], *, batch: int) -> tuple[Tensor, ...]:
         for port in ports
     ]
     return tuple(map(torch.from_numpy, arrays))
-
-
-def _metadata(policy: Policy) -> dict[str, str]:
-    spec = policy.spec
-    return {
-        "config": policy.config.to_toml(),
-        "env_id": spec.env_id,
-        "observations": json.dumps(spec.to_json()["obs"]),
-        "action_nvec": json.dumps(list(spec.action_nvec)),
-        "discrete": json.dumps(spec.discrete),
-        "state_size": str(policy.agent.core.state_size),
-        "env_steps": str(policy.env_steps),
-        "version": metadata.version("ppo-tbptt"),
-    }
 
 
 def _compare(file: Path, step: _Step, inputs: list[Port], path: Path) -> bool:

@@ -64,11 +64,10 @@ class Policy:
         where = prepare_device(device)
         try:
             config = Config.from_dict(tree["config"], source=str(file))
-            spec = EnvSpec.from_json(tree["spec"])
+            spec, env_steps = EnvSpec.from_json(tree["spec"]), int(tree["env_steps"])
             _check_shapes(config, spec, tree["agent"])
             agent = build_agent(config, spec, where)
             agent.load_state_dict(tree["agent"])
-            env_steps = int(tree["env_steps"])
         except (MemoryError, torch.OutOfMemoryError):
             raise
         except Exception as error:  # the file may hold anything
@@ -146,18 +145,13 @@ class Policy:
         arrays = obs if isinstance(obs, dict) else {"obs": obs}
         if arrays.keys() != self.spec.obs.keys():
             raise ValueError(f"observations {sorted(arrays)}; this agent was trained on {sorted(self.spec.obs)}")
-        batched: set[bool] = set()
-        tensors = {}
+        batched, tensors = set(), {}
         for key, want in self.spec.obs.items():
-            x = np.asarray(arrays[key], dtype=want.dtype)
-            if x.shape == want.shape:
-                x = x[None]
-                batched.add(False)
-            elif x.shape[1:] == want.shape:
-                batched.add(True)
-            else:
+            x = np.ascontiguousarray(arrays[key], dtype=want.dtype)
+            if want.shape not in (x.shape, x.shape[1:]):
                 raise ValueError(f"observation {key!r} of shape {x.shape}; this agent was trained on {want.shape}")
-            tensors[key] = torch.from_numpy(np.ascontiguousarray(x)).to(self.agent.device)
+            batched.add(x.shape != want.shape)
+            tensors[key] = torch.from_numpy(x[None] if x.shape == want.shape else x).to(self.agent.device)
         if len(batched) != 1:
             raise ValueError("some observations have a batch axis and some have none")
         return tensors, batched.pop()
