@@ -3,9 +3,11 @@
 import itertools
 from collections.abc import Callable, Mapping
 from dataclasses import fields, replace
+from pathlib import Path
 from typing import Any
 
 import torch
+from configs_for_tests import tiny
 from torch import Tensor
 
 from ppo_tbptt.config import CoreConfig, ModelConfig
@@ -15,6 +17,7 @@ from ppo_tbptt.models.heads import log_prob_and_entropy, sample
 from ppo_tbptt.ppo.collector import empty_rollout
 from ppo_tbptt.ppo.losses import AuxiliaryLoss
 from ppo_tbptt.ppo.sequences import cut, gather
+from ppo_tbptt.training.trainer import Trainer
 from ppo_tbptt.types import AgentOutput, Minibatch, Rollout, Sequences, Targets
 
 VECTOR = {"obs": (5,)}
@@ -162,3 +165,10 @@ def tracers(num_envs: int, num_workers: int = 0, *, two_groups: bool = False) ->
     levels = LevelSeeds(7, num_envs, 10, 50)
     env_id = "fixture_envs:fixture/Tracer-v0"
     return VectorEnv(env_id, num_envs=num_envs, levels=levels, num_workers=num_workers, two_groups=two_groups)
+
+
+def train_tiny(path: Path, **changes: Any) -> Path:
+    """A finished run of the tiny config with ``changes``."""
+    with Trainer(tiny(**changes), path) as trainer:
+        list(trainer)
+    return path

@@ -14,11 +14,12 @@ import psutil
 import pytest
 import torch
 from configs_for_tests import tiny
+from test_cli import POC, ROOT, SMALL
 
 from ppo_tbptt.benchmark import arithmetic
-from ppo_tbptt.benchmark.measure import Setting, measure
 from ppo_tbptt.benchmark.arithmetic import forward_flop
 from ppo_tbptt.benchmark.ceiling import full_minibatch, measure_ceiling, unpadded
+from ppo_tbptt.benchmark.measure import Setting, measure
 from ppo_tbptt.benchmark.memory import peak_memory, process_bytes, tree
 from ppo_tbptt.cli import main
 from ppo_tbptt.config import Config
@@ -26,23 +27,7 @@ from ppo_tbptt.envs import make_env
 from ppo_tbptt.run.metrics import Report
 from ppo_tbptt.training.trainer import Trainer
 
-ROOT = Path(__file__).parent.parent
-POC = str(ROOT / "configs" / "toy_poc_memory.toml")
-SMALL = ["--env.num-workers", "0", "--env.num-envs", "4", "--ppo.rollout-steps", "16", "--ppo.num-minibatches", "2"]
-SMALL += ["--ppo.sequence-length=8", "--device", "cpu", "--warmup", "1", "--total-steps", "64"]
-KEYS = {"steps_per_second", "spread", "iterations", "steps_per_iteration", "seconds", "fraction_of_ceiling"}
-KEYS |= {"ceiling_steps_per_second", "ceiling_seconds", "padded_over_valid", "peak_memory_mb", "flop_per_step"}
-KEYS |= {
-    "peak_flops",
-    "fraction_of_peak",
-    "config",
-    "device",
-    "precision",
-    "threads",
-    "torch",
-    "num_workers",
-    "environments",
-}
+QUICK = [*SMALL, "--warmup", "1", "--total-steps", "64"]
 PARTS = {"environments", "inference", "transfer", "sequences", "learning", "rest"}
 
 
@@ -53,12 +38,12 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def benchmark(capsys: pytest.CaptureFixture[str], *arguments: str) -> dict[str, Any]:
     """The JSON of one benchmark: all of standard output."""
-    assert main(["benchmark", POC, *SMALL, "--json", *arguments]) == 0
+    assert main(["benchmark", POC, *QUICK, "--json", *arguments]) == 0
     return json.loads(capsys.readouterr().out)
 
 
 def check(result: dict[str, Any]) -> None:
-    assert set(result) >= KEYS
+    assert result["threads"] == 1 and result["torch"] == torch.__version__
     assert set(result["seconds"]) == PARTS
     speed, total = result["steps_per_second"], sum(result["seconds"].values())
     assert speed == pytest.approx(result["steps_per_iteration"] / total)
@@ -119,7 +104,7 @@ def test_settings_take_turns() -> None:
 
 
 def test_for_a_person(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["benchmark", POC, *SMALL, "--iterations", "1", "--vs", ""]) == 0
+    assert main(["benchmark", POC, *QUICK, "--iterations", "1", "--vs", ""]) == 0
     out = capsys.readouterr().out
     for text in ("steps per second", "of the ceiling", "learning", "padded / valid", "peak memory", "times as fast"):
         assert text in out
@@ -200,30 +185,3 @@ def test_an_ended_process_holds_nothing() -> None:
     assert process_bytes(process) > 0 and process.pid in [p.pid for p in tree()]
     process.communicate()
     assert process_bytes(process) == 0
-
-
-WRONG = {
-    "no config": ([], "CONFIG"),
-    "missing config": (["nowhere.toml"], "nowhere.toml"),
-    "wrong override": ([POC, "--ppo.gamma", "1.5"], "ppo.gamma"),
-    "no iterations": ([POC, "--iterations", "0"], "at least 1"),
-    "wrong override of the second": ([POC, "--vs", "--core.kidn lstm"], "core.kind"),
-    "open quote": ([POC, "--vs", "'--core.kind lstm"], "--vs"),
-    "second without its value": ([POC, "--vs"], "--vs"),
-    "profile of another kind": ([POC, "--profile", "trace.txt"], ".json"),
-    "profile in no folder": ([POC, "--profile", "nowhere/trace.json"], "no folder"),
-}
-
-
-@pytest.mark.parametrize("case", WRONG)
-def test_wrong_input_is_one_line_and_exit_code_2(
-    case: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    arguments, text = WRONG[case]
-    assert main(["benchmark", *arguments]) == 2
-    captured = capsys.readouterr()
-    assert captured.err.count("\n") == 1
-    assert captured.out == ""
-    assert text in captured.err
-    assert not any(tmp_path.iterdir())

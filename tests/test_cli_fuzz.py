@@ -1,7 +1,6 @@
 """Any command line: a valid one, or one line and exit code 2. Nothing hangs, and nothing is written outside."""
 
 import contextlib
-import importlib.util
 import io
 import os
 import re
@@ -16,17 +15,12 @@ from typing import Any
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from test_cli import POC, SMALL
 
 from ppo_tbptt.cli import COMMANDS, main
 from ppo_tbptt.config import describe_fields
 from ppo_tbptt.envs import SingleEnv, VectorEnv
 from ppo_tbptt.training.trainer import Trainer
-
-ROOT = Path(__file__).parent.parent
-TOY = ROOT / "configs" / "toy_poc_memory.toml"
-SMALL = ["--env.num-workers", "0", "--env.num-envs", "4", "--ppo.rollout-steps", "16", "--ppo.num-minibatches", "2"]
-SMALL += ["--ppo.sequence-length=8", "--train.eval-num-seeds", "3", "--train.eval-repeats=1", "--device", "cpu"]
-PRESENT = [name for name in COMMANDS if importlib.util.find_spec(f"ppo_tbptt.commands.{name}")]
 
 
 class Valid(BaseException):
@@ -60,11 +54,11 @@ def watch(event: str, args: tuple[Any, ...]) -> None:
 def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run, and things that are none."""
     folder = tmp_path_factory.mktemp("files")
-    assert main(["train", str(TOY), "--run-dir", str(folder / "run"), "--total-steps", "64", *SMALL]) == 0
-    shutil.copy(TOY, folder / "toy.toml")
+    assert main(["train", POC, "--run-dir", str(folder / "run"), "--total-steps", "64", *SMALL]) == 0
+    shutil.copy(POC, folder / "toy.toml")
     (folder / "garbage").write_bytes(bytes(range(256)))
     (folder / "unstarted").mkdir()
-    (folder / "unstarted" / "config.toml").write_bytes(TOY.read_bytes())
+    (folder / "unstarted" / "config.toml").write_bytes(Path(POC).read_bytes())
     os.mkfifo(folder / "pipe")
     return folder
 
@@ -190,7 +184,7 @@ def fuzz(command: str, files: Path, examples: int) -> Counter[str]:
 hook_is_on: list[bool] = []
 
 
-@pytest.mark.parametrize("command", PRESENT)
+@pytest.mark.parametrize("command", COMMANDS)
 def test_command_lines(command: str, seams: Path) -> None:
     ends = fuzz(command, seams, 25)
     assert ends["2"] and ends.total() >= 25
@@ -198,7 +192,7 @@ def test_command_lines(command: str, seams: Path) -> None:
 
 @pytest.mark.slow
 def test_many_command_lines(seams: Path) -> None:
-    ends = {command: fuzz(command, seams, 600) for command in PRESENT}
+    ends = {command: fuzz(command, seams, 600) for command in COMMANDS}
     print(ends)
     assert sum(count.total() for count in ends.values()) >= 2000
     right = {command for command, count in ends.items() if count.total() > count["2"]}

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from configs_for_tests import tiny
+from helpers import train_tiny
 from safetensors.torch import load_file, save_file
 
 import ppo_tbptt.evaluation.policy
@@ -25,7 +26,6 @@ from ppo_tbptt.models.agent import build_agent
 from ppo_tbptt.models.heads import mode
 from ppo_tbptt.run.checkpoint import CheckpointError
 from ppo_tbptt.run.weights import load_weights, save_weights
-from ppo_tbptt.training.trainer import Trainer
 
 POC = "ppo_tbptt/PocMemory-v0"
 
@@ -156,12 +156,8 @@ def test_a_torch_that_fails_is_one_line(
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("export") / "run"
-    with Trainer(
-        tiny(total_steps=64, env={"id": "fixture_envs:fixture/DictToy-v0"}, model={"cnn_channels": [4, 4, 4]}), path
-    ) as t:
-        list(t)
-    return path
+    changes = {"env": {"id": "fixture_envs:fixture/DictToy-v0"}, "model": {"cnn_channels": [4, 4, 4]}}
+    return train_tiny(tmp_path_factory.mktemp("export") / "run", total_steps=64, **changes)
 
 
 @pytest.mark.parametrize("package", ["onnx", "onnxscript"])
@@ -209,7 +205,6 @@ def test_weights_alone_make_the_same_policy(run: Path, tmp_path: Path, capsys: p
 
 def test_wrong_input_is_one_line(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for arguments, text in [
-        ([], "--onnx FILE.onnx"),
         (["--safetensors", tmp_path / "no" / "a.safetensors"], "there is no folder"),
         (["--ppo.gamma", "1"], "gamma"),
     ]:
