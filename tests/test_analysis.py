@@ -8,7 +8,7 @@ import pytest
 from configs_for_tests import tiny
 from runs_for_tests import add_evaluation, make_run
 
-from ppo_tbptt.analysis.curves import average
+from ppo_tbptt.analysis.figures import average
 from ppo_tbptt.analysis.groups import by_task, differences, goal, group_runs, reach, task_titles
 from ppo_tbptt.analysis.published import AGENTS, published_curves
 from ppo_tbptt.analysis.runs import read_run

@@ -10,8 +10,7 @@ import pytest
 from helpers import train_tiny
 from test_evaluation import tracer_agent
 
-from ppo_tbptt.analysis.probe import ProbeResult, probe_memory
-from ppo_tbptt.analysis.probe_figure import draw_probe
+from ppo_tbptt.analysis.probe import ProbeResult, draw_probe, probe_memory
 from ppo_tbptt.cli import main
 from ppo_tbptt.commands import probe as command
 from ppo_tbptt.config import EnvConfig

@@ -2,6 +2,7 @@
 
 import textwrap
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any, BinaryIO
 
 import numpy as np
@@ -11,9 +12,10 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure, SubFigure
 from matplotlib.ticker import EngFormatter
 
-from ppo_tbptt.analysis.curves import LearningCurve, average
 from ppo_tbptt.analysis.groups import Group, task_titles
 from ppo_tbptt.analysis.published import AGENTS, SOURCE, PublishedCurve, published_curves
+from ppo_tbptt.analysis.runs import Point
+from ppo_tbptt.evaluation.statistics import mean_over_runs
 
 # Okabe and Ito's colours, which the colour-blind can tell apart, without yellow (faint on paper) and black (the
 # published curves').
@@ -28,6 +30,41 @@ PANELS, CAPTION_LINE, LEGEND_LINE = 2.4, 0.155, 0.19
 """Inches of height."""
 SHORT = 0.1
 """Runs shorter than this share of the published ones get a logarithmic axis, where they are more than a dot."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LearningCurve:
+    """Arrays ``[T]``; ``low`` and ``high`` bound the 95 % interval and are NaN where there is none."""
+
+    env_steps: np.ndarray
+    hours: np.ndarray
+    mean: np.ndarray
+    low: np.ndarray
+    high: np.ndarray
+
+
+def average(runs: Sequence[Sequence[Point]]) -> LearningCurve | None:
+    """Average runs, interpolated linearly at all their steps, over the range of steps that all of them cover.
+
+    Runs without points are left out; None where no steps are left. The interval of a single run is its own, over level
+    seeds; that of several is over runs.
+    """
+    runs = [run for run in runs if run]
+    first = max((run[0].env_steps for run in runs), default=0)
+    last = min((run[-1].env_steps for run in runs), default=0)
+    steps = np.array(sorted({p.env_steps for run in runs for p in run if first <= p.env_steps <= last}), dtype=float)
+    if not len(steps):
+        return None
+    own_steps = [[point.env_steps for point in run] for run in runs]
+    values = np.stack([np.interp(steps, own, [p.mean for p in run]) for own, run in zip(own_steps, runs, strict=True)])
+    hours = np.stack([np.interp(steps, own, [p.hours for p in run]) for own, run in zip(own_steps, runs, strict=True)])
+    if len(runs) == 1:
+        known = {point.env_steps: point.ci95 for point in runs[0]}
+        intervals = [known[step] for step in steps]
+    else:
+        intervals = [mean_over_runs(column.tolist()).ci95 for column in values.T]
+    low, high = np.array([interval or (np.nan, np.nan) for interval in intervals]).T
+    return LearningCurve(env_steps=steps, hours=hours.mean(0), mean=values.mean(0), low=low, high=high)
 
 
 def learning_curves(tasks: Sequence[Sequence[Group]]) -> Figure:

@@ -25,7 +25,7 @@ from ppo_tbptt.analysis.groups import (
 )
 from ppo_tbptt.analysis.runs import read_runs
 from ppo_tbptt.commands.console import figure, interval, say, wide_console
-from ppo_tbptt.commands.parser import Parser, check_target, writing
+from ppo_tbptt.commands.parser import Parser, check_target
 from ppo_tbptt.commands.results import write_json
 
 
@@ -59,9 +59,8 @@ def run(argv: list[str]) -> int:
     _print_notes(groups, reaches, console)
     _print_differences(groups, console)
     if args.json is not None:
-        with writing("--json", args.json):
-            trees = [_tree(group, reaches.get(group.letter, [])) for members in tasks for group in members]
-            write_json(args.json, {"groups": trees, "differences": differences(groups)})
+        trees = [_tree(group, reaches.get(group.letter, [])) for members in tasks for group in members]
+        write_json(args.json, {"groups": trees, "differences": differences(groups)})
         say(console, f"written to {args.json}")
     return 0
 

@@ -2,8 +2,7 @@
 
 import argparse
 import os
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NoReturn
 
@@ -68,15 +67,6 @@ def env_overrides(tokens: Sequence[str]) -> dict[str, str]:
         if not key.startswith("env."):
             raise UsageError(f"{key}: can't be changed for a trained agent; only --env.* can")
     return overrides
-
-
-@contextmanager
-def writing(option: str, path: Path) -> Iterator[None]:
-    """Turn the OSError of a file that ``option`` names and that can't be written into a `UsageError`."""
-    try:
-        yield
-    except OSError as error:
-        raise UsageError(f"{option} {path}: can't be written ({error.strerror})") from error
 
 
 def check_target(option: str, path: Path | None, suffixes: Sequence[str] = (), *, makes_folder: bool = False) -> None:

@@ -6,12 +6,10 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from ppo_tbptt.analysis.probe import ProbeResult, probe_memory
-from ppo_tbptt.analysis.probe_figure import draw_probe
-from ppo_tbptt.commands import levels
+from ppo_tbptt.analysis.probe import ProbeResult, draw_probe, probe_memory
 from ppo_tbptt.commands.console import interval, say
 from ppo_tbptt.commands.parser import FIGURES, Parser, UsageError, check_target
-from ppo_tbptt.commands.results import default_path, evaluate_with_progress, save_result
+from ppo_tbptt.commands.results import add_level_options, default_path, evaluate_with_progress, load_agent, save_result
 from ppo_tbptt.commands.stop import Stop
 from ppo_tbptt.run.files import replacing
 
@@ -24,14 +22,14 @@ def run(argv: list[str]) -> int:
         "4, ... steps, exchanged with other episodes' at every step, and with noise on it.",
         "Table, JSON and figure; of a run they go to its evaluations/. --env.* changes the task, as for evaluate.",
     )
-    levels.add_options(parser)
+    add_level_options(parser)
     parser.option("--json", type=Path, metavar="FILE", help="write the figures there")
     parser.option("--out", type=Path, metavar="FIGURE", help="draw the figure there (.png, .svg or .pdf)")
     args, rest = parser.parse_with_overrides(argv)
     check_target("--json", args.json)
     check_target("--out", args.out, FIGURES)
     console = Console(markup=False, emoji=False)
-    policy, checkpoint, env, protocol = levels.load(args, rest, console)
+    policy, checkpoint, env, protocol = load_agent(args, rest, console)
     if not policy.agent.core.state_size:
         raise UsageError(f"{args.path}: this agent has no memory to probe (core.kind = 'none')")
     with Stop(quiet=True) as stop:
