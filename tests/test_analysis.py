@@ -188,20 +188,15 @@ def test_a_groups_curve_goes_as_far_as_all_its_runs(tmp_path: Path) -> None:
 SHIPPED = ["mortar_mayhem", "mortar_mayhem_grid", "mortar_mayhem_b_grid", "mystery_path", "mystery_path_grid"]
 SHIPPED += ["mystery_path_grid_shown", "searing_spotlights", "endless_mortar_mayhem", "endless_mystery_path"]
 SHIPPED += ["endless_searing_spotlights"]
+OTHERS = ["quickstart", "mortar_mayhem_grid_short", "mortar_mayhem_b", "toy_poc_memory"]
 
 
-@pytest.mark.parametrize("name", SHIPPED)
+@pytest.mark.parametrize("name", [*SHIPPED, *OTHERS])
 def test_shipped_tasks_have_their_published_curves(name: str) -> None:
     curves = published_curves(Config.load(ROOT / "configs" / f"{name}.toml").env)
-    assert curves
-    assert curves[0].agent in ("gru", "gru_rec")
     assert all(curve.agent in AGENTS and len(curve.means) > 20 for curve in curves)
     assert all(list(curve.env_steps) == sorted(set(curve.env_steps)) for curve in curves)
-
-
-@pytest.mark.parametrize("name", ["quickstart", "mortar_mayhem_grid_short", "mortar_mayhem_b", "toy_poc_memory"])
-def test_other_settings_have_none(name: str) -> None:
-    assert published_curves(Config.load(ROOT / "configs" / f"{name}.toml").env) == []
+    assert [curve.agent for curve in curves][:1] in ([["gru"], ["gru_rec"]] if name in SHIPPED else [[]])
 
 
 def test_published_figures() -> None:

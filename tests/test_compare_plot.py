@@ -46,21 +46,10 @@ def test_compare(runs: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[
     assert first["last"]["mean"] == pytest.approx(0.65)
     assert first["last"]["interval_over"] == "runs"
     assert [run["seed"] for run in first["runs"]] == [1, 2]
-    assert first["reach"][0] == {
-        "fraction": 0.5,
-        "value": 0.5,
-        "env_steps": 2000,
-        "hours": 0.22,
-        "at_the_latest": False,
-        "runs": 2,
-    }
-    assert second["last"] == {
-        "mean": 0.98,
-        "ci95": pytest.approx([0.88, 1.08]),
-        "interval_over": "level seeds",
-        "iqm": None,
-        "runs": 1,
-    }
+    half = {"fraction": 0.5, "value": 0.5, "env_steps": 2000, "hours": 0.22, "at_the_latest": False, "runs": 2}
+    assert first["reach"][0] == half
+    ci95 = pytest.approx([0.88, 1.08])
+    assert second["last"] == {"mean": 0.98, "ci95": ci95, "interval_over": "level seeds", "iqm": None, "runs": 1}
     assert third["last"] is None
     assert tree["differences"]["core.kind"] == {"A": "gru", "B": "lstm", "C": "gru"}
 
@@ -103,9 +92,7 @@ def test_published_curves_are_drawn_behind_their_own_task_alone(tmp_path: Path) 
     figures = {"eval/commands_completed": 0.1, "episode/commands_completed": 0.1}
     ours = make_run(tmp_path / "ours", {5: 0.1}, published, **figures)
     labels, scale = shown(ours)
-    assert labels == [
-        "ours (gru)", "published GRU", "published PPO without memory", "published Transformer-XL"
-    ]  # fmt: skip
+    assert labels == ["ours (gru)", *(f"published {x}" for x in ("GRU", "PPO without memory", "Transformer-XL"))]
     assert scale == "log"  # 500 steps beside 164 million
     labels, scale = shown(make_run(tmp_path / "easier", {5: 0.1}, easier, **figures))
     assert (labels, scale) == (["easier (gru)"], "linear")

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 from helpers import train_tiny
-from test_evaluation import tracer_agent
+from test_reference_evaluation import make_agent
 
 from ppo_tbptt.analysis.probe import ProbeResult, draw_probe, probe_memory
 from ppo_tbptt.cli import main
@@ -21,7 +21,7 @@ LEVELS: dict[str, Any] = {"seeds": range(100, 130), "repeats": 3}
 
 
 def play(**changes: Any) -> ProbeResult:
-    return probe_memory(tracer_agent(), TRACER, **{**LEVELS, "num_workers": 0, **changes})
+    return probe_memory(make_agent(TRACER.id), TRACER, **{**LEVELS, "num_workers": 0, **changes})
 
 
 def test_it_plays_each_disturbance_once() -> None:
@@ -37,11 +37,11 @@ def test_it_plays_each_disturbance_once() -> None:
     ]
     assert calls[-1] == (9 * 90, 9 * 90)
     for trial in result.of("forget"):
-        same = evaluate(tracer_agent(), TRACER, **LEVELS, num_workers=0, forget_every=int(trial.amount or 0))
+        same = evaluate(make_agent(TRACER.id), TRACER, **LEVELS, num_workers=0, forget_every=int(trial.amount or 0))
         assert trial.measures == same.measures
     returns = [trial.measures["return"].mean for trial in result.trials]
     assert len(set(returns)) == len(returns)  # each does something of its own to this agent
-    assert result.trials[0].measures == evaluate(tracer_agent(), TRACER, **LEVELS, num_workers=0).measures
+    assert result.trials[0].measures == evaluate(make_agent(TRACER.id), TRACER, **LEVELS, num_workers=0).measures
 
 
 def test_the_number_of_workers_changes_nothing() -> None:

@@ -7,7 +7,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-import fixture_envs  # noqa: F401 (registers environments)
+import fixture_envs
 import gymnasium as gym
 import memory_gym  # noqa: F401 (registers its tasks)
 import numpy as np
@@ -20,7 +20,7 @@ from scipy import stats
 
 import ppo_tbptt.envs.toy  # noqa: F401 (registers the toys)
 from ppo_tbptt.config import Config, EnvConfig
-from ppo_tbptt.envs import make_env
+from ppo_tbptt.envs import WorkerError, make_env
 from ppo_tbptt.evaluation.evaluate import PARALLEL_EPISODES, evaluate
 from ppo_tbptt.models import Agent
 from ppo_tbptt.run.checkpoint import load_checkpoint
@@ -268,6 +268,29 @@ def expected_of(name: str) -> dict[str, Any]:
 @pytest.mark.parametrize("name", CASES)
 def test_an_evaluation_is_the_plain_loop(name: str) -> None:
     assert_equal(asdict(CASES[name].of(evaluate, num_workers=0)), expected_of(name))
+
+
+@pytest.mark.parametrize("num_workers", [1, 3])
+def test_the_number_of_workers_changes_nothing(num_workers: int) -> None:
+    name = "vectors, more episodes than fit at once"
+    assert_equal(asdict(CASES[name].of(evaluate, num_workers=num_workers)), expected_of(name))
+
+
+def test_levels_are_played_three_times_by_default() -> None:
+    assert evaluate(make_agent(TRACER), EnvConfig(id=TRACER), seeds=[100], num_workers=0).episodes == 3
+
+
+def test_progress_is_told_after_every_step() -> None:
+    told: list[int] = []
+    CASES["another sampling seed"].of(evaluate, seeds=range(100, 104), progress=told.append, num_workers=0)
+    lengths = [fixture_envs.tracer_length(seed) for seed in range(100, 104) for _ in "12"]
+    assert told == [sum(length <= step for length in lengths) for step in range(1, max(lengths) + 1)]
+
+
+def test_an_environment_that_hangs_ends_it() -> None:
+    hangs = EnvConfig(id="fixture_envs:fixture/Faulty-v0", options={"hang_at": 2}, step_timeout=0.5)
+    with pytest.raises(WorkerError, match="answer"):
+        evaluate(tiny_agent({"obs": (2,)}, (2,)), hangs, seeds=[1], repeats=1, num_workers=1)
 
 
 @pytest.mark.parametrize(

@@ -107,12 +107,7 @@ def probe_memory(
 def draw_probe(probe: ProbeResult, *, title: str, top: float | None) -> Figure:
     """Draw the headline measure over the number of steps between wipes, with 95 % intervals.
 
-    Horizontal lines are the other trials.
-
-    Args:
-        probe: what to draw.
-        title: of the figure.
-        top: the measure's largest possible value, if there is one.
+    Horizontal lines are the other trials; ``top`` is the measure's largest possible value, if there is one.
     """
     figure = Figure(figsize=(7.2, 4.2), dpi=200, layout="constrained")
     FigureCanvasAgg(figure)

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from statistics import mean
 from time import perf_counter
 from typing import Any
 
@@ -20,18 +21,6 @@ MAX_EXTRA_ITERATIONS = 2
 """Iterations beside the warm-up and the timed ones: one for the memory, one for the profile."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Iteration:
-    """One timed iteration."""
-
-    total: float
-    """Seconds until the device has done its work."""
-    seconds: dict[str, float]
-    """Seconds by part; they add up to ``total``."""
-    padding_fraction: float
-    """As the trainer reports it: of minibatches padded to their longest sequence, whether or not the core pads."""
-
-
 @dataclass(slots=True, kw_only=True)
 class Setting:
     """A trainer to be measured, and what has been measured so far."""
@@ -40,17 +29,20 @@ class Setting:
     source: str
     """The config's file."""
     overrides: dict[str, str]
-    iterations: list[Iteration] = field(default_factory=list)
+    iterations: list[dict[str, float]] = field(default_factory=list)
+    """Seconds by part of each timed iteration, until the device has done its work."""
+    padding: list[float] = field(default_factory=list)
+    """As the trainer reports it: of minibatches padded to their longest sequence, whether or not the core pads."""
     memory_mb: dict[str, float | None] = field(default_factory=dict)
 
     @property
-    def middle(self) -> Iteration:
+    def middle(self) -> dict[str, float]:
         """The median iteration (the slower of two), so that its parts add up to its whole."""
-        return sorted(self.iterations, key=lambda iteration: iteration.total)[len(self.iterations) // 2]
+        return sorted(self.iterations, key=lambda seconds: sum(seconds.values()))[len(self.iterations) // 2]
 
-    def steps_per_second(self, iteration: Iteration) -> float:
+    def steps_per_second(self, seconds: dict[str, float]) -> float:
         """Return environment steps per second of an iteration."""
-        return self.trainer.config.batch_size / iteration.total
+        return self.trainer.config.batch_size / sum(seconds.values())
 
 
 def measure(settings: Sequence[Setting], warmup: int, iterations: int, say: Callable[[str], None]) -> None:
@@ -63,9 +55,10 @@ def measure(settings: Sequence[Setting], warmup: int, iterations: int, say: Call
         timed = number >= warmup
         say(f"iteration {number - warmup + 1} of {iterations}" if timed else f"warm-up {number + 1} of {warmup}")
         for setting in settings:
-            iteration = _run_iteration(setting.trainer)
+            seconds, padding = _run_iteration(setting.trainer)
             if timed:
-                setting.iterations.append(iteration)
+                setting.iterations.append(seconds)
+                setting.padding.append(padding)
     say("memory")
     for setting in settings:
         with peak_memory(setting.trainer.device) as setting.memory_mb:
@@ -78,8 +71,8 @@ def _synchronize(device: torch.device) -> None:
         torch.cuda.synchronize(device)
 
 
-def _run_iteration(trainer: Trainer) -> Iteration:
-    """Run one iteration and take its time and its parts."""
+def _run_iteration(trainer: Trainer) -> tuple[dict[str, float], float]:
+    """Run one iteration. Return its seconds by part, and its fraction of padding."""
     _synchronize(trainer.device)
     began = perf_counter()
     scalars = next(trainer).scalars
@@ -87,7 +80,7 @@ def _run_iteration(trainer: Trainer) -> Iteration:
     total = perf_counter() - began
     seconds = {part: scalars.get(f"time/{part}", 0.0) * scalars["time/iteration_seconds"] for part in PARTS}
     seconds["rest"] = total - sum(seconds.values())
-    return Iteration(total=total, seconds=seconds, padding_fraction=scalars["sequences/padding_fraction"])
+    return seconds, scalars["sequences/padding_fraction"]
 
 
 def write_profile(trainer: Trainer, path: Path) -> None:
@@ -111,7 +104,6 @@ def describe(setting: Setting, say: Callable[[str], None]) -> dict[str, Any]:
     peak = peak_flops(trainer.device, precision)
     speeds = [setting.steps_per_second(iteration) for iteration in setting.iterations]
     speed, limit = setting.steps_per_second(setting.middle), config.batch_size / sum(ceiling.values())
-    padding = sum(iteration.padding_fraction for iteration in setting.iterations) / len(setting.iterations)
     forward = forward_flop(config, trainer.envs.spec)
     # Acting is one forward pass; an epoch takes three, as the gradients by inputs and by weights cost one each.
     passes = 1 + 3 * config.ppo.num_epochs
@@ -120,12 +112,12 @@ def describe(setting: Setting, say: Callable[[str], None]) -> dict[str, Any]:
         "spread": [min(speeds), max(speeds)],
         "iterations": len(speeds),
         "steps_per_iteration": config.batch_size,
-        "seconds": setting.middle.seconds,
+        "seconds": setting.middle,
         "ceiling_steps_per_second": limit,
         "ceiling_seconds": ceiling,
         "fraction_of_ceiling": speed / limit,
         "padded_over_valid": 1.0,
-        "padded_over_valid_if_padded": 1 / (1 - padding),
+        "padded_over_valid_if_padded": 1 / (1 - mean(setting.padding)),
         "flop_per_step": passes * sum(forward.values()),
         "peak_flops": peak,
         "fraction_of_peak": speed * passes * sum(flop / peak[kind] for kind, flop in forward.items()),

@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.table import Table
 
 from ppo_tbptt.benchmark.measure import MAX_EXTRA_ITERATIONS, Setting, compare, describe, measure, write_profile
-from ppo_tbptt.commands.parser import Parser, UsageError, check_target, positive
+from ppo_tbptt.commands.parser import Parser, check_target, positive
 from ppo_tbptt.config import Config, parse_overrides
 from ppo_tbptt.training.trainer import Trainer
 
@@ -22,7 +22,7 @@ def run(argv: list[str]) -> int:
         argv = [*argv[:at], f"--vs={argv[at + 1]}", *argv[at + 2 :]]
     args, rest = _parser().parse_with_overrides(argv)
     overrides = parse_overrides(rest)
-    variants = [{}] if args.vs is None else [{}, parse_overrides(_split(args.vs))]
+    variants = [{}] if args.vs is None else [{}, parse_overrides(args.vs)]
     check_target("--profile", args.profile, [".json", ".json.gz"])
     base = Config.load(args.config, overrides)
     configs = [base.override(extra) for extra in variants]
@@ -57,16 +57,11 @@ def _parser() -> Parser:
     parser.option("--json", action="store_true", help="print JSON and nothing else")
     parser.option("--iterations", type=positive, default=5, help="iterations to time (default 5)")
     parser.option("--warmup", type=positive, default=2, help="iterations before those (default 2)")
-    parser.option("--vs", metavar="OVERRIDES", help='a second setting, in turn: "--core.kind lstm --seed 2"')
+    parser.option(
+        "--vs", type=shlex.split, metavar="OVERRIDES", help='a second setting, in turn: "--core.kind lstm --seed 2"'
+    )
     parser.option("--profile", type=Path, metavar="FILE", help="write a trace of one iteration (.json or .json.gz)")
     return parser
-
-
-def _split(text: str) -> list[str]:
-    try:
-        return shlex.split(text)
-    except ValueError as error:
-        raise UsageError(f"--vs {text!r}: {error}") from error
 
 
 def _print(result: dict[str, Any], console: Console) -> None:

@@ -68,7 +68,7 @@ def run(argv: list[str]) -> int:
 def _results(groups: Sequence[Group], narrow: bool) -> Table:
     table = _table("", "run", "runs", "steps", "hours", "steps/s", "best [95 %]", "last [95 %]", "IQM", narrow=narrow)
     for group in groups:
-        best, last = group.best, group.last
+        last = group.last
         steps = [_short(end(run.env_steps for run in group.runs)) for end in (min, max)]
         speeds = [run.steps_per_second for run in group.runs if run.steps_per_second is not None]
         table.add_row(
@@ -78,7 +78,7 @@ def _results(groups: Sequence[Group], narrow: bool) -> Table:
             steps[0] if steps[0] == steps[1] else " - ".join(steps),
             _hours(median(run.hours for run in group.runs)),
             _short(median(speeds)) if speeds else "-",
-            _summary(best),
+            _summary(group.best),
             _summary(last),
             "-" if last is None or last.iqm is None else figure(last.iqm.mean),
         )
@@ -150,20 +150,18 @@ def _print_notes(groups: Sequence[Group], reaches: Mapping[str, Sequence[Reach]]
 
 
 def _print_differences(groups: Sequence[Group], console: Console) -> None:
-    found = differences(groups)
-    if not found:
-        return
     table = Table(box=None, padding=(0, 1))
     table.add_column("they differ in", overflow="fold")
     table.add_column("value: runs", overflow="fold")
-    for key, values in found.items():
+    for key, values in differences(groups).items():
         shared: dict[str, list[str]] = {}
         for letter, value in values.items():
             text = "not set" if value is None else value if isinstance(value, str) else json.dumps(value)
             shared.setdefault(text, []).append(letter)
         table.add_row(key, "; ".join(f"{value}: {', '.join(letters)}" for value, letters in shared.items()))
-    console.print()
-    console.print(table, markup=False)
+    if table.row_count:
+        console.print()
+        console.print(table, markup=False)
 
 
 def _tree(group: Group, reaches: Sequence[Reach]) -> dict[str, Any]:

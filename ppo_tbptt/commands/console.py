@@ -38,8 +38,8 @@ def say(console: Console, text: str) -> None:
 
 def wide_console() -> Console:
     """Make a console for tables: as wide as the terminal, 100 columns without one (rich's default is 80)."""
-    console = Console(markup=False, emoji=False)
-    return console if console.is_terminal else Console(width=PLAIN_COLUMNS, markup=False, emoji=False)
+    width = None if Console().is_terminal else PLAIN_COLUMNS
+    return Console(width=width, markup=False, emoji=False)
 
 
 def figure(value: float) -> str:
@@ -55,11 +55,7 @@ def interval(mean: float, ci95: Sequence[float] | None) -> str:
 class Display:
     """Display of the newest report: plain lines from time to time, or in a terminal, and while entered, ``live``.
 
-    Args:
-        total_steps: steps of the whole run.
-        console: where to print.
-        batch_size: steps of an iteration over all ranks.
-        num_iterations: iterations of the whole run.
+    ``total_steps`` and ``num_iterations`` are those of the whole run, ``batch_size`` is that of all ranks.
     """
 
     def __init__(self, total_steps: int, console: Console, *, batch_size: int, num_iterations: int) -> None:
@@ -71,12 +67,8 @@ class Display:
         self._first_step: int | None = None
         self._last_line = float("-inf")
         self._known: dict[str, float] = {}  # the newest figure of each tag
-        self._progress = Progress(
-            TextColumn("{task.fields[steps]} steps"),
-            BarColumn(),
-            TextColumn("{task.fields[left]} left"),
-            auto_refresh=False,
-        )
+        steps, left = TextColumn("{task.fields[steps]} steps"), TextColumn("{task.fields[left]} left")
+        self._progress = Progress(steps, BarColumn(), left, auto_refresh=False)
         self._task = self._progress.add_task("", total=total_steps, steps="0", left="?")
         self.live = Live(console=console, refresh_per_second=4) if console.is_terminal else nullcontext()
 

@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import numpy as np
 from rich.console import Console
 from rich.table import Table
 
@@ -59,12 +60,10 @@ def _usage(policy: Policy, path: Path, inputs: list[Port]) -> list[str]:
     size, observations = policy.agent.core.state_size, list(policy.spec.obs)
     fed = [f"{key!r}: {'obs' if observations == ['obs'] else f'obs[{key!r}]'}[None]" for key in observations]
     fed += [f"{inputs[-1].name!r}: state"] if size else []
-    nvec = policy.spec.action_nvec
+    splits = np.cumsum(policy.spec.action_nvec)[:-1].tolist()
+    action = f"[int(branch.argmax()) for branch in np.split(logits[0], {splits})]"
     if policy.spec.discrete:
         action = "int(logits[0].argmax())"
-    else:
-        splits = [sum(nvec[:i]) for i in range(1, len(nvec))]
-        action = f"[int(branch.argmax()) for branch in np.split(logits[0], {splits})]"
     lines = ["import numpy as np, onnxruntime", f"session = onnxruntime.InferenceSession({str(path)!r})"]
     lines += [f"state = np.zeros((1, {size}), np.float32)  # at the start of each episode"] if size else []
     outputs = "logits, value, state" if size else "logits, value"

@@ -101,10 +101,8 @@ def integer_from(least: int) -> Callable[[str], int]:
 
     def integer(text: str) -> int:
         value = int(text)
-        if value < least:
-            raise argparse.ArgumentTypeError(f"{value} is too small; must be at least {least}")
-        if value >= 2**31:
-            raise argparse.ArgumentTypeError(f"{value} is too large; must be at most {2**31 - 1}")
+        if not least <= value < 2**31:
+            raise argparse.ArgumentTypeError(f"{value}: must be at least {least} and at most {2**31 - 1}")
         return value
 
     return integer

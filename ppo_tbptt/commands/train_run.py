@@ -3,8 +3,7 @@
 import shlex
 import sys
 from argparse import Namespace
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -78,11 +77,7 @@ def _clear_unstarted(run: RunDir) -> None:
 
 def _train(make: Callable[..., Trainer], world: World, stop: Stop, console: Console) -> int:
     stop.quiet = world.size > 1
-    with (
-        stop,
-        _restore_progress(console) as progress,
-        make(world=world, progress=progress, callbacks=[RecordVideos()]) as trainer,
-    ):
+    with stop, _make_trainer(make, world, console) as trainer:
         assert trainer.run is not None
         if trainer.writer is not None:
             typed = shlex.join(sys.argv)
@@ -117,22 +112,15 @@ def _iterate(trainer: Trainer, display: Display, stop: Stop, world: World) -> in
     return 0
 
 
-@contextmanager
-def _restore_progress(console: Console) -> Iterator[Callable[[int, int], None]]:
-    """Show the progress of environments that replay their episodes."""
-    bar = Progress(console=console, transient=True, disable=not console.is_terminal)
-    task = bar.add_task("back into the environments' episodes")
+def _make_trainer(make: Callable[..., Trainer], world: World, console: Console) -> Trainer:
+    """Make the trainer, with a progress bar while environments replay their episodes."""
+    with Progress(console=console, transient=True, disable=not console.is_terminal) as bar:
+        task = bar.add_task("back into the environments' episodes", visible=False)
 
-    def progress(done: int, total: int) -> None:
-        bar.start()  # only now, because a console has one live display at a time
-        bar.update(task, completed=done, total=total)
-        if done == total:
-            bar.stop()
+        def progress(done: int, total: int) -> None:
+            bar.update(task, completed=done, total=total, visible=True)
 
-    try:
-        yield progress
-    finally:
-        bar.stop()
+        return make(world=world, progress=progress, callbacks=[RecordVideos()])
 
 
 def _print_start(trainer: Trainer, console: Console) -> None:

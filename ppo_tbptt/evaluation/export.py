@@ -4,10 +4,9 @@ import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from copy import deepcopy
-from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -28,8 +27,7 @@ class ExportError(InputError):
     """Why no graph was written, in one line."""
 
 
-@dataclass(frozen=True, slots=True)
-class Port:
+class Port(NamedTuple):
     """An input or output of the graph: its name, its shape without the batch axis, and NumPy's name of its dtype."""
 
     name: str
@@ -37,8 +35,7 @@ class Port:
     dtype: str
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Exported:
+class Exported(NamedTuple):
     """What :func:`export_onnx` wrote."""
 
     inputs: list[Port]
@@ -119,7 +116,7 @@ def export_onnx(policy: Policy, path: Path) -> Exported:
         with _as_export_error(path):
             onnx.checker.check_model(file.name, full_check=True)
             compared = _compare(Path(file.name), step, inputs, path)
-    return Exported(inputs=inputs, outputs=outputs, compared=compared)
+    return Exported(inputs, outputs, compared)
 
 
 def _ports(policy: Policy) -> tuple[list[Port], list[Port]]:
@@ -180,7 +177,5 @@ def _as_export_error(path: Path) -> Iterator[None]:
         while cause.__cause__ is not None:  # the first cause; the exporter's own message is advice to its developers
             cause = cause.__cause__
         reason = shorten(f"{type(cause).__name__}: {' '.join(str(cause).split())}", 200)
-        raise ExportError(
-            f"{path}: not written, for torch {torch.__version__} fails to export this agent; another version of torch "
-            f"may be able to ({reason})"
-        ) from error
+        failed = f"torch {torch.__version__} fails to export this agent; another version of torch may be able to"
+        raise ExportError(f"{path}: not written, for {failed} ({reason})") from error

@@ -1,8 +1,7 @@
 """Disturbances of a playing agent's recurrent state, to find out what the state is good for.
 
 Each acts before every step of the network on the state that is carried from one step of an episode to the next. The
-initial state is never touched, because it remembers nothing. (:func:`~ppo_tbptt.evaluation.evaluate.evaluate` resets
-the state every so many steps without any of these.)
+initial state is never touched, because it remembers nothing.
 """
 
 from collections.abc import Callable, Sequence

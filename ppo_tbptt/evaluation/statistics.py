@@ -19,12 +19,8 @@ def estimate(per_level: Sequence[Sequence[float]], *, proportion: bool) -> Estim
     """Estimate a measure from its values on each level, played one or more times; all levels weigh the same.
 
     Episodes of one level are not independent, so the interval is a percentile bootstrap over the levels' means. Where
-    all levels agree, its width is 0.
-
-    Args:
-        per_level: the values of each level's episodes.
-        proportion: the measure is between 0 and 1. If it is 0 or 1 everywhere, the interval is Wilson's, with one
-            trial per level.
+    all levels agree, its width is 0; but where a ``proportion`` (a measure between 0 and 1) is 0 or 1 everywhere, it is
+    Wilson's, with one trial per level.
     """
     means = np.array([np.mean(values) for values in per_level], dtype=np.float64)
     if proportion and len(means) > 1 and np.ptp(means) == 0 and means[0] in (0.0, 1.0):
