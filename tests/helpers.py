@@ -6,10 +6,12 @@ from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 from configs_for_tests import tiny
 from torch import Tensor
 
+from ppo_tbptt.cli import main
 from ppo_tbptt.config import CoreConfig, ModelConfig
 from ppo_tbptt.envs import LevelSeeds, VectorEnv
 from ppo_tbptt.models import Agent
@@ -172,3 +174,11 @@ def train_tiny(path: Path, **changes: Any) -> Path:
     with Trainer(tiny(**changes), path) as trainer:
         list(trainer)
     return path
+
+
+def refusal(capsys: pytest.CaptureFixture[str], *arguments: str | Path) -> str:
+    """What a command says about wrong input: one line, and exit code 2."""
+    assert main([str(argument) for argument in arguments]) == 2, arguments
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1
+    return error

@@ -28,26 +28,20 @@ class Valid(BaseException):
 
 
 WRITES = {"os.mkdir", "os.rmdir", "os.remove", "os.rename", "os.link", "os.symlink", "os.truncate", "os.chmod"}
-watched: dict[str, Any] = {"inside": None, "outside": []}
+inside: list[str] = []  # the folder that may be written to, while that is watched
+outside: list[str] = []
 
 
 def watch(event: str, args: tuple[Any, ...]) -> None:
-    """An audit hook: notes what is opened for writing, made, renamed or deleted outside of ``watched["inside"]``."""
-    if watched["inside"] is None:
+    """An audit hook: notes what is opened for writing, made, renamed or deleted elsewhere."""
+    if not inside or event not in {"open", *WRITES} or isinstance(args[0], int):
         return
-    if event == "open":
-        path, mode, flags = args
-        if not (set(mode or "") & set("wax+") or (flags or 0) & (os.O_WRONLY | os.O_RDWR | os.O_CREAT)):
-            return
-    elif event in WRITES:
-        path = args[0]
-    else:
+    flags = os.O_WRONLY | os.O_RDWR | os.O_CREAT
+    if event == "open" and not (set(args[1] or "") & set("wax+") or (args[2] or 0) & flags):
         return
-    if isinstance(path, int):
-        return
-    full = os.path.abspath(os.fsdecode(path))
-    if not full.startswith(watched["inside"]) and "__pycache__" not in full and full != os.devnull:
-        watched["outside"].append(f"{event} {full}")
+    full = os.path.abspath(os.fsdecode(args[0]))
+    if not full.startswith(inside[0]) and "__pycache__" not in full and full != os.devnull:
+        outside.append(f"{event} {full}")
 
 
 @pytest.fixture(scope="module")
@@ -75,6 +69,7 @@ def seams(files: Path) -> Iterator[Path]:
         patch.setattr(Trainer, "__init__", stop)
         patch.setattr(VectorEnv, "__init__", stop)
         patch.setattr(SingleEnv, "reset", stop)
+        sys.addaudithook(watch)  # for good: there is no way to remove one
         yield files
 
 
@@ -143,7 +138,8 @@ def check(command: str, argv: list[str], files: Path) -> str:
     before, home = tree(files), os.getcwd()
     with tempfile.TemporaryDirectory(dir=files.parent) as folder:
         os.chdir(folder)
-        watched.update(inside=str(files.parent), outside=[])
+        inside.append(str(files.parent))
+        outside.clear()
         try:
             with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
                 code: int | str | None = main([command, *argv])
@@ -152,9 +148,9 @@ def check(command: str, argv: list[str], files: Path) -> str:
         except SystemExit as end:
             code = "help" if end.code == 0 and {"-h", "--help"} & set(argv) else "exit"
         finally:
-            watched["inside"] = None
+            inside.clear()
             os.chdir(home)
-        assert watched["outside"] == []
+        assert outside == []
         if code == 2:
             err.seek(0)
             text = err.read()
@@ -174,14 +170,8 @@ def fuzz(command: str, files: Path, examples: int) -> Counter[str]:
     def run(argv: list[str]) -> None:
         ends[check(command, argv, files)] += 1
 
-    if not any(hook_is_on):
-        sys.addaudithook(watch)  # for good: there is no way to remove one
-        hook_is_on.append(True)
     run()
     return ends
-
-
-hook_is_on: list[bool] = []
 
 
 @pytest.mark.parametrize("command", COMMANDS)

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 from configs_for_tests import tiny
-from helpers import train_tiny
+from helpers import refusal, train_tiny
 from safetensors.torch import load_file, save_file
 
 import ppo_tbptt.evaluation.policy
@@ -149,9 +149,8 @@ def test_missing_packages_are_named(
     package: str, run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setitem(sys.modules, package, None)
-    assert main(["export", str(run), "--onnx", str(tmp_path / "a.onnx")]) == 2
-    err = capsys.readouterr().err
-    assert package in err and "pip install 'ppo-tbptt[onnx]'" in err and err.count("\n") == 1
+    error = refusal(capsys, "export", run, "--onnx", tmp_path / "a.onnx")
+    assert package in error and "pip install 'ppo-tbptt[onnx]'" in error
 
 
 def test_the_printed_lines_play(run: Path, tmp_path: Path) -> None:
@@ -192,13 +191,10 @@ def test_wrong_input_is_one_line(run: Path, tmp_path: Path, capsys: pytest.Captu
         (["--safetensors", tmp_path / "no" / "a.safetensors"], "there is no folder"),
         (["--ppo.gamma", "1"], "gamma"),
     ]:
-        assert main(["export", str(run), *map(str, arguments)]) == 2
-        err = capsys.readouterr().err
-        assert text in err and err.count("\n") == 1
+        assert text in refusal(capsys, "export", run, *arguments)
 
 
 HOSTILE: dict[str, dict[str, str | None]] = {
-    "no format": {"format": None},
     "another format": {"format": "ppo_tbptt weights 2"},
     "no config": {"config": None},
     "config is no JSON": {"config": "{"},
@@ -206,21 +202,12 @@ HOSTILE: dict[str, dict[str, str | None]] = {
     "config is a list": {"config": "[]"},
     "config of another network": {"config": json.dumps(tiny(core={"hidden_size": 9}).to_dict())},
     "config of a giant": {"config": json.dumps(tiny(core={"hidden_size": 65_536, "num_layers": 8}).to_dict())},
-    "spec is a number": {"spec": "1"},
     "spec without fields": {"spec": "{}"},
     "steps are words": {"env_steps": "many"},
-    "steps have no end": {"env_steps": "9" * 5_000},
 }
 SPECS: dict[str, dict[str, Any]] = {
     "huge observations": {"obs": [["obs", [10**6, 10**6, 3], "uint8"]]},
     "observations beyond 64 bits": {"obs": [["obs", [10**40], "float32"]]},
-    "observations without axes": {"obs": [["obs", [], "float32"]]},
-    "no observations": {"obs": []},
-    "observations of text": {"obs": "abc"},
-    "a name with a dot": {"obs": [["o.bs", [3], "float32"]]},
-    "no actions": {"action_nvec": []},
-    "negative actions": {"action_nvec": [-2]},
-    "infinite actions": {"action_nvec": [float("inf")]},
     "an unknown field": {"colour": 1},
 }
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from helpers import train_tiny
+from helpers import refusal, train_tiny
 from test_reference_evaluation import make_agent
 
 from ppo_tbptt.analysis.probe import ProbeResult, draw_probe, probe_memory
@@ -96,9 +96,7 @@ def test_wrong_input_is_one_line(run: Path, tmp_path: Path, capsys: pytest.Captu
         ([run, "--json", tmp_path / "no" / "a.json"], "there is no folder"),
         ([run, "--forget-every", "2"], "forget"),
     ]:
-        assert main(["probe", *map(str, arguments)]) == 2
-        err = capsys.readouterr().err
-        assert text in err and err.count("\n") == 1
+        assert text in refusal(capsys, "probe", *arguments)
 
 
 def test_a_signal_stops_it_and_nothing_is_written(

@@ -34,10 +34,15 @@ def measure_ceiling(trainer: Trainer) -> dict[str, float]:
         environments = seconds_per_call(lambda: _play_randomly(envs, random))
         obs = {key: x.to(trainer.device) for key, x in _random_observations(envs, random, steps * sequences).items()}
         now = {key: torch.as_tensor(x).to(trainer.device, copy=True) for key, x in envs.obs.items()}
+    actor, state = Actor(agent), agent.core.initial_state(env.num_envs)
+    start = torch.zeros(env.num_envs, dtype=torch.bool, device=agent.device)
+    uniforms = torch.rand(env.num_envs, len(agent.action_nvec), device=agent.device)
+    with agent.acting():
+        acting = seconds_per_call(lambda: actor(now, state, start, uniforms))
     batch = full_minibatch(agent, obs, steps, sequences)
     update = seconds_per_call(lambda: _update(trainer.learner, batch))
     return {
-        "acting": config.ppo.rollout_steps * _acting_seconds(agent, now),
+        "acting": config.ppo.rollout_steps * acting,
         "learning": update * config.ppo.num_epochs * config.batch_size / (steps * sequences),
         "environments": config.ppo.rollout_steps * environments,
     }
@@ -88,12 +93,3 @@ def _update(learner: Learner, batch: Minibatch) -> None:
     learner.backward(batch, learner.ppo_loss(0))
     nn.utils.clip_grad_norm_(learner.agent.parameters(), learner.config.max_grad_norm)
     learner.optimizer.step()
-
-
-def _acting_seconds(agent: Agent, obs: Obs) -> float:
-    actor, num_envs = Actor(agent), len(next(iter(obs.values())))
-    state = agent.core.initial_state(num_envs)
-    start = torch.zeros(num_envs, dtype=torch.bool, device=agent.device)
-    uniforms = torch.rand(num_envs, len(agent.action_nvec), device=agent.device)
-    with agent.acting():
-        return seconds_per_call(lambda: actor(obs, state, start, uniforms))

@@ -28,12 +28,8 @@ def add_level_options(parser: Parser) -> None:
     parser.option("--num-seeds", type=positive, help="number of level seeds (default: the run's train.eval_num_seeds)")
     parser.option("--first-seed", type=seed, help="the first of them (default: train.eval_first_seed)")
     parser.option("--repeats", type=positive, help="episodes per level seed (default: train.eval_repeats)")
-    parser.option(
-        "--greedy",
-        action="store_true",
-        default=None,
-        help="take the most probable actions (default: train.eval_greedy)",
-    )
+    greedy = "take the most probable actions (default: train.eval_greedy)"
+    parser.option("--greedy", action="store_true", default=None, help=greedy)
     parser.option("--sampled", dest="greedy", action="store_false", default=None, help="sample actions")
     parser.option("--sampling-seed", type=seed, default=0, help="of the action noise (default 0)")
     parser.option("--max-steps", type=positive, help="truncate longer episodes (default: train.eval_max_steps)")
@@ -72,11 +68,7 @@ def protocol_of(args: Namespace, config: Config, console: Console) -> dict[str, 
 
 
 def load_agent(args: Namespace, rest: list[str], console: Console) -> tuple[Policy, Path, EnvConfig, dict[str, Any]]:
-    """Load the agent. Return it, the file it was in, the task that it is to play, and the :func:`protocol_of`.
-
-    Raises:
-        UsageError, ConfigError, CheckpointError, RunDirError, DeviceError: see there.
-    """
+    """Load the agent. Return it, the file it was in, the task that it is to play, and the :func:`protocol_of`."""
     overrides = env_overrides(rest)
     policy = Policy.load(args.path, device=args.device)
     assert policy.path is not None

@@ -14,7 +14,9 @@ from torch import Tensor
 EpisodeKey = tuple[int, int]
 """Level seed and repeat."""
 
-Disturbance = Callable[[Float[Tensor, "N D"], np.ndarray, Sequence[EpisodeKey | None]], Float[Tensor, "N D"]]
+States = Float[Tensor, "N D"]
+
+Disturbance = Callable[[States, np.ndarray, Sequence[EpisodeKey | None]], States]
 """``(state, age, episodes) -> state``.
 
 age: steps done in the current episode, i64 ``[N]``; where it is 0 the state is the initial one.
@@ -33,9 +35,7 @@ class Shuffle:
     def __init__(self, seed: int) -> None:
         self._rng = np.random.default_rng((seed, 0, 0, 2))
 
-    def __call__(
-        self, state: Float[Tensor, "N D"], age: np.ndarray, episodes: Sequence[EpisodeKey | None]
-    ) -> Float[Tensor, "N D"]:
+    def __call__(self, state: States, age: np.ndarray, episodes: Sequence[EpisodeKey | None]) -> States:
         """Exchange the states of running episodes."""
         by_level: dict[int, list[int]] = {}
         for row, episode in enumerate(episodes):
@@ -62,9 +62,7 @@ class AddNoise:
         self._seed = seed
         self._generators: dict[EpisodeKey, np.random.Generator] = {}
 
-    def __call__(
-        self, state: Float[Tensor, "N D"], age: np.ndarray, episodes: Sequence[EpisodeKey | None]
-    ) -> Float[Tensor, "N D"]:
+    def __call__(self, state: States, age: np.ndarray, episodes: Sequence[EpisodeKey | None]) -> States:
         """Add noise to the states of running episodes."""
         noise = np.zeros(tuple(state.shape), dtype=np.float32)
         for row, episode in enumerate(episodes):
@@ -82,9 +80,7 @@ class Measure:
         self._squares = torch.zeros(1, dtype=torch.float64)
         self._count = 0
 
-    def __call__(
-        self, state: Float[Tensor, "N D"], age: np.ndarray, episodes: Sequence[EpisodeKey | None]
-    ) -> Float[Tensor, "N D"]:
+    def __call__(self, state: States, age: np.ndarray, episodes: Sequence[EpisodeKey | None]) -> States:
         """Return ``state`` itself."""
         running = np.array([episode is not None for episode in episodes]) & (age > 0)
         rows = state[torch.from_numpy(running).to(state.device)]
