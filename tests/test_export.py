@@ -75,7 +75,7 @@ def test_onnx_plays_the_same_episode(env_id: str, core: str, num_layers: int, tm
         state = after[0] if size else state
         action = np.atleast_1d(policy.act(obs, greedy=True))
         np.testing.assert_array_equal(mode(torch.from_numpy(logits), policy.spec.action_nvec)[0], action)
-        np.testing.assert_allclose(value[0], policy.value, atol=1e-4, rtol=1e-4)
+        assert float(value[0]) == pytest.approx(float(policy.value), abs=1e-4, rel=1e-4)  # type: ignore[arg-type]
         np.testing.assert_allclose(state[0], policy.state, atol=1e-4, rtol=1e-4)
         obs, _, _, _, episode = env.step(action)
 
