@@ -79,9 +79,9 @@ def problems(samples: Sequence[Sample], metrics: Path) -> list[str]:
     if after > (1 + MEMORY_GROWTH) * before:
         found.append(f"memory grew from {before:.1f} to {after:.1f} MB")
     for name in ("files", "threads", "processes"):
-        most_before, most_after = (max(getattr(s, name) for s in part) for part in (first, last))
-        if most_after > most_before:
-            found.append(f"{name} grew from {most_before} to {most_after}")
+        before, after = (max(getattr(s, name) for s in part) for part in (first, last))
+        if after > before:
+            found.append(f"{name} grew from {before} to {after}")
     fast, slow = median(s.steps_per_second for s in first), median(s.steps_per_second for s in last)
     if slow < (1 - SLOWDOWN) * fast:
         found.append(f"steps per second fell from {fast:,.0f} to {slow:,.0f}")

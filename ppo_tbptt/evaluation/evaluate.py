@@ -4,6 +4,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import chain
+from operator import itemgetter
 from typing import Any, Literal
 
 import numpy as np
@@ -51,8 +52,8 @@ class EpisodeQueue(LevelSource):
         self._next: dict[int, EpisodeKey | None] = {}
         self.playing: list[EpisodeKey | None] = [None] * num_envs
         """What each environment plays, None where it is idle."""
-        self.finished: list[tuple[int, Episode]] = []
-        """Repeat and episode, as they ended."""
+        self.finished: list[tuple[EpisodeKey, Episode]] = []
+        """As they ended."""
 
     def peek(self, env: int) -> int | None:
         """See :class:`~ppo_tbptt.envs.LevelSource`."""
@@ -71,7 +72,7 @@ class EpisodeQueue(LevelSource):
         """See :class:`~ppo_tbptt.envs.LevelSource`."""
         key = self.playing[env]
         assert key is not None and key[0] == episode.seed, f"environment {env} ended an episode that it does not play"
-        self.finished.append((key[1], episode))
+        self.finished.append((key, episode))
 
 
 def evaluate(
@@ -134,17 +135,16 @@ def evaluate(
                 generators[episode.index] = generator(episode.index)
             if progress is not None:
                 progress(len(queue.finished))
-    finished = sorted(queue.finished, key=lambda item: (item[1].seed, item[0]))
     rows: list[dict[str, Any]] = [
         {
-            "seed": episode.seed,
+            "seed": seed,
             "repeat": repeat,
             "return": episode.ret,
             "length": episode.length,
             "capped": int(not episode.terminated and episode.length == max_steps),
             **episode.measures,
         }
-        for repeat, episode in finished
+        for (seed, repeat), episode in sorted(queue.finished, key=itemgetter(0))
     ]
     return Evaluation(
         env_id=env.id,
