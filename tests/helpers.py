@@ -3,11 +3,15 @@
 import itertools
 from collections.abc import Callable, Mapping
 from dataclasses import fields, replace
+from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
+from configs_for_tests import tiny
 from torch import Tensor
 
+from ppo_tbptt.cli import main
 from ppo_tbptt.config import CoreConfig, ModelConfig
 from ppo_tbptt.envs import LevelSeeds, VectorEnv
 from ppo_tbptt.models import Agent
@@ -16,6 +20,7 @@ from ppo_tbptt.ppo.collector import CollectedRollout, RolloutCollector, empty_ro
 from ppo_tbptt.ppo.losses import AuxiliaryLoss
 from ppo_tbptt.ppo.sequences import cut, gather
 from ppo_tbptt.runtime.timing import Timer
+from ppo_tbptt.training.trainer import Trainer
 from ppo_tbptt.types import AgentOutput, Carry, Minibatch, Rollout, Sequences, Targets
 
 VECTOR = {"obs": (5,)}
@@ -164,3 +169,18 @@ def tracers(num_envs: int, num_workers: int = 0, *, two_groups: bool = False) ->
     levels = LevelSeeds(7, num_envs, 10, 50)
     env_id = "fixture_envs:fixture/Tracer-v0"
     return VectorEnv(env_id, num_envs=num_envs, levels=levels, num_workers=num_workers, two_groups=two_groups)
+
+
+def train_tiny(path: Path, **changes: Any) -> Path:
+    """A finished run of the tiny config with ``changes``."""
+    with Trainer(tiny(**changes), path) as trainer:
+        list(trainer)
+    return path
+
+
+def refusal(capsys: pytest.CaptureFixture[str], *arguments: str | Path) -> str:
+    """What a command says about wrong input: one line, and exit code 2."""
+    assert main([str(argument) for argument in arguments]) == 2, arguments
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1
+    return error
