@@ -11,7 +11,7 @@ import io
 import os
 import sys
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from importlib import import_module
 
 from ppo_tbptt.runtime.errors import InputError, RunError, printable
@@ -45,8 +45,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0 if argv else 2
     if argv[0] not in COMMANDS:
         return _fail(f"{argv[0][:80]!r} is not a command; use one of {', '.join(COMMANDS)}", 2)
-    try:
-        return _command(argv[0])(argv[1:])
+    try:  # a command is imported only now, so that what needs no torch, such as wrong arguments, does not wait for it
+        return import_module(f"ppo_tbptt.commands.{argv[0]}").run(argv[1:])
     except BrokenPipeError:
         return 0
     except KeyboardInterrupt:
@@ -56,7 +56,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (RunError, OSError) as error:
         return _fail(error, 1)
     except RuntimeError as error:
-        if not _is_out_of_memory(error):
+        torch = sys.modules.get("torch")
+        if torch is None or not isinstance(error, torch.OutOfMemoryError):
             raise
         remedy = "lower env.num_envs or ppo.rollout_steps, or raise ppo.num_minibatches; the checkpoints stay"
         return _fail(f"the GPU's memory is full; {remedy} ({' '.join(str(error).split())[:200]})", 1)
@@ -70,13 +71,3 @@ def _fail(message: object, code: int) -> int:
 def _show_warning(message: Warning | str, category: type[Warning], *_: object, **__: object) -> None:
     text = printable(message)
     print(f"warning: {text}" if category is UserWarning else f"{category.__name__}: {text}", file=sys.stderr)
-
-
-def _command(name: str) -> Callable[[list[str]], int]:
-    """Import a command only when it is run: what needs no torch, such as ``show``'s errors, does not wait for it."""
-    return import_module(f"ppo_tbptt.commands.{name}").run
-
-
-def _is_out_of_memory(error: RuntimeError) -> bool:
-    torch = sys.modules.get("torch")
-    return torch is not None and isinstance(error, torch.OutOfMemoryError)

@@ -1,8 +1,12 @@
-"""Configs that train in a second."""
+"""Configs that train in a second, and what the tests of configs share."""
 
+import copy
+from pathlib import Path
 from typing import Any
 
-from ppo_tbptt.config import Config
+import pytest
+
+from ppo_tbptt.config import Config, ConfigError
 
 TINY: dict[str, Any] = {
     "total_steps": 256,
@@ -17,3 +21,30 @@ TINY: dict[str, Any] = {
 
 def tiny(**changes: Any) -> Config:
     return Config.from_dict(TINY).replace(**changes)
+
+
+BASE: dict[str, Any] = {"total_steps": 1_000_000, "env": {"id": "Some-v0"}}
+MINIMAL = 'total_steps = 1000\nenv.id = "Some-v0"\n'
+
+
+def base(**changes: Any) -> dict[str, Any]:
+    """A valid tree with ``changes``, merged into its tables."""
+    tree = copy.deepcopy(BASE)
+    for key, value in changes.items():
+        tree[key] = tree.get(key, {}) | value if isinstance(value, dict) else value
+    return tree
+
+
+def write(folder: Path, content: str | bytes, name: str = "c.toml") -> Path:
+    path = folder / name
+    path.write_bytes(content if isinstance(content, bytes) else content.encode())
+    return path
+
+
+def error_of(function: Any, *args: Any, **kwargs: Any) -> str:
+    """The one line of a ConfigError."""
+    with pytest.raises(ConfigError) as caught:
+        function(*args, **kwargs)
+    message = str(caught.value)
+    assert message.isprintable() and len(message) < 600
+    return message

@@ -10,7 +10,7 @@ from typing import Any, ClassVar, SupportsInt
 import gymnasium as gym
 import numpy as np
 
-from ppo_tbptt.envs import Episode, LevelSource
+from ppo_tbptt.envs import BatchedEnv, Episode, LevelSource
 from ppo_tbptt.envs.toy import ToyEnv, vector, vector_box
 
 Step = tuple[Any, float, bool, bool, dict[str, Any]]
@@ -37,6 +37,33 @@ class GivenLevels(LevelSource):
 
     def ended(self, env: int, episode: Episode) -> None:
         self.heard.append((env, episode))
+
+
+def play(envs: BatchedEnv, rng: np.random.Generator, steps: int) -> list[Any]:
+    """Random actions, each three times. Returns all that the batch gives out, as bytes and episodes."""
+    nvec = envs.spec.action_nvec
+    action = np.zeros((envs.num_envs, len(nvec)), np.int64)
+    stream: list[Any] = [x.tobytes() for x in envs.obs.values()]
+    for step in range(steps):
+        if step % 3 == 0:
+            action = rng.integers(0, nvec, action.shape)
+        for group, rows in enumerate(envs.groups):
+            envs.send(action[rows], group)
+        results = [envs.receive(group) for group in range(len(envs.groups))]
+        assert all(result.failed is None and result.faults == () for result in results)
+        ends = [result.terminated | result.truncated for result in results]
+        for name in ("reward", "terminated", "truncated"):
+            stream.append(np.concatenate([getattr(result, name) for result in results]).tobytes())
+        for key, x in envs.obs.items():
+            finals = [result.final_obs[key][end] for result, end in zip(results, ends, strict=True)]
+            stream += [x.tobytes(), np.concatenate(finals).tobytes()]
+        stream.append([episode for result in results for episode in result.episodes])
+    return stream
+
+
+def ended(stream: list[Any]) -> list[Episode]:
+    """All episodes in what `play` returned."""
+    return [episode for entry in stream if isinstance(entry, list) for episode in entry]
 
 
 def tracer_length(seed: SupportsInt, min_length: int = 3, max_length: int = 9) -> int:
@@ -138,8 +165,9 @@ class Faulty(ToyEnv):
     """Fails as told, -1 for never. Else observation `[t, level seed]`, reward 0.25, terminated after `length` steps.
 
     level: the level seed it fails at, -1 for all.  seconds: that each step takes.
-    step_at: step (from 1) that raises.  exit_at: that ends the interpreter.  kill_at: that kills the process.
-    hang_at: that takes a minute.  reward_at, obs_at: with NaN there.  shape_at: with an observation of three numbers.
+    step_at: step (from 1) that raises.  fatal_at: that raises what is no Exception.
+    exit_at: that ends the interpreter.  kill_at: that kills the process.  hang_at: that takes a minute.
+     reward_at, obs_at: with NaN there.  shape_at: with an observation of three numbers.
     reset_at: reset (from 1, 0 for every) that raises.  space_at: likewise, after which there are three actions.
     kill_level: the level seed whose reset kills the process.
     """
@@ -147,7 +175,7 @@ class Faulty(ToyEnv):
     default_reset_parameters: ClassVar[dict[str, Any]] = {
         "length": 1000,
         "seconds": 0,
-        **dict.fromkeys(("level", "step_at", "exit_at", "kill_at", "hang_at"), -1),
+        **dict.fromkeys(("level", "step_at", "fatal_at", "exit_at", "kill_at", "hang_at"), -1),
         **dict.fromkeys(("reward_at", "obs_at", "shape_at", "reset_at", "space_at", "kill_level"), -1),
     }
     minimum = -1
@@ -176,6 +204,8 @@ class Faulty(ToyEnv):
         time.sleep(self.options["seconds"])
         if self._now("step_at", self.t):
             raise RuntimeError("as told, in step")
+        if self._now("fatal_at", self.t):
+            raise BaseException("not even an Exception")
         if self._now("exit_at", self.t):
             sys.exit("as told")
         if self._now("kill_at", self.t):
@@ -189,6 +219,20 @@ class Faulty(ToyEnv):
         return self.fails and self.options[option] in when
 
 
-for _kind in (Tracer, ImageToy, DictToy, Faulty):
+class Moody(Faulty):
+    """Its first instance is like any other; the second raises, and the third has another observation."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        with open(os.environ["MOODY"], "a") as log:
+            number = log.tell()
+            log.write("x")
+        if number == 1:
+            raise KeyError("moody")
+        if number == 2:
+            self.observation_space = vector_box(3)
+
+
+for _kind in (Tracer, ImageToy, DictToy, Faulty, Moody):
     if f"fixture/{_kind.__name__}-v0" not in gym.registry:
         gym.register(f"fixture/{_kind.__name__}-v0", entry_point=f"fixture_envs:{_kind.__name__}")

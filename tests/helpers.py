@@ -3,19 +3,25 @@
 import itertools
 from collections.abc import Callable, Mapping
 from dataclasses import fields, replace
+from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
+from configs_for_tests import tiny
 from torch import Tensor
 
+from ppo_tbptt.cli import main
 from ppo_tbptt.config import CoreConfig, ModelConfig
 from ppo_tbptt.envs import LevelSeeds, VectorEnv
 from ppo_tbptt.models import Agent, Core
 from ppo_tbptt.models.heads import log_prob_and_entropy, sample
-from ppo_tbptt.ppo.collector import empty_rollout
+from ppo_tbptt.ppo.collector import CollectedRollout, RolloutCollector, empty_rollout
 from ppo_tbptt.ppo.losses import AuxiliaryLoss
 from ppo_tbptt.ppo.sequences import cut, gather
-from ppo_tbptt.types import AgentOutput, Minibatch, Rollout, Sequences, Targets
+from ppo_tbptt.runtime.timing import Timer
+from ppo_tbptt.training.trainer import Trainer
+from ppo_tbptt.types import AgentOutput, Carry, Minibatch, Rollout, Sequences, Targets
 
 VECTOR = {"obs": (5,)}
 NVEC = (3, 2)
@@ -156,8 +162,31 @@ def poison(when: Callable[[int], bool]) -> AuxiliaryLoss:
     return AuxiliaryLoss(name="poison", coef=1.0, loss=loss)
 
 
+def collect(collector: RolloutCollector, carry: Carry, steps: int, seed: int = 0) -> CollectedRollout:
+    """A rollout of ``steps`` steps into new storage, with action noise of ``seed``."""
+    agent, num_envs = collector.agent, collector.envs.num_envs
+    generator = torch.Generator().manual_seed(seed)
+    uniforms = torch.rand(steps, num_envs, len(agent.action_nvec), generator=generator)
+    return collector.collect(carry, empty_rollout(agent, steps, num_envs), uniforms, Timer())
+
+
 def tracers(num_envs: int, num_workers: int = 0, *, two_groups: bool = False) -> VectorEnv:
     """Tracers on the levels 10 to 59."""
     levels = LevelSeeds(7, num_envs, 10, 50)
     env_id = "fixture_envs:fixture/Tracer-v0"
     return VectorEnv(env_id, num_envs=num_envs, levels=levels, num_workers=num_workers, two_groups=two_groups)
+
+
+def train_tiny(path: Path, **changes: Any) -> Path:
+    """A finished run of the tiny config with ``changes``."""
+    with Trainer(tiny(**changes), path) as trainer:
+        list(trainer)
+    return path
+
+
+def refusal(capsys: pytest.CaptureFixture[str], *arguments: str | Path) -> str:
+    """What a command says about wrong input: one line, and exit code 2."""
+    assert main([str(argument) for argument in arguments]) == 2, arguments
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1
+    return error

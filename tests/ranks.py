@@ -4,50 +4,15 @@ import multiprocessing
 import os
 import socket
 from collections.abc import Callable
-from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from configs_for_tests import tiny
-from helpers import fake_rollout, fake_targets, small_agent, warmed_up
-from torch import Tensor, nn
 
-from ppo_tbptt.config import PPOConfig, Schedule
-from ppo_tbptt.models import Agent
 from ppo_tbptt.ppo import all_reduce
-from ppo_tbptt.ppo import learner as learner_module
-from ppo_tbptt.ppo.learner import Learner
-from ppo_tbptt.ppo.sequences import cut
 from ppo_tbptt.runtime.distributed import World
-from ppo_tbptt.runtime.timing import Timer
 from ppo_tbptt.training.trainer import Trainer
-from ppo_tbptt.types import Rollout, Sequences, Targets
-
-STEPS, ENVS = 12, 3
-STILL = Schedule(initial=0.0)
-CASES: dict[str, PPOConfig] = {
-    # At learning rate 0 every minibatch's gradient is taken at the same weights.
-    "gradients": PPOConfig(learning_rate=STILL, num_minibatches=3, num_epochs=2, normalize_advantage=True),
-    "plain advantages": PPOConfig(learning_rate=STILL, num_minibatches=3, num_epochs=1),
-    "few sequences": PPOConfig(learning_rate=STILL, num_minibatches=8, num_epochs=2, normalize_advantage=True),
-    "warm-up steps": PPOConfig(learning_rate=STILL, num_minibatches=3, num_epochs=2, normalize_advantage=True),
-    "whole update": PPOConfig(
-        learning_rate=Schedule(initial=1e-3),
-        num_minibatches=6,
-        num_epochs=3,
-        sequence_length=4,
-        normalize_advantage=True,
-        max_grad_norm=0.05,
-        target_kl=1e3,
-    ),
-}
-"""Updates that both ways must do alike. Rank 1 has one sequence per environment where nothing cuts it."""
-
-
-def cut_of(name: str) -> Callable[[Tensor, int | None], Sequences]:
-    """How a case cuts rollouts."""
-    return warmed_up if name == "warm-up steps" else cut
 
 
 def environment(rank: int, size: int, port: int) -> dict[str, str]:
@@ -84,66 +49,6 @@ def _rank(function: Callable[[World, Path], Any], folder: Path, rank: int, port:
         torch.save(function(world, folder), folder / f"{rank}.pt")
     names = [path.read_text().strip() for path in Path("/proc/self/task").glob("*/comm")]  # none but on Linux
     assert not [name for name in names if "gloo" in name]  # what is left of a group can crash the process's end
-
-
-# --- updates -------------------------------------------------------------------------------------------------------
-
-
-def data(ranks: tuple[int, ...], dtype: torch.dtype) -> tuple[Agent, Rollout, Targets]:
-    """An agent and the rollouts of these ranks side by side. Rank 0 has many episodes, rank 1 a single one each."""
-    agent = small_agent()
-    parts = []
-    for rank in ranks:
-        start = torch.rand(STEPS, ENVS, generator=torch.Generator().manual_seed(7)) < (0.4, 0.0)[rank]
-        rollout = fake_rollout(agent, start, seed=rank)
-        parts.append((rollout, fake_targets(rollout, seed=10 + rank)))
-    agent = agent.to(dtype)
-
-    def join(xs: list[Any]) -> Any:
-        if isinstance(xs[0], Tensor):
-            x = torch.cat(xs, 1)
-            return x.to(dtype) if x.is_floating_point() else x
-        if isinstance(xs[0], dict):
-            return {key: join([x[key] for x in xs]) for key in xs[0]}
-        return replace(xs[0], **{f.name: join([getattr(x, f.name) for x in xs]) for f in fields(xs[0])})
-
-    return agent, join([part[0] for part in parts]), join([part[1] for part in parts])
-
-
-def permutations(rank: int) -> torch.Generator:
-    return torch.Generator().manual_seed(100 + rank)
-
-
-def update(ranks: tuple[int, ...], name: str, dtype: torch.dtype, world: World) -> dict[str, Any]:
-    """Gradients of each minibatch before clipping, parameters and statistics after an update."""
-    agent, rollout, targets = data(ranks, dtype)
-    gradients: list[Tensor] = []
-    clip = nn.utils.clip_grad_norm_
-
-    def recorded(parameters: list[nn.Parameter], max_norm: float) -> Tensor:
-        gradients.append(torch.cat([p.grad.flatten() for p in parameters if p.grad is not None]))
-        return clip(parameters, max_norm)
-
-    nn.utils.clip_grad_norm_, learner_module.cut = recorded, cut_of(name)
-    try:
-        learner = Learner(agent, CASES[name], total_steps=1000, generator=permutations(ranks[0]), world=world)
-        stats = learner.update(rollout, targets, 0, Timer())
-    finally:
-        nn.utils.clip_grad_norm_, learner_module.cut = clip, cut
-    figures = {tag: x for tag, x in stats.scalars.items() if tag != "sequences/padding_fraction"}
-    parameters = torch.cat([p.detach().flatten() for p in agent.parameters()])
-    return {"gradients": gradients, "parameters": parameters, "figures": figures}
-
-
-def updates(world: World, folder: Path) -> dict[tuple[str, str], dict[str, Any]]:
-    return {
-        (name, str(dtype)): update((world.rank,), name, dtype, world)
-        for name in CASES
-        for dtype in (torch.float32, torch.float64)
-    }
-
-
-# --- whole runs ----------------------------------------------------------------------------------------------------
 
 
 def talk(world: World, folder: Path) -> dict[str, Any]:
@@ -183,4 +88,4 @@ def timeless(row: dict[str, float]) -> dict[str, float]:
 
 def everything(world: World, folder: Path) -> dict[str, Any]:
     """One start of two ranks for all of it: a start takes seconds."""
-    return {"updates": updates(world, folder), "talk": talk(world, folder), "train": train(world, folder)}
+    return {"talk": talk(world, folder), "train": train(world, folder)}

@@ -8,12 +8,12 @@ import pytest
 from configs_for_tests import tiny
 from runs_for_tests import add_evaluation, make_run
 
-from ppo_tbptt.analysis.curves import held_out_curve
-from ppo_tbptt.analysis.groups import by_task, differences, goal, group_runs, reach, summarise, task_titles
+from ppo_tbptt.analysis.figures import average
+from ppo_tbptt.analysis.groups import by_task, differences, goal, group_runs, reach, task_titles
 from ppo_tbptt.analysis.published import AGENTS, published_curves
 from ppo_tbptt.analysis.runs import read_run
 from ppo_tbptt.config import Config, EnvConfig
-from ppo_tbptt.evaluation.statistics import over_runs
+from ppo_tbptt.evaluation.statistics import iqm_over_runs, mean_over_runs
 from ppo_tbptt.run.files import JsonError
 from ppo_tbptt.run.folder import RunDirError
 from ppo_tbptt.run.metrics import MetricsError
@@ -31,13 +31,6 @@ def test_a_run_is_read(tmp_path: Path) -> None:
     assert run.hours == pytest.approx(0.33)
     assert run.best == run.held_out[1]
     assert run.last == run.held_out[2]
-
-
-def test_a_torn_last_line_is_left_out(tmp_path: Path) -> None:
-    path = make_run(tmp_path / "run", {10: 0.2, 20: 0.9})
-    with (path / "metrics.jsonl").open("a") as file:
-        file.write('{"iteration": 21, "env_st')
-    assert read_run(path).env_steps == 2000
 
 
 def test_a_run_that_was_never_evaluated(tmp_path: Path) -> None:
@@ -161,68 +154,49 @@ def test_without_a_maximum_the_best_value_is_the_goal(tmp_path: Path) -> None:
 def test_one_run_keeps_its_interval_over_levels_and_several_get_one_over_runs(tmp_path: Path) -> None:
     values = [0.1, 0.5, 0.6, 0.7, 1.0]
     runs = [read_run(make_run(tmp_path / f"run{i}", {2: v}, tiny(seed=i))) for i, v in enumerate(values)]
-    one = summarise([runs[0].last])
-    assert one is not None and (one.estimate.ci95, one.iqm) == (None, None)
-    all_of_them = summarise([run.last for run in runs])
+    one = group_runs(runs[:1])[0].last
+    assert one is not None and (one.ci95, one.iqm) == (None, None)
+    all_of_them = group_runs(runs)[0].last
     assert all_of_them is not None and all_of_them.iqm is not None
-    assert all_of_them.estimate.mean == pytest.approx(0.58)
+    assert all_of_them.mean == pytest.approx(0.58)
     assert all_of_them.iqm.mean == pytest.approx(0.6)  # without the least and the greatest of five
-    assert summarise([None]) is None
 
 
 def test_intervals_over_runs() -> None:
     rng = np.random.default_rng(0)
     scores = rng.normal(3, 1, 200)
-    over = over_runs([scores.tolist()])
     half = 1.96 * scores.std() / 200**0.5  # what the normal approximation says
-    assert over.mean.ci95 == pytest.approx((scores.mean() - half, scores.mean() + half), abs=0.02)
-    assert over.iqm.ci95 is not None and over.iqm.ci95[0] < over.iqm.mean < over.iqm.ci95[1]
-
-
-def test_resampling_keeps_every_tasks_share() -> None:
-    """Two tasks whose runs agree: resampled within each task nothing changes, resampled over both it would."""
-    over = over_runs([[0.0] * 5, [1.0] * 5])
-    assert over.mean.ci95 == (0.5, 0.5)
-    assert over_runs([[0.0] * 5 + [1.0] * 5]).mean.ci95 != (0.5, 0.5)
-
-
-def test_no_interval_from_a_single_run() -> None:
-    assert over_runs([[0.3]]).mean.ci95 is None
-    assert over_runs([[0.3, 0.4], [0.5]]).iqm.ci95 is None
+    mean, iqm = mean_over_runs(scores.tolist()), iqm_over_runs(scores.tolist())
+    assert mean.ci95 == pytest.approx((scores.mean() - half, scores.mean() + half), abs=0.02)
+    assert iqm.ci95 is not None and iqm.ci95[0] < iqm.mean < iqm.ci95[1]
+    assert mean_over_runs([0.3]).ci95 is None
 
 
 def test_a_groups_curve_goes_as_far_as_all_its_runs(tmp_path: Path) -> None:
     """The second is evaluated at other steps: it is interpolated, and nothing is made up beyond its last."""
     curves = [{10: 0.0, 20: 0.4, 30: 0.8}, {10: 0.2, 30: 0.6}, {20: 0.5, 25: 0.5}]
     runs = [read_run(make_run(tmp_path / f"run{i}", c, tiny(seed=i))) for i, c in enumerate(curves)]
-    (group,) = group_runs(runs[:2])
-    curve = held_out_curve(group)
+    curve = average([run.held_out for run in runs[:2]])
     assert curve is not None
     assert curve.env_steps.tolist() == [1000, 2000, 3000]
     assert curve.mean == pytest.approx([0.1, 0.4, 0.7])
     assert curve.low == pytest.approx([0.0, 0.4, 0.6])
-    (group,) = group_runs(runs)
-    curve = held_out_curve(group)
+    curve = average([run.held_out for run in runs])
     assert curve is not None and curve.env_steps.tolist() == [2000, 2500]
 
 
 SHIPPED = ["mortar_mayhem", "mortar_mayhem_grid", "mortar_mayhem_b_grid", "mystery_path", "mystery_path_grid"]
 SHIPPED += ["mystery_path_grid_shown", "searing_spotlights", "endless_mortar_mayhem", "endless_mystery_path"]
 SHIPPED += ["endless_searing_spotlights"]
+OTHERS = ["quickstart", "mortar_mayhem_grid_short", "mortar_mayhem_b", "toy_poc_memory"]
 
 
-@pytest.mark.parametrize("name", SHIPPED)
+@pytest.mark.parametrize("name", [*SHIPPED, *OTHERS])
 def test_shipped_tasks_have_their_published_curves(name: str) -> None:
     curves = published_curves(Config.load(ROOT / "configs" / f"{name}.toml").env)
-    assert curves
-    assert curves[0].agent in ("gru", "gru_rec")
     assert all(curve.agent in AGENTS and len(curve.means) > 20 for curve in curves)
     assert all(list(curve.env_steps) == sorted(set(curve.env_steps)) for curve in curves)
-
-
-@pytest.mark.parametrize("name", ["quickstart", "mortar_mayhem_grid_short", "mortar_mayhem_b", "toy_poc_memory"])
-def test_other_settings_have_none(name: str) -> None:
-    assert published_curves(Config.load(ROOT / "configs" / f"{name}.toml").env) == []
+    assert [curve.agent for curve in curves][:1] in ([["gru"], ["gru_rec"]] if name in SHIPPED else [[]])
 
 
 def test_published_figures() -> None:

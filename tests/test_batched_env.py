@@ -6,14 +6,13 @@ from typing import Any
 import numpy as np
 import torch
 from configs_for_tests import tiny
-from helpers import tiny_agent
+from helpers import collect, tiny_agent
 from torch import Tensor
 
 from ppo_tbptt.envs import BatchedEnv, EnvSpec, Episode, LevelSeeds, LevelSource, StepResult
 from ppo_tbptt.envs.interface import ArraySpec
 from ppo_tbptt.models import Agent
-from ppo_tbptt.ppo.collector import CollectedRollout, RolloutCollector, empty_rollout
-from ppo_tbptt.runtime.timing import Timer
+from ppo_tbptt.ppo.collector import RolloutCollector
 from ppo_tbptt.training.trainer import Trainer
 from ppo_tbptt.types import Carry
 
@@ -87,18 +86,12 @@ def new_agent() -> Agent:
     return tiny_agent({"obs": (2,)}, (2,))
 
 
-def collect(collector: RolloutCollector, carry: Carry, number: int) -> CollectedRollout:
-    storage = empty_rollout(collector.agent, STEPS, ENVS)
-    uniforms = torch.rand(STEPS, ENVS, 1, generator=torch.Generator().manual_seed(number))
-    return collector.collect(carry, storage, uniforms, Timer())
-
-
 def test_a_rollout_of_tensors() -> None:
     agent = new_agent()
     collector = RolloutCollector(Recall(LevelSeeds(0, ENVS, 0, 100)), agent)
     carry = collector.begin()
     assert carry.start.all()
-    result = collect(collector, carry, 0)
+    result = collect(collector, carry, STEPS)
     rollout, even = result.rollout, torch.arange(ENVS) % 2 == 0
     assert torch.equal(rollout.obs["obs"][:, 0, 1], torch.arange(STEPS) % LENGTH * 1.0)
     assert (rollout.start == (torch.arange(STEPS) % LENGTH == 0)[:, None]).all()
@@ -120,17 +113,17 @@ def test_it_is_resumed_in_the_middle_of_its_episodes() -> None:
     whole, parts = new_agent(), new_agent()
     levels = LevelSeeds(0, ENVS, 0, 100)
     collector = RolloutCollector(Recall(levels), whole)
-    carry = collect(collector, collector.begin(), 0).carry
+    carry = collect(collector, collector.begin(), STEPS).carry
     collector.envs.step(torch.zeros(ENVS, 1, dtype=torch.int64))
     saved, counts = collector.envs.state_dict(), levels.state_dict()
     carry = Carry(start=torch.zeros(ENVS, dtype=torch.bool), state=carry.state)
-    expected = collect(collector, carry, 1)
+    expected = collect(collector, carry, STEPS, 1)
     levels = LevelSeeds(0, ENVS, 0, 100)
     levels.load_state_dict(counts)
     collector = RolloutCollector(Recall(levels), parts)
     again, exact = collector.resume(saved, carry.start, carry.state)
     assert exact.all()
-    result = collect(collector, again, 1)
+    result = collect(collector, again, STEPS, 1)
     for name in ("state", "action", "next_value", "reward"):
         assert torch.equal(getattr(result.rollout, name), getattr(expected.rollout, name))
 

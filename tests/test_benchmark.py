@@ -14,50 +14,36 @@ import psutil
 import pytest
 import torch
 from configs_for_tests import tiny
+from test_cli import POC, ROOT, SMALL
 
-from ppo_tbptt.benchmark import Setting, clock, measure
+from ppo_tbptt.benchmark import arithmetic
 from ppo_tbptt.benchmark.arithmetic import forward_flop
-from ppo_tbptt.benchmark.ceiling import full_minibatch, measure_ceiling, unpadded
-from ppo_tbptt.benchmark.memory import PeakMemory, process_bytes, tree
+from ppo_tbptt.benchmark.ceiling import measure_ceiling, unpadded
+from ppo_tbptt.benchmark.measure import Setting, measure
+from ppo_tbptt.benchmark.memory import peak_memory, process_bytes, tree
 from ppo_tbptt.cli import main
 from ppo_tbptt.config import Config
 from ppo_tbptt.envs import make_env
 from ppo_tbptt.run.metrics import Report
 from ppo_tbptt.training.trainer import Trainer
 
-ROOT = Path(__file__).parent.parent
-POC = str(ROOT / "configs" / "toy_poc_memory.toml")
-SMALL = ["--env.num-workers", "0", "--env.num-envs", "4", "--ppo.rollout-steps", "16", "--ppo.num-minibatches", "2"]
-SMALL += ["--ppo.sequence-length=8", "--device", "cpu", "--warmup", "1", "--total-steps", "64"]
-KEYS = {"steps_per_second", "spread", "iterations", "steps_per_iteration", "seconds", "fraction_of_ceiling"}
-KEYS |= {"ceiling_steps_per_second", "ceiling_seconds", "padded_over_valid", "peak_memory_mb", "flop_per_step"}
-KEYS |= {
-    "peak_flops",
-    "fraction_of_peak",
-    "config",
-    "device",
-    "precision",
-    "threads",
-    "torch",
-    "num_workers",
-    "environments",
-}
+QUICK = [*SMALL, "--warmup", "1", "--total-steps", "64"]
 PARTS = {"environments", "inference", "transfer", "sequences", "learning", "rest"}
 
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(clock, "MEASURE_SECONDS", 1e-3)
+    monkeypatch.setattr(arithmetic, "MEASURE_SECONDS", 1e-3)
 
 
 def benchmark(capsys: pytest.CaptureFixture[str], *arguments: str) -> dict[str, Any]:
     """The JSON of one benchmark: all of standard output."""
-    assert main(["benchmark", POC, *SMALL, "--json", *arguments]) == 0
+    assert main(["benchmark", POC, *QUICK, "--json", *arguments]) == 0
     return json.loads(capsys.readouterr().out)
 
 
 def check(result: dict[str, Any]) -> None:
-    assert set(result) >= KEYS
+    assert result["threads"] == 1 and result["torch"] == torch.__version__
     assert set(result["seconds"]) == PARTS
     speed, total = result["steps_per_second"], sum(result["seconds"].values())
     assert speed == pytest.approx(result["steps_per_iteration"] / total)
@@ -89,12 +75,8 @@ def test_vs_measures_both_and_their_ratio(capsys: pytest.CaptureFixture[str]) ->
     result = benchmark(capsys, "--iterations", "2", "--vs", "--core.kind=none --precision bfloat16")
     check(result)
     check(result["vs"])
-    assert "core.kind" not in result["config"]["overrides"]
-    assert result["vs"]["config"]["overrides"] == {
-        **result["config"]["overrides"],
-        "core.kind": "none",
-        "precision": "bfloat16",
-    }
+    second = result["config"]["overrides"] | {"core.kind": "none", "precision": "bfloat16"}
+    assert result["vs"]["config"]["overrides"] == second != result["config"]["overrides"]
     assert (result["precision"], result["vs"]["precision"]) == ("float32", "bfloat16")
     assert result["vs"]["flop_per_step"] < result["flop_per_step"]
     assert result["ratio"] == pytest.approx(result["vs"]["steps_per_second"] / result["steps_per_second"])
@@ -118,7 +100,7 @@ def test_settings_take_turns() -> None:
 
 
 def test_for_a_person(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["benchmark", POC, *SMALL, "--iterations", "1", "--vs", ""]) == 0
+    assert main(["benchmark", POC, *QUICK, "--iterations", "1", "--vs", ""]) == 0
     out = capsys.readouterr().out
     for text in ("steps per second", "of the ceiling", "learning", "padded / valid", "peak memory", "times as fast"):
         assert text in out
@@ -154,23 +136,10 @@ def test_the_counted_arithmetic_is_of_one_acting_and_all_epochs(capsys: pytest.C
     assert twice / once == pytest.approx(7 / 4)
 
 
-@pytest.mark.parametrize(
-    ("sequence_length", "expected"),
-    [(8, (8, 4)), (5, (5, 6)), (None, (16, 2))],
-)
-def test_the_ceiling_is_of_full_minibatches_without_padding(
-    sequence_length: int | None, expected: tuple[int, int]
-) -> None:
-    config = tiny(ppo={"sequence_length": sequence_length})
-    steps, sequences = unpadded(config)
-    assert (steps, sequences) == expected
-    with Trainer(config) as trainer:
-        (size,) = trainer.envs.spec.obs["obs"].shape
-        batch = full_minibatch(trainer.agent, {"obs": torch.randn(steps * sequences, size)}, steps, sequences)
-        assert batch.sequences_per_step.tolist() == [sequences] * steps
-        assert not any(
-            x.isnan().any() for x in (batch.state, batch.value, batch.log_prob, batch.advantage, batch.value_target)
-        )
+@pytest.mark.parametrize(("sequence_length", "expected"), [(8, (8, 4)), (5, (5, 6)), (None, (16, 2))])
+def test_the_ceiling_is_of_full_minibatches(sequence_length: int | None, expected: tuple[int, int]) -> None:
+    """Steps of each sequence, and number of sequences: nothing is padded."""
+    assert unpadded(tiny(ppo={"sequence_length": sequence_length})) == expected
 
 
 def test_the_ceiling_leaves_the_environments_of_the_trainer_alone() -> None:
@@ -178,20 +147,20 @@ def test_the_ceiling_leaves_the_environments_of_the_trainer_alone() -> None:
         next(trainer)
         before = trainer.envs.obs["obs"].copy()
         ceiling = measure_ceiling(trainer)
-        assert min(ceiling.acting, ceiling.learning, ceiling.environments) > 0
+        assert ceiling.keys() == {"acting", "learning", "environments"} and min(ceiling.values()) > 0
         assert np.array_equal(before, trainer.envs.obs["obs"])
         next(trainer)
 
 
 def test_peak_memory_is_seen_and_stays() -> None:
     before = sum(map(process_bytes, tree()))
-    with PeakMemory(torch.device("cpu")) as memory, mmap.mmap(-1, 60_000_000) as block:
+    with peak_memory(torch.device("cpu")) as memory, mmap.mmap(-1, 60_000_000) as block:
         block.write(bytes(range(100)) * 600_000)
-        while memory.host_mb < before / 1e6 + 50:  # until the thread has looked
+        while memory["host"] < before / 1e6 + 50:  # until the thread has looked
             sleep(0.01)
     assert sum(map(process_bytes, tree())) < before + 50e6
-    assert memory.host_mb >= before / 1e6 + 50
-    assert memory.device_mb is None
+    assert memory["host"] >= before / 1e6 + 50
+    assert memory["device"] is None
 
 
 def test_an_ended_process_holds_nothing() -> None:
@@ -199,30 +168,3 @@ def test_an_ended_process_holds_nothing() -> None:
     assert process_bytes(process) > 0 and process.pid in [p.pid for p in tree()]
     process.communicate()
     assert process_bytes(process) == 0
-
-
-WRONG = {
-    "no config": ([], "CONFIG"),
-    "missing config": (["nowhere.toml"], "nowhere.toml"),
-    "wrong override": ([POC, "--ppo.gamma", "1.5"], "ppo.gamma"),
-    "no iterations": ([POC, "--iterations", "0"], "at least 1"),
-    "wrong override of the second": ([POC, "--vs", "--core.kidn lstm"], "core.kind"),
-    "open quote": ([POC, "--vs", "'--core.kind lstm"], "--vs"),
-    "second without its value": ([POC, "--vs"], "--vs"),
-    "profile of another kind": ([POC, "--profile", "trace.txt"], ".json"),
-    "profile in no folder": ([POC, "--profile", "nowhere/trace.json"], "no folder"),
-}
-
-
-@pytest.mark.parametrize("case", WRONG)
-def test_wrong_input_is_one_line_and_exit_code_2(
-    case: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    arguments, text = WRONG[case]
-    assert main(["benchmark", *arguments]) == 2
-    captured = capsys.readouterr()
-    assert captured.err.count("\n") == 1
-    assert captured.out == ""
-    assert text in captured.err
-    assert not any(tmp_path.iterdir())

@@ -1,9 +1,7 @@
-"""Checkpoints are written whole or not at all, and reading one executes nothing."""
+"""Checkpoints are written whole or not at all, and what is damaged is noticed."""
 
 import os
-import pickle
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -16,42 +14,9 @@ TREE = {"config": {"a": 1}, "agent": {"w": torch.ones(3)}, "best": None}
 
 def test_round_trip(tmp_path: Path) -> None:
     save_checkpoint(tmp_path / "c.pt", TREE)
-    tree = load_checkpoint(tmp_path / "c.pt")
-    assert torch.equal(tree["agent"]["w"], torch.ones(3))
+    for tree in (load_checkpoint(tmp_path / "c.pt"), torch.load(tmp_path / "c.pt", weights_only=True)):
+        assert torch.equal(tree["agent"]["w"], torch.ones(3))
     assert os.listdir(tmp_path) == ["c.pt"]
-
-
-def test_a_failed_write_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    save_checkpoint(tmp_path / "c.pt", TREE)
-
-    def full(tree: object, file: object) -> None:
-        file.write(b"half")  # type: ignore[attr-defined]
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(torch, "save", full)
-    with pytest.raises(OSError, match="No space"):
-        save_checkpoint(tmp_path / "c.pt", {**TREE, "best": 1.0})
-    assert load_checkpoint(tmp_path / "c.pt")["best"] is None
-    assert os.listdir(tmp_path) == ["c.pt"]
-
-
-class Malicious:
-    def __init__(self, target: Path) -> None:
-        self.target = target
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return Path.touch, (self.target,)
-
-
-def test_a_malicious_pickle_is_refused_and_nothing_runs(tmp_path: Path) -> None:
-    target = tmp_path / "was_here"
-    torch.save({**TREE, "bad": Malicious(target)}, tmp_path / "zip.pt")
-    (tmp_path / "raw.pt").write_bytes(pickle.dumps(Malicious(target)))
-    save_checkpoint(tmp_path / "checksum.pt", {**TREE, "bad": Malicious(target)})
-    for name in ("zip.pt", "raw.pt", "checksum.pt"):
-        with pytest.raises(CheckpointError, match="not a checkpoint"):
-            load_checkpoint(tmp_path / name)
-    assert not target.exists()
 
 
 @pytest.mark.parametrize("content", [b"", b"garbage" * 100, None])
@@ -76,11 +41,6 @@ def test_another_format_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         load_checkpoint(tmp_path / "other.pt")
 
 
-def test_torch_reads_it_by_itself(tmp_path: Path) -> None:
-    save_checkpoint(tmp_path / "c.pt", TREE)
-    assert torch.load(tmp_path / "c.pt", weights_only=True)["config"] == TREE["config"]
-
-
 def test_every_flipped_bit_and_every_cut_is_noticed(tmp_path: Path) -> None:
     path = tmp_path / "c.pt"
     save_checkpoint(path, TREE)
@@ -97,25 +57,22 @@ def test_every_flipped_bit_and_every_cut_is_noticed(tmp_path: Path) -> None:
     load_checkpoint(path)
 
 
-def test_a_limit_on_the_size_of_files_is_an_error_of_the_file_system(tmp_path: Path) -> None:
-    """What torch's writer makes of a disk that fills up is an OSError again."""
+@pytest.mark.parametrize("of_torch", [False, True])
+def test_a_failed_write_leaves_the_old_file(of_torch: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where torch's writer makes a RuntimeError of it."""
 
-    class Full:
-        def __init__(self) -> None:
-            self.left = 500
-
-        def write(self, data: bytes) -> int:
-            self.left -= len(data)
-            if self.left < 0:
-                raise OSError(28, "No space left on device")
-            return len(data)
-
-    def full_disk(file: Any) -> Any:
-        return type("Half", (), {"write": Full().write, "flush": lambda self: None})()
+    def full(tree: object, file: object) -> None:
+        file.write(b"half")  # type: ignore[attr-defined]
+        try:
+            raise OSError(28, "No space left on device")
+        except OSError:
+            if of_torch:
+                raise RuntimeError("PytorchStreamWriter failed writing file") from None
+            raise
 
     save_checkpoint(tmp_path / "c.pt", TREE)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(checkpoint, "_HashingFile", full_disk)
-        with pytest.raises(OSError, match="No space"):
-            save_checkpoint(tmp_path / "c.pt", {**TREE, "best": 2.0})
+    monkeypatch.setattr(torch, "save", full)
+    with pytest.raises(OSError, match="No space"):
+        save_checkpoint(tmp_path / "c.pt", {**TREE, "best": 1.0})
     assert load_checkpoint(tmp_path / "c.pt")["best"] is None
+    assert os.listdir(tmp_path) == ["c.pt"]

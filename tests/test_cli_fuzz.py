@@ -1,7 +1,6 @@
 """Any command line: a valid one, or one line and exit code 2. Nothing hangs, and nothing is written outside."""
 
 import contextlib
-import importlib.util
 import io
 import os
 import re
@@ -16,17 +15,12 @@ from typing import Any
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from test_cli import POC, SMALL
 
 from ppo_tbptt.cli import COMMANDS, main
 from ppo_tbptt.config import describe_fields
 from ppo_tbptt.envs import SingleEnv, VectorEnv
 from ppo_tbptt.training.trainer import Trainer
-
-ROOT = Path(__file__).parent.parent
-TOY = ROOT / "configs" / "toy_poc_memory.toml"
-SMALL = ["--env.num-workers", "0", "--env.num-envs", "4", "--ppo.rollout-steps", "16", "--ppo.num-minibatches", "2"]
-SMALL += ["--ppo.sequence-length=8", "--train.eval-num-seeds", "3", "--train.eval-repeats=1", "--device", "cpu"]
-PRESENT = [name for name in COMMANDS if importlib.util.find_spec(f"ppo_tbptt.commands.{name}")]
 
 
 class Valid(BaseException):
@@ -34,37 +28,31 @@ class Valid(BaseException):
 
 
 WRITES = {"os.mkdir", "os.rmdir", "os.remove", "os.rename", "os.link", "os.symlink", "os.truncate", "os.chmod"}
-watched: dict[str, Any] = {"inside": None, "outside": []}
+inside: list[str] = []  # the folder that may be written to, while that is watched
+outside: list[str] = []
 
 
 def watch(event: str, args: tuple[Any, ...]) -> None:
-    """An audit hook: notes what is opened for writing, made, renamed or deleted outside of ``watched["inside"]``."""
-    if watched["inside"] is None:
+    """An audit hook: notes what is opened for writing, made, renamed or deleted elsewhere."""
+    if not inside or event not in {"open", *WRITES} or isinstance(args[0], int):
         return
-    if event == "open":
-        path, mode, flags = args
-        if not (set(mode or "") & set("wax+") or (flags or 0) & (os.O_WRONLY | os.O_RDWR | os.O_CREAT)):
-            return
-    elif event in WRITES:
-        path = args[0]
-    else:
+    flags = os.O_WRONLY | os.O_RDWR | os.O_CREAT
+    if event == "open" and not (set(args[1] or "") & set("wax+") or (args[2] or 0) & flags):
         return
-    if isinstance(path, int):
-        return
-    full = os.path.abspath(os.fsdecode(path))
-    if not full.startswith(watched["inside"]) and "__pycache__" not in full and full != os.devnull:
-        watched["outside"].append(f"{event} {full}")
+    full = os.path.abspath(os.fsdecode(args[0]))
+    if not full.startswith(inside[0]) and "__pycache__" not in full and full != os.devnull:
+        outside.append(f"{event} {full}")
 
 
 @pytest.fixture(scope="module")
 def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run, and things that are none."""
     folder = tmp_path_factory.mktemp("files")
-    assert main(["train", str(TOY), "--run-dir", str(folder / "run"), "--total-steps", "64", *SMALL]) == 0
-    shutil.copy(TOY, folder / "toy.toml")
+    assert main(["train", POC, "--run-dir", str(folder / "run"), "--total-steps", "64", *SMALL]) == 0
+    shutil.copy(POC, folder / "toy.toml")
     (folder / "garbage").write_bytes(bytes(range(256)))
     (folder / "unstarted").mkdir()
-    (folder / "unstarted" / "config.toml").write_bytes(TOY.read_bytes())
+    (folder / "unstarted" / "config.toml").write_bytes(Path(POC).read_bytes())
     os.mkfifo(folder / "pipe")
     return folder
 
@@ -81,6 +69,7 @@ def seams(files: Path) -> Iterator[Path]:
         patch.setattr(Trainer, "__init__", stop)
         patch.setattr(VectorEnv, "__init__", stop)
         patch.setattr(SingleEnv, "reset", stop)
+        sys.addaudithook(watch)  # for good: there is no way to remove one
         yield files
 
 
@@ -149,7 +138,8 @@ def check(command: str, argv: list[str], files: Path) -> str:
     before, home = tree(files), os.getcwd()
     with tempfile.TemporaryDirectory(dir=files.parent) as folder:
         os.chdir(folder)
-        watched.update(inside=str(files.parent), outside=[])
+        inside.append(str(files.parent))
+        outside.clear()
         try:
             with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
                 code: int | str | None = main([command, *argv])
@@ -158,9 +148,9 @@ def check(command: str, argv: list[str], files: Path) -> str:
         except SystemExit as end:
             code = "help" if end.code == 0 and {"-h", "--help"} & set(argv) else "exit"
         finally:
-            watched["inside"] = None
+            inside.clear()
             os.chdir(home)
-        assert watched["outside"] == []
+        assert outside == []
         if code == 2:
             err.seek(0)
             text = err.read()
@@ -180,17 +170,11 @@ def fuzz(command: str, files: Path, examples: int) -> Counter[str]:
     def run(argv: list[str]) -> None:
         ends[check(command, argv, files)] += 1
 
-    if not any(hook_is_on):
-        sys.addaudithook(watch)  # for good: there is no way to remove one
-        hook_is_on.append(True)
     run()
     return ends
 
 
-hook_is_on: list[bool] = []
-
-
-@pytest.mark.parametrize("command", PRESENT)
+@pytest.mark.parametrize("command", COMMANDS)
 def test_command_lines(command: str, seams: Path) -> None:
     ends = fuzz(command, seams, 25)
     assert ends["2"] and ends.total() >= 25
@@ -198,7 +182,7 @@ def test_command_lines(command: str, seams: Path) -> None:
 
 @pytest.mark.slow
 def test_many_command_lines(seams: Path) -> None:
-    ends = {command: fuzz(command, seams, 600) for command in PRESENT}
+    ends = {command: fuzz(command, seams, 600) for command in COMMANDS}
     print(ends)
     assert sum(count.total() for count in ends.values()) >= 2000
     right = {command for command, count in ends.items() if count.total() > count["2"]}

@@ -1,19 +1,16 @@
 """Config: what is accepted, what is refused and how it is said, and the objects themselves."""
 
-import copy
-import pickle
-import subprocess
-import sys
 import tomllib
 from pathlib import Path
 from typing import Any
 
+import gymnasium as gym
 import pytest
-from pydantic import BaseModel
+from configs_for_tests import BASE, MINIMAL, base, error_of, write
+from gymnasium.envs.registration import load_env_creator
 
 from ppo_tbptt.config import (
     Config,
-    ConfigError,
     CoreConfig,
     EnvConfig,
     PPOConfig,
@@ -24,7 +21,7 @@ from ppo_tbptt.config import (
 )
 from ppo_tbptt.config.resume import continued
 
-CONFIGS = sorted((Path(__file__).parents[1] / "configs").glob("*.toml"))
+CONFIGS = Path(__file__).parents[1] / "configs"
 TASKS = {
     **dict.fromkeys(["mortar_mayhem_grid", "mortar_mayhem_b_grid"], 163_840_000),
     **dict.fromkeys(["mystery_path_grid", "mystery_path_grid_shown"], 163_840_000),
@@ -32,51 +29,14 @@ TASKS = {
     **dict.fromkeys(["mystery_path", "searing_spotlights"], 409_600_000),
     **dict.fromkeys(["endless_mortar_mayhem", "endless_mystery_path", "endless_searing_spotlights"], 819_200_000),
 }
-BASE = {"total_steps": 1_000_000, "env": {"id": "Some-v0"}}
-MINIMAL = 'total_steps = 1000\nenv.id = "Some-v0"\n'
-
-
-def base(**changes: Any) -> dict[str, Any]:
-    tree = copy.deepcopy(BASE)
-    for key, value in changes.items():
-        tree[key] = tree.get(key, {}) | value if isinstance(value, dict) else value
-    return tree
-
-
-def write(folder: Path, text: str | bytes, name: str = "c.toml") -> Path:
-    path = folder / name
-    path.write_bytes(text if isinstance(text, bytes) else text.encode())
-    return path
-
-
-def error_of(function: Any, *args: Any, **kwargs: Any) -> str:
-    with pytest.raises(ConfigError) as caught:
-        function(*args, **kwargs)
-    message = str(caught.value)
-    assert message.isprintable(), "one printable line"
-    assert len(message) < 600
-    return message
 
 
 # Shipped files
 
 
-def test_every_config_is_there() -> None:
-    toys = ["poc_memory", "truncate"] + [
-        f"probe_{n}" for n in ("constant", "observation", "discount", "action", "action_observation")
-    ]
-    assert {path.stem for path in CONFIGS} >= {*TASKS, "quickstart", *(f"toy_{name}" for name in toys)}
-
-
-@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
-def test_shipped_config_loads_and_round_trips(path: Path) -> None:
-    config = Config.load(path)
-    assert Config.from_dict(tomllib.loads(config.to_toml())) == config
-
-
 @pytest.mark.parametrize("name", TASKS)
 def test_task_configs_hold_the_published_settings(name: str) -> None:
-    config = Config.load(CONFIGS[0].parent / f"{name}.toml")
+    config = Config.load(CONFIGS / f"{name}.toml")
     assert config.total_steps == TASKS[name]
     assert (config.batch_size, config.updates_per_iteration) == (32 * 512, 24)
     assert config.num_iterations * config.batch_size == config.total_steps
@@ -88,25 +48,19 @@ def test_task_configs_hold_the_published_settings(name: str) -> None:
     assert config.ppo.clip_range == Schedule(initial=0.1)
     single_branch = "grid" in name or name == "endless_mystery_path"
     assert config.ppo.ratio == ("joint" if single_branch else "per_branch")
-    expected = dict(PPOConfig())
-    found = dict(config.ppo)
-    varying = ("learning_rate", "entropy_coef", "ratio")
-    assert {k: v for k, v in found.items() if k not in varying} == {
-        k: v for k, v in expected.items() if k not in varying
-    }
+    varying = {"learning_rate", "entropy_coef", "ratio"}
+    assert config.ppo.model_dump(exclude=varying) == PPOConfig().model_dump(exclude=varying)
     assert config.core == CoreConfig(kind="gru", hidden_size=512)
 
 
 @pytest.mark.parametrize("name", [*TASKS, "quickstart"])
 def test_options_exist_in_the_environment(name: str) -> None:
-    gym = pytest.importorskip("gymnasium")
     pytest.importorskip("memory_gym")
-    config = Config.load(CONFIGS[0].parent / f"{name}.toml")
-    entry_point = gym.spec(config.env.id).entry_point
-    module, cls = entry_point.split(":")
-    known = getattr(__import__(module, fromlist=[cls]), cls).default_reset_parameters
+    path = CONFIGS / f"{name}.toml"
+    config = Config.load(path)
+    known = load_env_creator(gym.spec(config.env.id).entry_point).default_reset_parameters  # type: ignore
     assert config.env.options.keys() <= known.keys()
-    text = (CONFIGS[0].parent / f"{name}.toml").read_text().split("[env.options]")[1].split("\n\n")[0]
+    text = path.read_text().split("[env.options]")[1].split("\n\n")[0]
     for line in filter(None, text.splitlines()):
         option = line.split(" = ")[0]
         assert (config.env.options[option] != known[option]) == ("default:" in line) or name == "quickstart", line
@@ -116,7 +70,6 @@ def test_options_exist_in_the_environment(name: str) -> None:
 
 REFUSALS = {
     "unknown key": (base(ppo={"lerning_rate": 0.1}), ["ppo.lerning_rate: ", "0.1", "ppo.learning_rate?"]),
-    "dashes": (base(ppo={"learning-rate": 0.1}), ["ppo.learning-rate: ", "ppo.learning_rate?"]),
     "unknown table": (base(trian={}), ["trian: ", "did you mean train?"]),
     "key of another table": (base(learning_rate=1e-4), ["learning_rate: ", "0.0001", "ppo.learning_rate?"]),
     "key of two tables": (base(hidden_size=7), ["hidden_size: ", "7", "model.hidden_size or core.hidden_size?"]),
@@ -125,30 +78,19 @@ REFUSALS = {
     "no id": ({"total_steps": 1}, ["env.id: missing", "text"]),
     "no steps": ({"env": {"id": "A-v0"}}, ["total_steps: missing", "a whole number from 1"]),
     "bad id": (base(env={"id": "two words"}), ["env.id: ", '"two words"', "MortarMayhem-Grid-v0"]),
-    "empty id": (base(env={"id": ""}), ["env.id: ", '""', "MortarMayhem-Grid-v0"]),
-    "text for a number": (base(ppo={"gamma": "0.9"}), ["ppo.gamma: ", '"0.9"', "a number from 0 to 1"]),
     "bool for int": (base(seed=True), ["seed: true", "a whole number from 0"]),
-    "bool for float": (base(ppo={"gamma": True}), ["ppo.gamma: true", "a number from 0 to 1"]),
     "bool for schedule": (base(ppo={"clip_range": True}), ["ppo.clip_range: true", "a table {initial"]),
     "int for bool": (base(ppo={"normalize_advantage": 1}), ["ppo.normalize_advantage: 1", "true or false"]),
     "float for int": (base(total_steps=1e6), ["total_steps: 1000000.0", "a whole number"]),
-    "number for text": (base(device=0), ["device: 0", "text"]),
     "number for table": (base(core=3), ["core: 3", "a table"]),
     "table for number": (base(seed={"a": 1}), ["seed: ", "a table of 1", "a whole number"]),
     "nan": (base(ppo={"gamma": float("nan")}), ["ppo.gamma: nan", "a number from 0 to 1"]),
-    "inf": (base(ppo={"value_coef": float("inf")}), ["ppo.value_coef: inf", "a number from 0"]),
-    "above 1": (base(ppo={"gae_lambda": 1.01}), ["ppo.gae_lambda: 1.01", "from 0 to 1"]),
     "dropout 1": (base(core={"dropout": 1, "num_layers": 2}), ["core.dropout: 1", "up to but not including 1"]),
-    "no clipping norm": (base(ppo={"max_grad_norm": 0}), ["ppo.max_grad_norm: 0", "above 0"]),
-    "zero": (base(env={"num_envs": 0}), ["env.num_envs: 0", "from 1 to"]),
-    "negative": (base(seed=-1), ["seed: -1", "from 0 to 2_147_483_647"]),
     "huge": (base(seed=10**5000), ["seed: ", "bits", "from 0 to"]),
-    "huge for float": (base(ppo={"gamma": 10**400}), ["ppo.gamma: ", "bits", "from 0 to 1"]),
     "workers": (base(env={"num_workers": "many"}), ["env.num_workers: ", '"many"', 'or "auto"']),
     "kind": (base(core={"kind": "gur"}), ["core.kind: ", '"gur"', '"gru"']),
     "device": (base(device="tpu"), ["device: ", '"tpu"', '"cuda:N"']),
     "channels": (base(model={"cnn_channels": [1, 2]}), ["model.cnn_channels: [1, 2]", "a list of 3"]),
-    "channel": (base(model={"cnn_channels": [1, 2, 0]}), ["model.cnn_channels: [1, 2, 0]", "from 1"]),
     "no layers": (base(model={"vector_hidden_sizes": []}), ["model.vector_hidden_sizes: []", "a list of 1 to 16"]),
     "schedule part": (
         base(ppo={"clip_range": {"initial": 0.1, "finl": 0.2}}),
@@ -158,24 +100,14 @@ REFUSALS = {
         base(ppo={"clip_range": {"final": 0.1}}),
         ["ppo.clip_range.initial: missing", "number"],
     ),
-    "schedule power": (
-        base(ppo={"clip_range": {"initial": 0.1, "final": 0.0, "power": 0}}),
-        ["ppo.clip_range.power: 0", "above 0"],
-    ),
-    "schedule steps": (
-        base(ppo={"clip_range": {"initial": 0.1, "final": 0.0, "over_steps": 0}}),
-        ["ppo.clip_range.over_steps: 0", "from 1"],
-    ),
     "over_steps alone": (
         base(ppo={"clip_range": {"initial": 0.1, "over_steps": 9}}),
         ["ppo.clip_range.over_steps: 9", "set final"],
     ),
     "power alone": (base(ppo={"clip_range": {"initial": 0.1, "power": 2}}), ["ppo.clip_range.power: 2", "set final"]),
+    "no clipping norm": (base(ppo={"max_grad_norm": 0}), ["ppo.max_grad_norm: 0", "above 0"]),
     "learning rate": (base(ppo={"learning_rate": 3}), ["ppo.learning_rate: 3", "from 0 to 1"]),
-    "final rate": (
-        base(ppo={"learning_rate": {"initial": 0.1, "final": 3}}),
-        ["ppo.learning_rate.final: 3", "from 0 to 1"],
-    ),
+    "final rate": (base(ppo={"learning_rate": {"initial": 0.1, "final": 3}}), ["ppo.learning_rate: 3", "from 0 to 1"]),
     "clip 0": (base(ppo={"clip_range": 0}), ["ppo.clip_range: ", "0", "above 0"]),
     "dropout, one layer": (base(core={"dropout": 0.1}), ["core.dropout: ", "0.1", "num_layers at least 2"]),
     "long sequence": (
@@ -188,19 +120,11 @@ REFUSALS = {
     ),
     "seeds": (
         base(env={"first_seed": 2**31 - 5, "num_seeds": 6}),
-        ["env.num_seeds: ", "= 6", "at most"],
-    ),
-    "evaluation seeds": (
-        base(train={"eval_first_seed": 2**31 - 5, "eval_num_seeds": 6}),
-        ["train.eval_num_seeds: ", "= 6", "at most"],
+        ["env.num_seeds: 6 level seeds from 2147483643", "at most"],
     ),
     "held-out above": (
         base(train={"eval_first_seed": 99_999}),
         ["train.eval_first_seed: ", "99999..100048", "0..99999", "held-out seeds must not overlap"],
-    ),
-    "held-out below": (
-        base(env={"first_seed": 200_049}),
-        ["train.eval_first_seed: ", "200000..200049", "held-out seeds must not overlap"],
     ),
     "option nan": (base(env={"options": {"a": float("nan")}}), ["env.options.a: nan", "finite numbers"]),
     "option none": (base(env={"options": {"a": None}}), ["env.options.a: none", "text, finite"]),
@@ -257,7 +181,7 @@ def test_a_core_from_another_package_keeps_its_options() -> None:
     assert isinstance(config.core, UserCoreConfig)
     assert (config.core.kind, config.core.options) == ("my_module:MyCore", {"width": 3, "net": {"sizes": [1, 2]}})
     assert config.losses == {"my_module:recon": 0.1}
-    assert Config.from_dict(tomllib.loads(config.to_toml())) == config == pickle.loads(pickle.dumps(config))
+    assert Config.from_dict(tomllib.loads(config.to_toml())) == config
     config.core.options["net"]["sizes"].append(3)
     assert config.core.options["net"] == {"sizes": [1, 2]}, "a copy"
 
@@ -266,16 +190,11 @@ def test_cores_of_one_package_and_another_do_not_share_options() -> None:
     config = Config.from_dict(MINE)
     assert config.replace(core={"kind": "lstm"}).core == CoreConfig(kind="lstm")
     assert config.override({"core.kind": "none"}).core == CoreConfig(kind="none")
-    assert config.replace(core={"kind": "other:Core"}).core == UserCoreConfig.model_validate(
-        {"kind": "other:Core", "width": 3, "net": {"sizes": [1, 2]}}
-    )
-    assert Config.from_dict(BASE).replace(core={"kind": "a:B", "x": 1}).core == UserCoreConfig.model_validate(
-        {"kind": "a:B", "x": 1}
-    )
-    assert config.replace(core={"width": None}, losses={"my_module:recon": None}).to_dict()["core"] == {
-        "kind": "my_module:MyCore",
-        "net": {"sizes": [1, 2]},
-    }
+    other = config.replace(core={"kind": "other:Core", "width": None}, losses={"my_module:recon": None})
+    assert other.to_dict()["core"] == {"kind": "other:Core", "net": {"sizes": [1, 2]}}
+    assert other.losses == {}
+    core = {"kind": "a:B", "x": 1}
+    assert Config.from_dict(BASE).replace(core=core).to_dict()["core"] == core
 
 
 def test_what_is_fixed_on_resume() -> None:
@@ -329,16 +248,6 @@ def test_what_is_no_file(tmp_path: Path) -> None:
     assert "no such file" in error_of(Config.load, "a\0b.toml")
 
 
-def test_unreadable_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    path = write(tmp_path, MINIMAL)
-
-    def refuse(*_: Any, **__: Any) -> Any:
-        raise PermissionError(13, "Permission denied")
-
-    monkeypatch.setattr(Path, "open", refuse)
-    assert error_of(Config.load, path) == f"{path}: cannot be read: Permission denied"
-
-
 def test_byte_order_mark_and_windows_line_ends(tmp_path: Path) -> None:
     content = b"\xef\xbb\xbf" + MINIMAL.replace("\n", "\r\n").encode()
     assert Config.load(write(tmp_path, content)).total_steps == 1000
@@ -375,29 +284,19 @@ def test_replace_merges_tables_schedules_and_options() -> None:
     assert config.replace() == config
 
 
-@pytest.mark.parametrize(
-    ("changes", "start"),
-    [
-        ({"sed": 2}, "replace(): sed: "),
-        ({"seed": "2"}, 'replace(): seed: "2"'),
-        ({"ppo": {"gamma": 2}}, "replace(): ppo.gamma: 2"),
-        ({"core": {"dropout": 0.5}}, "replace(): core.dropout: "),
-        ({"env": None}, "replace(): env: none"),
-        ({"ppo": {"clip_range": {"finl": 1}}}, "replace(): ppo.clip_range.finl: "),
-    ],
-)
-def test_replace_is_checked(changes: dict[str, Any], start: str) -> None:
-    assert error_of(Config.from_dict(base()).replace, **changes).startswith(start)
+def test_replace_is_checked() -> None:
+    config = Config.from_dict(BASE)
+    assert error_of(config.replace, sed=2).startswith("replace(): sed: ")
+    assert error_of(config.replace, core={"dropout": 0.5}).startswith("replace(): core.dropout: ")
+    assert error_of(config.replace, env=None).startswith("replace(): env: none")
 
 
 def test_direct_construction_is_checked_and_frozen() -> None:
-    assert error_of(PPOConfig, gamma=1.5).startswith("PPOConfig(): gamma: 1.5")
-    assert error_of(CoreConfig, dropout=0.5).startswith("CoreConfig(): dropout: ")
+    with pytest.raises(ValueError, match="gamma"):
+        PPOConfig(gamma=1.5)
     config = Config(total_steps=10, env=EnvConfig(id="A-v0"))
     with pytest.raises(ValueError, match="frozen"):
         config.seed = 3  # type: ignore[misc]
-    with pytest.raises(TypeError):
-        PPOConfig(0.5)  # type: ignore[misc]
 
 
 def test_options_are_a_copy() -> None:
@@ -414,11 +313,6 @@ def test_derived_sizes() -> None:
     assert config.replace(total_steps=100).num_iterations == 2
 
 
-def test_pickle_and_copy() -> None:
-    config = Config.from_dict(base(env={"options": {"a": [1]}}))
-    assert pickle.loads(pickle.dumps(config)) == copy.deepcopy(config) == config
-
-
 def test_every_field_has_help_type_and_default() -> None:
     rows = {row.key: row for row in describe_fields()}
     assert all(row.help and row.type and row.default for row in rows.values())
@@ -431,33 +325,5 @@ def test_every_field_has_help_type_and_default() -> None:
     assert rows["total_steps"].default == "required"
     assert rows["core.kind"].help.startswith("The cell")
     assert rows["ppo.learning_rate"].default == "{initial = 0.000275, final = 1e-05, power = 1.0}"
-    tables = {name: field.annotation for name, field in Config.model_fields.items()} | {"core": CoreConfig}
-    keys = {
-        f"{name}.{field}"
-        for name, table in tables.items()
-        if isinstance(table, type) and issubclass(table, BaseModel)
-        for field in table.model_fields
-    }
-    top = {"seed", "device", "precision", "deterministic", "storage", "compile", "total_steps", "losses"}
-    assert keys | top == set(rows)
-
-
-def test_help_without_source() -> None:
-    """Installed without its sources, the package has no help, but works."""
-    code = """if True:
-        import inspect
-        def no_source(*args):
-            raise OSError("source code not available")
-        inspect.getsource = inspect.getsourcelines = inspect.findsource = no_source
-        from ppo_tbptt.config import describe_fields
-        print([row.help for row in describe_fields() if row.key == 'ppo.gamma'])
-    """
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == "['']"
-
-
-def test_imports_nothing_heavy() -> None:
-    heavy = ("torch", "numpy", "gymnasium", "pygame")
-    code = f"import sys, ppo_tbptt.config.schema; print([name for name in {heavy} if name in sys.modules])"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == "[]"
+    assert {key.partition(".")[0] for key in rows} == {*Config.model_fields}
+    assert sum(key.startswith("ppo.") for key in rows) == len(PPOConfig.model_fields)

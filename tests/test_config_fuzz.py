@@ -1,26 +1,15 @@
 """Round trips of every valid config, and a fuzz of the loader: each input gives a Config or one line of ConfigError."""
 
-import copy
 import tomllib
 from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from configs_for_tests import BASE, MINIMAL, base
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ppo_tbptt.config import Config, ConfigError, describe_fields, parse_overrides
-
-BASE = {"total_steps": 1_000_000, "env": {"id": "Some-v0"}}
-MINIMAL = 'total_steps = 1000\nenv.id = "Some-v0"\n'
-
-
-def base(**changes: Any) -> dict[str, Any]:
-    tree = copy.deepcopy(BASE)
-    for key, value in changes.items():
-        tree[key] = tree.get(key, {}) | value if isinstance(value, dict) else value
-    return tree
-
 
 numbers = st.integers(-(2**63), 2**63 - 1) | st.floats(allow_nan=False, allow_infinity=False)
 texts = st.text(st.characters(codec="utf-8"), max_size=8)
@@ -29,14 +18,9 @@ plain_values = st.recursive(
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(texts, inner, max_size=3),
     max_leaves=6,
 )
-decays = st.builds(
-    lambda initial, final, power, over: (
-        {"initial": initial, "final": final, "power": power} | ({"over_steps": over} if over else {})
-    ),
-    st.floats(1e-12, 1),
-    st.floats(0, 1),
-    st.floats(0.01, 100),
-    st.none() | st.integers(1, 10**15),
+decays = st.fixed_dictionaries(
+    {"initial": st.floats(1e-12, 1), "final": st.floats(0, 1), "power": st.floats(0.01, 100)},
+    optional={"over_steps": st.integers(1, 10**15)},
 )
 schedules = st.floats(1e-12, 1) | decays
 valid_trees = st.fixed_dictionaries(
@@ -81,21 +65,8 @@ def test_round_trip(tree: dict[str, Any]) -> None:
     assert config.env.options == tree["env"].get("options", {})
 
 
-real_keys = [
-    "ppo",
-    "env",
-    "core",
-    "train",
-    "model",
-    "options",
-    "gamma",
-    "seed",
-    "id",
-    "initial",
-    "learning_rate",
-    "kind",
-]
-keys = st.sampled_from(real_keys) | st.text(max_size=6)
+names = ["ppo", "env", "core", "train", "options", "gamma", "seed", "id", "initial", "learning_rate", "kind"]
+keys = st.sampled_from(names) | st.text(max_size=6)
 anything = st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=6) | st.binary(max_size=4)
 trees = st.recursive(
     anything,
@@ -103,22 +74,19 @@ trees = st.recursive(
     max_leaves=12,
 )
 toml_lines = st.sampled_from(
-    [
-        *MINIMAL.splitlines(),
-        "[ppo]",
-        "[env.options]",
-        "[[env]]",
-        "gamma = 0.5",
-        "seed = 1e3",
-        "a.b = 3",
-        "ppo.gamma = nan",
-        "learning_rate = {initial = 1}",
-        "x = 2020-01-01T00:00:00Z",
-        's = """',
-        "'' = 1",
-        "seed = 0x10",
-        "options = []",
-    ]
+    f"""{MINIMAL}[ppo]
+[env.options]
+[[env]]
+gamma = 0.5
+seed = 1e3
+a.b = 3
+ppo.gamma = nan
+learning_rate = {{initial = 1}}
+x = 2020-01-01T00:00:00Z
+s = \"\"\"
+'' = 1
+seed = 0x10
+options = []""".splitlines()
 )
 files = st.binary(max_size=60) | st.lists(toml_lines | st.text(max_size=10), max_size=8).map(
     lambda lines: "\n".join(lines).encode("utf-8", "replace")
@@ -149,41 +117,26 @@ def config_or_one_line(function: Any, *args: Any) -> bool:
     return not isinstance(result, ConfigError)
 
 
-def check_tree(tree: Any) -> None:
-    config_or_one_line(Config.from_dict, tree)
-    if isinstance(tree, dict):
-        config_or_one_line(Config.from_dict, BASE | {key: value for key, value in tree.items() if key != "env"})
-        config_or_one_line(Config.from_dict, base(env={"options": tree}))
+tokens = st.sampled_from(["--seed", "--ppo.gamma=1", "--", "--env", "1", "--a.b"]) | st.text(max_size=8)
 
 
-def check_file(path: Path, content: bytes, overrides: dict[str, Any]) -> None:
-    path.write_bytes(content)
-    config_or_one_line(Config.load, path, overrides)
-    path.write_bytes(MINIMAL.encode() + content)
-    config_or_one_line(Config.load, path, overrides)
+@pytest.mark.parametrize("examples", [200, pytest.param(2000, marks=pytest.mark.slow)])
+def test_trees_files_and_overrides(examples: int, tmp_path: Path) -> None:
+    @settings(max_examples=examples)
+    @given(tree=trees, content=files, overrides=texts_for_keys, argv=st.lists(tokens, max_size=4))
+    def run(tree: Any, content: bytes, overrides: dict[str, Any], argv: list[str]) -> None:
+        config_or_one_line(Config.from_dict, tree)
+        if isinstance(tree, dict):
+            config_or_one_line(Config.from_dict, BASE | {key: value for key, value in tree.items() if key != "env"})
+            config_or_one_line(Config.from_dict, base(env={"options": tree}))
+        path = tmp_path / "c.toml"
+        for text in (content, MINIMAL.encode() + content):
+            path.write_bytes(text)
+            config_or_one_line(Config.load, path, overrides)
+        result = outcome(parse_overrides, argv)
+        assert isinstance(result, dict) or str(result).isprintable()
 
-
-@settings(max_examples=200, deadline=None)
-@given(trees)
-def test_fuzz_trees(tree: Any) -> None:
-    check_tree(tree)
-
-
-@settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(content=files, overrides=texts_for_keys)
-def test_fuzz_files(tmp_path: Path, content: bytes, overrides: dict[str, Any]) -> None:
-    check_file(tmp_path / "c.toml", content, overrides)
-
-
-@settings(max_examples=200, deadline=None)
-@given(
-    st.lists(
-        st.sampled_from(["--seed", "--ppo.gamma=1", "--", "--env", "1", "--a.b"]) | st.text(max_size=8), max_size=4
-    )
-)
-def test_fuzz_command_lines(argv: list[str]) -> None:
-    result = outcome(parse_overrides, argv)
-    assert isinstance(result, dict) or str(result).isprintable()
+    run()
 
 
 SHIPPED = [path.read_bytes() for path in sorted((Path(__file__).parents[1] / "configs").glob("*.toml"))]
@@ -204,36 +157,16 @@ def mutated(draw: st.DrawFn) -> bytes:
     return text
 
 
-def load_mutants(folder: Path, number: int) -> list[bool]:
-    """Whether each of so many mutants was a valid config."""
+@pytest.mark.parametrize("examples", [100, pytest.param(2000, marks=pytest.mark.slow)])
+def test_mutated_configs(examples: int, tmp_path: Path) -> None:
     valid: list[bool] = []
 
-    @settings(max_examples=number, deadline=None)
+    @settings(max_examples=examples)
     @given(mutated())
     def run(content: bytes) -> None:
-        path = folder / "c.toml"
+        path = tmp_path / "c.toml"
         path.write_bytes(content)
         valid.append(config_or_one_line(Config.load, path))
 
     run()
-    return valid
-
-
-def test_mutated_configs(tmp_path: Path) -> None:
-    valid = load_mutants(tmp_path, 100)
-    assert any(valid) and not all(valid)
-
-
-@pytest.mark.slow
-def test_many_mutated_configs(tmp_path: Path) -> None:
-    valid = load_mutants(tmp_path, 2000)
-    assert len(valid) >= 2000
-    assert 100 < sum(valid) < len(valid) - 100
-
-
-@pytest.mark.slow
-@settings(max_examples=2000, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(tree=trees, content=files, overrides=texts_for_keys)
-def test_fuzz_long(tmp_path: Path, tree: Any, content: bytes, overrides: dict[str, Any]) -> None:
-    check_tree(tree)
-    check_file(tmp_path / "c.toml", content, overrides)
+    assert examples / 20 < sum(valid) < len(valid) * 0.95

@@ -1,4 +1,7 @@
-"""Two ranks on the CPU train as one process would on the union of their steps, and none outlives another's death."""
+"""Two ranks on the CPU train together, go on together, and none outlives another's death.
+
+That their updates are those of one process on the union of their steps is in `test_reference_training.py`.
+"""
 
 import os
 import shutil
@@ -11,13 +14,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 import pytest
 import torch
-from ranks import CASES, cut_of, data, environment, everything, free_port, permutations, run_ranks, update
-from torch import Tensor
+from helpers import warmed_up
+from ranks import environment, everything, free_port, run_ranks
 
-from ppo_tbptt.ppo import learner as learner_module
-from ppo_tbptt.ppo.sequences import split
+from ppo_tbptt.ppo.all_reduce import all_reduce_moments, all_reduce_steps
 from ppo_tbptt.run.checkpoint import load_checkpoint
 from ppo_tbptt.run.metrics import read_metrics
 from ppo_tbptt.runtime.device import DeviceError
@@ -25,7 +28,6 @@ from ppo_tbptt.runtime.distributed import World
 from ppo_tbptt.training.trainer import Trainer
 
 ROOT = Path(__file__).parent.parent
-TOLERANCE = {torch.float32: 1e-5, torch.float64: 1e-10}
 
 
 @pytest.fixture(scope="module")
@@ -38,75 +40,17 @@ def ranks(folder: Path) -> list[dict[str, Any]]:
     return run_ranks(everything, folder)
 
 
-def counted(name: str) -> list[Tensor]:
-    """Steps that count of each rank's sequences."""
-    length = CASES[name].sequence_length
-    return [cut_of(name)(data((rank,), torch.float32)[1].start, length).counted for rank in range(2)]
-
-
-def partition(name: str) -> list[list[list[Tensor]]]:
-    """The minibatches [epoch][rank] that two ranks draw by themselves, their sequences numbered within each rank."""
-    config = CASES[name]
-    generators = [permutations(rank) for rank in range(2)]
-    return [
-        [split(x, config.num_minibatches, g, keep_empty=True) for x, g in zip(counted(name), generators, strict=True)]
-        for _ in range(config.num_epochs)
-    ]
-
-
-def alone(name: str, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
-    """The update of a single process on the union, with the ranks' partition."""
-    first = len(counted(name)[0])  # rank 1's sequences come after
-    epochs = iter(partition(name))
-
-    def union(*_: Any, **__: Any) -> list[Tensor]:
-        groups = [torch.cat((a, b + first)) for a, b in zip(*next(epochs), strict=True)]
-        return [ids for ids in groups if len(ids)]
-
-    monkeypatch.setattr(learner_module, "split", union)
-    return update((0, 1), name, dtype, World())
-
-
-def relative(a: Tensor, b: Tensor) -> float:
-    return float((a - b).norm() / b.norm())
-
-
-@pytest.mark.parametrize("dtype", TOLERANCE)
-@pytest.mark.parametrize("name", [name for name in CASES if name != "whole update"])
-def test_gradients_equal_those_of_the_union(
-    name: str, dtype: torch.dtype, ranks: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    expected = alone(name, dtype, monkeypatch)
-    own = [rank["updates"][name, str(dtype)] for rank in ranks]
-    assert len(own[0]["gradients"]) == len(expected["gradients"]) > 2
-    for first, second, one in zip(own[0]["gradients"], own[1]["gradients"], expected["gradients"], strict=True):
-        assert torch.equal(first, second)
-        assert relative(first, one) < TOLERANCE[dtype]
-
-
-def test_whole_update_equals_that_of_the_union(ranks: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch) -> None:
-    """Normalised advantages, several epochs, clipping and AdamW; and the figures that are reported."""
-    expected = alone("whole update", torch.float64, monkeypatch)
-    own = [rank["updates"]["whole update", str(torch.float64)] for rank in ranks]
-    assert torch.equal(own[0]["parameters"], own[1]["parameters"])
-    assert relative(own[0]["parameters"], expected["parameters"]) < 1e-10
-    before = torch.cat([p.detach().flatten() for p in data((0,), torch.float64)[0].parameters()])
-    assert relative(before, expected["parameters"]) > 1e-3  # it was an update
-    assert max(float(g.norm()) for g in expected["gradients"]) > CASES["whole update"].max_grad_norm  # and clipped
-    assert own[0]["figures"] == own[1]["figures"] == pytest.approx(expected["figures"], rel=1e-6)
-
-
-def test_the_cases_are_what_they_say() -> None:
-    """Ranks hold different numbers of steps of a minibatch, and one has no steps of some."""
-    for name in CASES:
-        pairs = [
-            [int(x[ids].sum()) for x, ids in zip(counted(name), pair, strict=True)]
-            for epoch in partition(name)
-            for pair in zip(*epoch, strict=True)
-        ]
-        assert any(a != b for a, b in pairs)
-        assert any(a and not b for a, b in pairs) == (name == "few sequences")
-    assert any((x == 0).any() for x in counted("warm-up steps"))
+def test_moments_are_of_the_steps_that_count() -> None:
+    start = torch.rand(12, 3) < 0.2
+    sequences, advantage = warmed_up(start, 5), torch.randn(12, 3)
+    assert sequences.in_loss is not None
+    groups = [ids for ids in torch.randperm(len(sequences.counted)).chunk(3) if sequences.counted[ids].sum()]
+    parts = all_reduce_steps(World(), groups, sequences.counted)
+    for part in all_reduce_moments(World(), advantage, sequences, parts):
+        counted = advantage.flatten()[sequences.index[:, part.ids][sequences.in_loss[:, part.ids]]]
+        assert part.steps == part.total_steps == len(counted)
+        expected = (counted.mean(), counted.std(correction=0))
+        torch.testing.assert_close(part.moments, expected)
 
 
 def test_talking(ranks: list[dict[str, Any]]) -> None:
@@ -186,19 +130,6 @@ def wait_until(done: Any, seconds: float) -> bool:
     return done()
 
 
-def children(pid: int) -> list[int]:
-    rows = subprocess.run(["ps", "-eo", "pid=,ppid="], capture_output=True, text=True, check=True).stdout.split()
-    return [int(p) for p, parent in zip(rows[::2], rows[1::2], strict=True) if int(parent) == pid]
-
-
-def alive(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    return True
-
-
 @pytest.fixture
 def two_ranks(tmp_path: Path) -> Iterator[list[subprocess.Popen[str]]]:
     """Two ranks past their first iteration, which train until they are stopped; as torchrun starts them."""
@@ -227,7 +158,7 @@ def two_ranks(tmp_path: Path) -> Iterator[list[subprocess.Popen[str]]]:
 @pytest.mark.parametrize("victim", [0, 1])
 def test_a_killed_rank_ends_the_other(victim: int, two_ranks: list[subprocess.Popen[str]]) -> None:
     """Within seconds, with one line, and with all workers of both."""
-    workers = [pid for process in two_ranks for pid in children(process.pid)]
+    workers = [worker for process in two_ranks for worker in psutil.Process(process.pid).children()]
     assert len(workers) == 2
     two_ranks[victim].kill()
     other = two_ranks[1 - victim]
@@ -236,7 +167,7 @@ def test_a_killed_rank_ends_the_other(victim: int, two_ranks: list[subprocess.Po
     assert error.startswith(f"error: rank {1 - victim} of 2: another rank is gone")
     assert error.count("\n") == 1
     two_ranks[victim].communicate()
-    assert wait_until(lambda: not any(map(alive, workers)), 10)
+    assert not psutil.wait_procs(workers, timeout=10)[1]
 
 
 def test_a_signal_to_any_rank_stops_all_after_the_same_iteration(

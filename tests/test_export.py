@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from configs_for_tests import tiny
+from helpers import refusal, train_tiny
 from safetensors.torch import load_file, save_file
 
 import ppo_tbptt.evaluation.policy
@@ -25,7 +26,6 @@ from ppo_tbptt.models.agent import build_agent
 from ppo_tbptt.models.heads import mode
 from ppo_tbptt.run.checkpoint import CheckpointError
 from ppo_tbptt.run.weights import load_weights, save_weights
-from ppo_tbptt.training.trainer import Trainer
 
 POC = "ppo_tbptt/PocMemory-v0"
 
@@ -53,7 +53,6 @@ def untrained(env_id: str, core: str, num_layers: int = 1) -> Policy:
         ("fixture_envs:fixture/ImageToy-v0", "rnn_relu", 1),
         (POC, "gru", 1),
         ("fixture_envs:fixture/DictToy-v0", "gru", 2),
-        (POC, "lstm", 1),
         ("fixture_envs:fixture/Tracer-v0", "lstm", 3),
     ],
 )
@@ -69,22 +68,16 @@ def test_onnx_plays_the_same_episode(env_id: str, core: str, num_layers: int, tm
 
     env = make_env(policy.config.env.id)
     obs, episode = env.reset(200_000), None
-    ours = policy.agent.core.initial_state(1)
     state = np.zeros((1, size), np.float32)
     while episode is None:
         batch = {key: obs[key][None] for key in names}
         logits, value, *after = session.run(None, {**batch, "state": state} if size else batch)
-        with torch.no_grad():
-            tensors = {key: torch.from_numpy(x) for key, x in batch.items()}
-            expected = policy.agent.step(tensors, ours)
-        ours = expected.state_out
-        np.testing.assert_allclose(logits, expected.logits, atol=1e-4)
-        np.testing.assert_allclose(value, expected.value, atol=1e-4, rtol=1e-4)
         state = after[0] if size else state
-        np.testing.assert_allclose(state, ours, atol=1e-4, rtol=1e-4)
-        action = policy.act(obs, greedy=True)
-        np.testing.assert_array_equal(mode(torch.from_numpy(logits), policy.spec.action_nvec)[0], np.atleast_1d(action))
-        obs, _, _, _, episode = env.step(np.atleast_1d(action))
+        action = np.atleast_1d(policy.act(obs, greedy=True))
+        np.testing.assert_array_equal(mode(torch.from_numpy(logits), policy.spec.action_nvec)[0], action)
+        assert float(value[0]) == pytest.approx(float(policy.value), abs=1e-4, rel=1e-4)  # type: ignore[arg-type]
+        np.testing.assert_allclose(state[0], policy.state, atol=1e-4, rtol=1e-4)
+        obs, _, _, _, episode = env.step(action)
 
 
 def test_onnx_metadata_and_names(tmp_path: Path) -> None:
@@ -126,42 +119,29 @@ def raising(error: Exception, cause: Exception | None = None) -> Callable[..., N
     ("name", "broken", "reason"),
     [
         ("torch.onnx.export", raising(RuntimeError("step 1/3\nfailed"), ValueError("rank\n5")), "ValueError: rank 5"),
-        (
-            "onnx.checker.check_model",
-            raising(RuntimeError("of op Split\n" + 999 * "x")),
-            "RuntimeError: of op Split xxx",
-        ),
+        ("onnx.checker.check_model", raising(RuntimeError("Split\n" + 999 * "x")), "RuntimeError: Split xxx"),
     ],
 )
 def test_a_torch_that_fails_is_one_line(
-    name: str,
-    broken: Callable[..., None],
-    reason: str,
-    run: Path,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
+    name: str, broken: Callable[..., None], reason: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pytest.importorskip("onnxscript")
     file = tmp_path / "a.onnx"
     file.write_text("old")
     monkeypatch.setattr(name, broken)
-    assert main(["export", str(run), "--onnx", str(file)]) == 2
-    err = capsys.readouterr().err
-    assert err.count("\n") == 1 and len(err) < len(str(file)) + 400
-    assert f"{file}: not written" in err and torch.__version__ in err and reason in err
-    assert "another version of torch" in err
+    with pytest.raises(ExportError) as caught:
+        export_onnx(untrained(POC, "gru"), file)
+    error = str(caught.value)
+    assert "\n" not in error and len(error) < len(str(file)) + 400
+    assert f"{file}: not written" in error and torch.__version__ in error and reason in error
+    assert "another version of torch" in error
     assert [path.read_text() for path in tmp_path.iterdir()] == ["old"]
 
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("export") / "run"
-    with Trainer(
-        tiny(total_steps=64, env={"id": "fixture_envs:fixture/DictToy-v0"}, model={"cnn_channels": [4, 4, 4]}), path
-    ) as t:
-        list(t)
-    return path
+    changes = {"env": {"id": "fixture_envs:fixture/DictToy-v0"}, "model": {"cnn_channels": [4, 4, 4]}}
+    return train_tiny(tmp_path_factory.mktemp("export") / "run", total_steps=64, **changes)
 
 
 @pytest.mark.parametrize("package", ["onnx", "onnxscript"])
@@ -169,9 +149,8 @@ def test_missing_packages_are_named(
     package: str, run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setitem(sys.modules, package, None)
-    assert main(["export", str(run), "--onnx", str(tmp_path / "a.onnx")]) == 2
-    err = capsys.readouterr().err
-    assert package in err and "pip install 'ppo-tbptt[onnx]'" in err and err.count("\n") == 1
+    error = refusal(capsys, "export", run, "--onnx", tmp_path / "a.onnx")
+    assert package in error and "pip install 'ppo-tbptt[onnx]'" in error
 
 
 def test_the_printed_lines_play(run: Path, tmp_path: Path) -> None:
@@ -209,17 +188,13 @@ def test_weights_alone_make_the_same_policy(run: Path, tmp_path: Path, capsys: p
 
 def test_wrong_input_is_one_line(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for arguments, text in [
-        ([], "--onnx FILE.onnx"),
         (["--safetensors", tmp_path / "no" / "a.safetensors"], "there is no folder"),
         (["--ppo.gamma", "1"], "gamma"),
     ]:
-        assert main(["export", str(run), *map(str, arguments)]) == 2
-        err = capsys.readouterr().err
-        assert text in err and err.count("\n") == 1
+        assert text in refusal(capsys, "export", run, *arguments)
 
 
 HOSTILE: dict[str, dict[str, str | None]] = {
-    "no format": {"format": None},
     "another format": {"format": "ppo_tbptt weights 2"},
     "no config": {"config": None},
     "config is no JSON": {"config": "{"},
@@ -227,21 +202,12 @@ HOSTILE: dict[str, dict[str, str | None]] = {
     "config is a list": {"config": "[]"},
     "config of another network": {"config": json.dumps(tiny(core={"hidden_size": 9}).to_dict())},
     "config of a giant": {"config": json.dumps(tiny(core={"hidden_size": 65_536, "num_layers": 8}).to_dict())},
-    "spec is a number": {"spec": "1"},
     "spec without fields": {"spec": "{}"},
     "steps are words": {"env_steps": "many"},
-    "steps have no end": {"env_steps": "9" * 5_000},
 }
 SPECS: dict[str, dict[str, Any]] = {
     "huge observations": {"obs": [["obs", [10**6, 10**6, 3], "uint8"]]},
     "observations beyond 64 bits": {"obs": [["obs", [10**40], "float32"]]},
-    "observations without axes": {"obs": [["obs", [], "float32"]]},
-    "no observations": {"obs": []},
-    "observations of text": {"obs": "abc"},
-    "a name with a dot": {"obs": [["o.bs", [3], "float32"]]},
-    "no actions": {"action_nvec": []},
-    "negative actions": {"action_nvec": [-2]},
-    "infinite actions": {"action_nvec": [float("inf")]},
     "an unknown field": {"colour": 1},
 }
 

@@ -28,13 +28,11 @@ from ppo_tbptt.run import sinks
 from ppo_tbptt.run.checkpoint import load_checkpoint, save_checkpoint
 from ppo_tbptt.run.folder import RunDir, RunDirError
 from ppo_tbptt.run.metrics import Report, read_metrics
-from ppo_tbptt.run.sinks import UnwritableError
 from ppo_tbptt.training.trainer import Trainer
 
 ROOT = Path(__file__).parent.parent
 IN_WORKERS: dict[str, Any] = {"num_workers": 2}
-FAULTY: dict[str, Any] = {"options": {"step_at": 5}}  # of every episode
-RARELY_FAULTY: dict[str, Any] = {"options": {"step_at": 30}}
+FAULTY: dict[str, Any] = {"id": "fixture_envs:fixture/Faulty-v0", "options": {"step_at": 5}}  # of every episode
 
 
 def finish(trainer: Trainer) -> list[Report]:
@@ -103,61 +101,35 @@ def test_kill_9_of_the_trainer_at_50_random_moments(tmp_path: Path) -> None:
 # --- workers --------------------------------------------------------------------------------------------------------
 
 
-def pids(trainer: Trainer) -> list[int]:
-    assert isinstance(trainer.envs, VectorEnv)
-    return trainer.envs.worker_pids
+HOW = {signal.SIGKILL: "SIGKILL", signal.SIGSTOP: "did not answer within 1 s"}
 
 
-def test_kill_9_of_a_worker(tmp_path: Path) -> None:
-    with Trainer(tiny(env=IN_WORKERS), tmp_path / "run") as trainer:
-        next(trainer)
-        os.kill(pids(trainer)[1], signal.SIGKILL)
-        report = next(trainer)
-        assert report.scalars["faults/worker_restarts"] == 1
-        assert len(report.notes) == 1 and "SIGKILL" in report.notes[0]
-        assert finish(trainer)[-1].scalars["faults/worker_restarts"] == 1
-    assert [row["faults/worker_restarts"] for row in read_metrics(tmp_path / "run" / "metrics.jsonl")] == [0, 1, 1, 1]
-
-
-def test_a_worker_that_hangs(tmp_path: Path) -> None:
+@pytest.mark.parametrize("number", HOW)
+def test_a_worker_that_is_killed_or_hangs(number: signal.Signals, tmp_path: Path) -> None:
     with Trainer(tiny(env={**IN_WORKERS, "step_timeout": 1.0}), tmp_path / "run") as trainer:
         next(trainer)
-        os.kill(pids(trainer)[0], signal.SIGSTOP)
+        assert isinstance(trainer.envs, VectorEnv)
+        os.kill(trainer.envs.worker_pids[1], number)
         report = next(trainer)
-        assert report.scalars["faults/worker_restarts"] == 1
-        assert "1" in report.notes[0] and "answer" in report.notes[0]
+        assert len(report.notes) == 1 and HOW[number] in report.notes[0]
         finish(trainer)
+    assert [row["faults/worker_restarts"] for row in read_metrics(tmp_path / "run" / "metrics.jsonl")] == [0, 1, 1, 1]
 
 
 def test_after_max_worker_restarts_the_run_stops_with_the_last_words(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    config = tiny(env={"id": "fixture_envs:fixture/Faulty-v0", **FAULTY, "num_workers": 1, "max_worker_restarts": 2})
-    with Trainer(config, tmp_path / "run") as trainer, pytest.raises(WorkerError, match="2 restarts") as caught:
-        list(trainer)
-    assert "Traceback" in str(caught.value)
+    config = tiny(env={**FAULTY, "num_workers": 1, "max_worker_restarts": 2})
     path = tmp_path / "config.toml"
     path.write_text(config.to_toml())
     assert main(["train", str(path), "--run-dir", str(tmp_path / "cli")]) == 1
-    assert "Traceback" in capsys.readouterr().err
-
-
-@pytest.mark.parametrize("workers", [0, 2])
-def test_an_environment_that_raises_now_and_then(workers: int, tmp_path: Path) -> None:
-    config = tiny(
-        env={"id": "fixture_envs:fixture/Faulty-v0", **RARELY_FAULTY, "num_workers": workers, "max_worker_restarts": 99}
-    )
-    with Trainer(config, tmp_path / "run") as trainer:
-        reports = finish(trainer)
-    assert reports[-1].scalars["faults/worker_restarts"] > 0
-    assert any("Traceback" in note for report in reports for note in report.notes)
+    error = capsys.readouterr().err
+    assert "Traceback" in error and "2 restarts" in error
 
 
 def test_what_failed_is_counted_over_the_whole_run(tmp_path: Path) -> None:
     """Every fifth step of each of four environments fails, and costs that step alone: 3, 6, 9, 12 times in 64 steps."""
-    config = tiny(
-        env={"id": "fixture_envs:fixture/Faulty-v0", **FAULTY, "max_worker_restarts": 99}, train={"checkpoint_every": 1}
-    )
+    config = tiny(env={**FAULTY, "max_worker_restarts": 99}, train={"checkpoint_every": 1})
     with Trainer(config, tmp_path / "run") as trainer:
         reports = [next(trainer), next(trainer)]
     with Trainer.resume(tmp_path / "run") as trainer:
@@ -238,18 +210,6 @@ def test_a_disk_that_is_full_at_the_end(tmp_path: Path, monkeypatch: pytest.Monk
     assert RunDir(tmp_path / "run").newest().name == "iteration_0000004.pt"
 
 
-def test_a_disk_that_stays_full(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    disk = Disk(monkeypatch)
-    config = tiny(train={"checkpoint_every": 1, "max_unwritable_minutes": 0.0})
-    with Trainer(config, tmp_path / "run") as trainer:
-        next(trainer)
-        disk.full = True
-        with pytest.raises(UnwritableError, match=r"checkpoints for 0 minutes \(No space left"):
-            next(trainer)
-    with Trainer.resume(tmp_path / "run") as trainer:
-        assert trainer.iteration == 1
-
-
 LIMITED = """
 import resource, signal, sys
 from ppo_tbptt.cli import main
@@ -275,19 +235,12 @@ def test_files_that_can_really_not_be_written(size: int, tmp_path: Path) -> None
 # --- numbers --------------------------------------------------------------------------------------------------------
 
 
-def test_a_loss_that_is_not_finite(tmp_path: Path) -> None:
-    with Trainer(tiny(), tmp_path / "run") as trainer:
-        trainer.learner.auxiliary.append(poison(lambda k: k == 5))
-        reports = finish(trainer)
-    assert [report.scalars["faults/nonfinite_updates"] for report in reports] == [0, 1, 1, 1]
-    assert "1 of 4 updates skipped" in reports[1].notes[0]
-
-
-def test_a_loss_that_stays_not_finite(tmp_path: Path) -> None:
+def test_a_loss_that_is_not_finite_once_and_then_for_good(tmp_path: Path) -> None:
     run = tmp_path / "run"
     with Trainer(tiny(train={"checkpoint_every": 1, "max_nonfinite_updates": 6}), run) as trainer:
-        trainer.learner.auxiliary.append(poison(lambda k: k >= 4))
-        next(trainer)
+        trainer.learner.auxiliary.append(poison(lambda k: k == 1 or k >= 4))
+        report = next(trainer)
+        assert report.scalars["faults/nonfinite_updates"] == 1 and "1 of 4 updates skipped" in report.notes[0]
         with pytest.raises(NonFiniteError, match="6 updates in a row"):
             list(trainer)
     assert RunDir(run).newest().name == "iteration_0000002.pt"

@@ -21,7 +21,6 @@ from ppo_tbptt.run.checkpoint import CheckpointError, load_checkpoint, save_chec
 from ppo_tbptt.run.files import JsonError, read_json
 from ppo_tbptt.run.folder import RunDir
 from ppo_tbptt.run.metrics import MetricsError, read_metrics
-from ppo_tbptt.training.trainer import Trainer
 
 ROOT = Path(__file__).parent.parent
 POC = str(ROOT / "configs" / "toy_poc_memory.toml")
@@ -80,13 +79,6 @@ class Malicious:
         return os.system, (f"touch '{self.target}'",)
 
 
-def zip_with(pickled: bytes, path: Path) -> None:
-    with zipfile.ZipFile(path, "w") as file:
-        file.writestr("archive/data.pkl", pickled)
-        file.writestr("archive/version", "3\n")
-        file.writestr("archive/byteorder", "little")
-
-
 def behind_a_real_one(real: Path, pickled: bytes, path: Path) -> None:
     """A checkpoint of ours, whole but for the data.pkl in it."""
     with zipfile.ZipFile(real) as old, zipfile.ZipFile(path, "w") as new:
@@ -96,16 +88,12 @@ def behind_a_real_one(real: Path, pickled: bytes, path: Path) -> None:
 
 MALICIOUS = {
     "torch.save": lambda path, real, bad: torch.save({**load_checkpoint(real), "best": bad}, path),
-    "torch.save, legacy": lambda path, real, bad: torch.save(
-        {"agent": {}, "config": {}, "best": bad}, path, _use_new_zipfile_serialization=False
-    ),
+    "torch.save, legacy": lambda path, real, bad: torch.save({"best": bad}, path, _use_new_zipfile_serialization=False),
     "save_checkpoint": lambda path, real, bad: save_checkpoint(path, {**load_checkpoint(real), "best": bad}),
     "pickle": lambda path, real, bad: path.write_bytes(pickle.dumps(bad)),
-    "pickle, protocol 0": lambda path, real, bad: path.write_bytes(pickle.dumps(bad, protocol=0)),
-    "zip": lambda path, real, bad: zip_with(pickle.dumps(bad), path),
     "in ours": lambda path, real, bad: behind_a_real_one(real, pickle.dumps(bad), path),
-    "builtins.eval": lambda path, real, bad: zip_with(
-        f"cbuiltins\neval\n(V__import__('os').system('touch {bad.target}')\ntR.".encode(), path
+    "builtins.eval": lambda path, real, bad: behind_a_real_one(
+        real, f"cbuiltins\neval\n(V__import__('os').system('touch {bad.target}')\ntR.".encode(), path
     ),
 }
 
@@ -125,32 +113,10 @@ def test_no_checkpoint_runs_anything(kind: str, run: RunDir, tmp_path: Path, fai
     for path in [*run.periodic(), run.best]:
         path.unlink(missing_ok=True)
     newest = bad.rename(run.checkpoint(2))
-    loaders: list[Callable[[], object]] = [
-        lambda: load_checkpoint(newest),
-        lambda: Policy.load(newest),
-        lambda: Policy.load(run.path),
-        lambda: Trainer.resume(run.path),
-    ]
-    for load in loaders:
-        with pytest.raises(CheckpointError) as caught:
-            load()
-        assert str(caught.value).isprintable()
+    with pytest.raises(CheckpointError):
+        Policy.load(newest)
     for arguments in (["evaluate", newest], ["evaluate", run.path], ["enjoy", newest], ["train", "--resume", run.path]):
         fails(*arguments)
-    assert not target.exists()
-
-
-def test_the_script_says_so_too(tmp_path: Path) -> None:
-    target = tmp_path / "was_here"
-    torch.save({"format": 1, "config": {}, "agent": Malicious(target)}, tmp_path / "c.pt")
-    done = subprocess.run(
-        [sys.executable, str(ROOT / "scripts" / "evaluate.py"), str(tmp_path / "c.pt")],
-        capture_output=True,
-        text=True,
-        timeout=100,
-    )
-    assert done.returncode == 2
-    assert done.stderr.startswith("error: ") and done.stderr.count("\n") == 1
     assert not target.exists()
 
 
@@ -179,33 +145,27 @@ def test_checkpoints_of_other_contents_are_refused(changes: dict[str, Any], run:
 
 ROW = b'{"iteration": 1, "env_steps": 64, "loss/total": 0.5}\n'
 NO_ROWS = {
-    "garbage": b"garbage\n",
-    "not UTF-8": b'{"iteration": 1, "env_steps": 1, "\xff": 1}\n',
-    "NUL bytes": b"\0" * 100 + b"\n",
-    "blank": b"\n",
-    "a list": b"[1, 2]\n",
-    "no iteration": b'{"env_steps": 64}\n',
-    "iteration is text": b'{"iteration": "1", "env_steps": 64}\n',
-    "iteration is true": b'{"iteration": true, "env_steps": 64}\n',
-    "text for a number": b'{"iteration": 1, "env_steps": 64, "loss/total": "low"}\n',
-    "null for a number": b'{"iteration": 1, "env_steps": 64, "loss/total": null}\n',
-    "NaN": b'{"iteration": 1, "env_steps": 64, "loss/total": NaN}\n',
-    "1e400": b'{"iteration": 1, "env_steps": 64, "loss/total": 1e400}\n',
-    "5000 digits": b'{"iteration": ' + b"9" * 5000 + b', "env_steps": 64}\n',
-    "nested": b'{"iteration": ' + b"[" * 100_000 + b"\n",
+    "garbage": b"garbage",
+    "NUL bytes": b"\0" * 100,
+    "blank": b"",
+    "no iteration": b'{"env_steps": 64}',
+    "iteration is true": b'{"iteration": true, "env_steps": 64}',
+    "negative": b'{"iteration": 1, "env_steps": -1}',
+    "text for a number": b'{"iteration": 1, "env_steps": 64, "loss/total": "low"}',
+    "null for a number": b'{"iteration": 1, "env_steps": 64, "loss/total": null}',
 }
 
 
-@pytest.mark.parametrize("kind", NO_ROWS)
-def test_metrics_that_are_no_rows(kind: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("line", NO_ROWS.values(), ids=NO_ROWS)
+def test_metrics_that_are_no_rows(line: bytes, tmp_path: Path) -> None:
     """Before the last line they are an error; the last line may be torn."""
     path = tmp_path / "metrics.jsonl"
-    path.write_bytes(ROW + NO_ROWS[kind] + ROW)
+    path.write_bytes(ROW + line + b"\n" + ROW)
     with pytest.raises(MetricsError) as caught:
         read_metrics(path)
     assert str(caught.value).startswith(f"{path}:2: ")
     assert str(caught.value).isprintable() and len(str(caught.value)) < len(str(path)) + 200
-    path.write_bytes(ROW * 3 + NO_ROWS[kind])
+    path.write_bytes(ROW * 3 + line + b"\n")
     assert len(read_metrics(path)) == 3
 
 
@@ -218,15 +178,11 @@ def test_torn_metrics(tmp_path: Path) -> None:
     assert read_metrics(path) == []
 
 
-def sparse(path: Path, size: int) -> None:
-    with path.open("wb") as file:
-        file.truncate(size)
-
-
 def test_endless_lines_and_what_is_no_file(tmp_path: Path) -> None:
     """100 GB of nothing is not read to its end, a pipe not waited for."""
     path = tmp_path / "metrics.jsonl"
-    sparse(path, 10**11)
+    path.touch()
+    os.truncate(path, 10**11)
     with pytest.raises(MetricsError, match="more than 1,048,576 bytes"):
         read_metrics(path)
     os.mkfifo(tmp_path / "pipe")
@@ -253,9 +209,8 @@ def test_metrics_behind_a_link_are_not_written(run: RunDir, tmp_path: Path, fail
 
 NO_JSON = {
     "empty": b"",
-    "garbage": b"garbage",
+    "torn": b'{"a": 1',
     "not UTF-8": b'{"a": "\xff"}',
-    "UTF-16": '{"a": 1}'.encode("utf-16"),
     "a list": b"[]",
     "NaN": b'{"a": NaN}',
     "Infinity": b'{"a": -Infinity}',
@@ -265,14 +220,13 @@ NO_JSON = {
     "nested lists": b'{"a": ' + b"[" * 100_000,
     "nested tables": b'{"a": ' * 100_000,
     "half a character": b'{"a": "\\ud800"}',
-    "torn": b'{"a": 1',
 }
 
 
-@pytest.mark.parametrize("kind", NO_JSON)
-def test_json_that_is_refused(kind: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("content", NO_JSON.values(), ids=NO_JSON)
+def test_json_that_is_refused(content: bytes, tmp_path: Path) -> None:
     path = tmp_path / "x.json"
-    path.write_bytes(NO_JSON[kind])
+    path.write_bytes(content)
     with pytest.raises(JsonError) as caught:
         read_json(path)
     assert str(caught.value).startswith(f"{path}: ")
@@ -280,7 +234,8 @@ def test_json_that_is_refused(kind: str, tmp_path: Path) -> None:
 
 
 def test_what_is_no_json_file(tmp_path: Path) -> None:
-    sparse(tmp_path / "large.json", 10**11)
+    (tmp_path / "large.json").touch()
+    os.truncate(tmp_path / "large.json", 10**11)
     os.mkfifo(tmp_path / "pipe")
     for path in (tmp_path, tmp_path / "pipe", tmp_path / "nowhere", tmp_path / ("x" * 300), Path("/dev/zero")):
         with pytest.raises(JsonError):
@@ -296,31 +251,15 @@ def spoil(path: Path, *, key: str, value: Any) -> None:
     )
 
 
-FIELDS = "checkpoint env_id env_steps episodes seeds repeats greedy sampling_seed max_steps forget_every capped"
-
-
 @pytest.mark.parametrize(
     ("key", "value", "says"),
     [
-        *[(key, ..., ": missing; must be") for key in [*FIELDS.split(), "headline", "measures"]],
+        *[(key, ..., ": missing; must be") for key in ("checkpoint", "headline", "measures")],
         ("env_id", None, ": none is not allowed; must be text"),
-        ("env_steps", "many", ': "many" is not allowed; must be a whole number'),
         ("repeats", True, ": true is not allowed; must be a whole number"),
-        ("greedy", 1, ": 1 is not allowed; must be true or false"),
-        ("seeds", [], ": [] is not allowed; must be a list of at least 1, each a whole number"),
         ("seeds", ["a"], ': ["a"] is not allowed; must be a list of at least 1, each a whole number'),
-        ("measures", [1], ": [1] is not allowed; must be a table"),
         ("measures", {"return": 3}, ".return: 3 is not allowed; must be a table {mean, ci95}"),
-        (
-            "measures",
-            {"return": {"mean": "high", "ci95": None}},
-            '.return.mean: "high" is not allowed; must be a number',
-        ),
-        (
-            "measures",
-            {"return": {"mean": 1, "ci95": [1]}},
-            ".return.ci95: [1] is not allowed; must be a list of 2, each a",
-        ),
+        ("measures", {"return": {"mean": 1, "ci95": [1]}}, ".return.ci95: [1] is not allowed; must be a list of 2"),
         ("measures", {"return": {"mean": 1}}, ".return.ci95: missing; must be a list of 2, each a number, or none"),
         ("headline", "fame", ': "fame" is not allowed; must be one of the measures'),
         ("forget_every", "never", "or none"),
@@ -342,26 +281,15 @@ def test_a_spoilt_config_is_one_line(content: bytes, run: RunDir, fails: Fails) 
     assert contents(run.path) == before
 
 
-def test_names_that_look_like_markup_are_printed_as_they_are(run: RunDir, capsys: pytest.CaptureFixture[str]) -> None:
-    """[/x] would be an error to rich, and :smile: a picture."""
-    folder = run.path.rename(run.path.parent / "a:smile:")
+def test_names_are_printed_as_they_are(run: RunDir) -> None:
+    """[/x] would be an error to rich and :smile: a picture; \\udcff is no text."""
+    folder = run.path.rename(run.path.parent / "a:smile:\udcff")
     spoil(folder / "evaluations" / "final.json", key="env_id", value="[/x] [bold]y")
-    assert main(["train", POC, "--run-dir", str(folder), "--continue", *SMALL]) == 0
-    out = capsys.readouterr().out
-    assert "[/x] [bold]y after 128 steps" in out and "a:smile:" in out
-
-
-def test_names_that_are_no_text(run: RunDir) -> None:
-    folder = run.path.rename(run.path.parent / "a\udcff")
+    command = [sys.executable, str(ROOT / "scripts" / "train.py"), POC, "--run-dir", str(folder), "--continue", *SMALL]
     environment = {**os.environ, "PYTHONIOENCODING": "utf-8"}
-    done = subprocess.run(
-        [sys.executable, str(ROOT / "scripts" / "train.py"), POC, "--run-dir", str(folder), "--continue", *SMALL],
-        capture_output=True,
-        timeout=100,
-        env=environment,
-    )
+    done = subprocess.run(command, capture_output=True, timeout=100, env=environment)
     assert done.returncode == 0, done.stderr
-    assert b"a\\udcff" in done.stdout
+    assert b"[/x] [bold]y after 128 steps" in done.stdout and b"a:smile:\\udcff" in done.stdout
 
 
 # What a file says, and where a link leads, decides nothing outside of the run
@@ -451,27 +379,13 @@ def strange_paths(tmp_path: Path) -> list[str]:
     return ["", "/dev/zero", "/" + "y/" * 3000, *[str(tmp_path / name) for name in names]]
 
 
-@pytest.mark.parametrize(
-    "command",
-    [
-        ["evaluate"],
-        ["enjoy"],
-        ["show"],
-        ["train"],
-        ["benchmark"],
-        ["train", "--resume"],
-        ["benchmark", POC, "--profile"],
-        ["evaluate", POC, "--json"],
-        ["enjoy", POC, "--video"],
-    ],
-    ids=" ".join,
-)
+COMMANDS = [["evaluate"], ["enjoy"], ["show"], ["train"], ["benchmark"], ["train", "--resume"]]
+COMMANDS += [["benchmark", POC, "--profile"], ["evaluate", POC, "--json"], ["enjoy", POC, "--video"]]
+
+
+@pytest.mark.parametrize("command", COMMANDS, ids=" ".join)
 def test_strange_paths(
-    command: list[str],
-    strange_paths: list[str],
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    fails: Fails,
+    command: list[str], strange_paths: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fails: Fails
 ) -> None:
     monkeypatch.chdir(tmp_path / "folder")
     before = contents(tmp_path)
@@ -491,10 +405,10 @@ def test_a_device_is_not_replaced(fails: Fails, finished: Path) -> None:
     assert Path("/dev/null").is_char_device()
 
 
-@pytest.mark.parametrize("number", ["1e9", "10" * 3000, "-1", "", "½", "nan", str(2**31), "0x10"])
 @pytest.mark.parametrize("option", ["--num-seeds", "--repeats", "--max-steps", "--first-seed", "--forget-every"])
-def test_numbers_that_are_none(number: str, option: str, finished: Path, fails: Fails) -> None:
-    assert len(fails("evaluate", finished, option, number)) < 500
+def test_numbers_that_are_none(option: str, finished: Path, fails: Fails) -> None:
+    for number in ("1e9", "10" * 3000, "-1", "", "½", "nan", str(2**31), "0x10"):
+        assert len(fails("evaluate", finished, option, number)) < 500
 
 
 # Environments

@@ -1,36 +1,20 @@
-"""Policy: a trained agent in a plain Gymnasium loop."""
+"""Policy: its state, its random numbers and what it refuses (test_gymnasium_loops.py plays with it)."""
 
 from pathlib import Path
 
-import gymnasium as gym
 import numpy as np
 import pytest
-from configs_for_tests import tiny
+from helpers import train_tiny
 
-import ppo_tbptt.envs.toy  # noqa: F401 (registers the toy tasks)
 from ppo_tbptt import Policy
-from ppo_tbptt.run.checkpoint import CheckpointError
-from ppo_tbptt.training.trainer import Trainer
+from ppo_tbptt.run import checkpoint as checkpoint_module
+from ppo_tbptt.run import folder as folder_module
+from ppo_tbptt.run.checkpoint import CheckpointError, load_checkpoint, save_checkpoint
 
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("policy") / "run"
-    with Trainer(tiny(total_steps=64), path) as trainer:
-        list(trainer)
-    return path
-
-
-def test_three_lines_on_a_plain_environment(run: Path) -> None:
-    policy = Policy.load(run)
-    env = gym.make("ppo_tbptt/PocMemory-v0", disable_env_checker=True)
-    obs, _ = env.reset(seed=200_000)
-    done = False
-    while not done:
-        action = policy.act(obs)
-        assert isinstance(action, int)
-        obs, _, terminated, truncated, _ = env.step(action)
-        done = terminated or truncated
+    return train_tiny(tmp_path_factory.mktemp("policy") / "run", total_steps=64)
 
 
 def test_it_carries_its_state_until_reset(run: Path) -> None:
@@ -88,10 +72,16 @@ def test_wrong_observations_are_named(run: Path) -> None:
 
 
 def test_weights_that_do_not_belong_to_the_config(run: Path, tmp_path: Path) -> None:
-    from ppo_tbptt.run.checkpoint import load_checkpoint, save_checkpoint
-
     tree = load_checkpoint(run / "checkpoints" / "iteration_0000001.pt")
     tree["config"]["core"]["hidden_size"] = 9
     save_checkpoint(tmp_path / "c.pt", {k: v for k, v in tree.items() if k != "format"})
     with pytest.raises(CheckpointError, match="don't belong together"):
         Policy.load(tmp_path / "c.pt")
+
+
+def test_a_checkpoint_is_read_once_and_named(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    checkpoint, verified = run / "checkpoints" / "iteration_0000001.pt", []
+    for module in (checkpoint_module, folder_module):
+        monkeypatch.setattr(module, "verify_checkpoint", verified.append)
+    assert Policy.load(run).path == Policy.load(checkpoint).path == checkpoint
+    assert verified == [checkpoint, checkpoint]

@@ -7,23 +7,21 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from configs_for_tests import tiny
-from test_evaluation import tracer_agent
+from helpers import refusal, train_tiny
+from test_reference_evaluation import make_agent
 
-from ppo_tbptt.analysis.probe import ProbeResult, probe_memory
-from ppo_tbptt.analysis.probe_figure import draw_probe
+from ppo_tbptt.analysis.probe import ProbeResult, draw_probe, probe_memory
 from ppo_tbptt.cli import main
 from ppo_tbptt.commands import probe as command
 from ppo_tbptt.config import EnvConfig
 from ppo_tbptt.evaluation.evaluate import evaluate
-from ppo_tbptt.training.trainer import Trainer
 
 TRACER = EnvConfig(id="fixture_envs:fixture/Tracer-v0")
 LEVELS: dict[str, Any] = {"seeds": range(100, 130), "repeats": 3}
 
 
 def play(**changes: Any) -> ProbeResult:
-    return probe_memory(tracer_agent(), TRACER, **{**LEVELS, "num_workers": 0, **changes})
+    return probe_memory(make_agent(TRACER.id), TRACER, **{**LEVELS, "num_workers": 0, **changes})
 
 
 def test_it_plays_each_disturbance_once() -> None:
@@ -39,11 +37,11 @@ def test_it_plays_each_disturbance_once() -> None:
     ]
     assert calls[-1] == (9 * 90, 9 * 90)
     for trial in result.of("forget"):
-        same = evaluate(tracer_agent(), TRACER, **LEVELS, num_workers=0, forget_every=int(trial.amount or 0))
+        same = evaluate(make_agent(TRACER.id), TRACER, **LEVELS, num_workers=0, forget_every=int(trial.amount or 0))
         assert trial.measures == same.measures
     returns = [trial.measures["return"].mean for trial in result.trials]
     assert len(set(returns)) == len(returns)  # each does something of its own to this agent
-    assert result.trials[0].measures == evaluate(tracer_agent(), TRACER, **LEVELS, num_workers=0).measures
+    assert result.trials[0].measures == evaluate(make_agent(TRACER.id), TRACER, **LEVELS, num_workers=0).measures
 
 
 def test_the_number_of_workers_changes_nothing() -> None:
@@ -58,10 +56,7 @@ def test_a_single_level_has_no_intervals_but_a_figure() -> None:
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("probe") / "run"
-    with Trainer(tiny(total_steps=64), path) as trainer:
-        list(trainer)
-    return path
+    return train_tiny(tmp_path_factory.mktemp("probe") / "run", total_steps=64)
 
 
 SMALL = ["--num-seeds", "3", "--repeats", "2", "--num-workers", "0", "--device", "cpu"]
@@ -73,7 +68,6 @@ def test_the_command_leaves_table_figures_and_picture(run: Path, capsys: pytest.
     for text in ("as it is", "wiped at every step", "wiped every 4 steps", "another level's", "noise of 0.3 x RMS"):
         assert text in out
     assert "wiped every 8 steps" not in out
-    assert max(map(len, [line for line in out.splitlines() if str(run) not in line])) <= 100
     (data,) = (run / "evaluations").glob("probe_*.json")
     tree = json.loads(data.read_text())
     assert tree["checkpoint"].endswith("iteration_0000001.pt")
@@ -96,16 +90,13 @@ def test_another_task_is_written_only_where_told(run: Path, tmp_path: Path) -> N
 
 
 def test_wrong_input_is_one_line(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    with Trainer(tiny(total_steps=64, core={"kind": "none"}), tmp_path / "none") as trainer:
-        list(trainer)
+    train_tiny(tmp_path / "none", total_steps=64, core={"kind": "none"})
     for arguments, text in [
         ([tmp_path / "none"], "no memory to probe (core.kind = 'none')"),
         ([run, "--json", tmp_path / "no" / "a.json"], "there is no folder"),
         ([run, "--forget-every", "2"], "forget"),
     ]:
-        assert main(["probe", *map(str, arguments)]) == 2
-        err = capsys.readouterr().err
-        assert text in err and err.count("\n") == 1
+        assert text in refusal(capsys, "probe", *arguments)
 
 
 def test_a_signal_stops_it_and_nothing_is_written(

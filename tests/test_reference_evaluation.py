@@ -1,13 +1,13 @@
 """Evaluations equal a plain loop over level seeds and repeats, one environment and one episode at a time."""
 
 import random
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field
 from functools import cache
 from pathlib import Path
 from typing import Any
 
-import fixture_envs  # noqa: F401 (registers environments)
+import fixture_envs
 import gymnasium as gym
 import memory_gym  # noqa: F401 (registers its tasks)
 import numpy as np
@@ -20,6 +20,7 @@ from scipy import stats
 
 import ppo_tbptt.envs.toy  # noqa: F401 (registers the toys)
 from ppo_tbptt.config import Config, EnvConfig
+from ppo_tbptt.envs import WorkerError, make_env
 from ppo_tbptt.evaluation.evaluate import PARALLEL_EPISODES, evaluate
 from ppo_tbptt.models import Agent
 from ppo_tbptt.run.checkpoint import load_checkpoint
@@ -44,7 +45,7 @@ def reference(
     max_steps: int = 16_384,
     forget_every: int | None = None,
 ) -> dict[str, Any]:
-    """What `evaluate(...).to_dict()` must be."""
+    """What `asdict(evaluate(...))` must be."""
     agent.eval()
     rows: list[Row] = []
     for seed in sorted(seeds):
@@ -187,34 +188,12 @@ def assert_equal(found: Any, expected: Any, where: str = "evaluation") -> None:
 # --- evaluate --------------------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True, kw_only=True)
-class Case:
-    """A task, an agent and how it is evaluated."""
-
-    id: str
-    env: dict[str, Any] = field(default_factory=dict)
-    agent: dict[str, Any] = field(default_factory=dict)
-    how: dict[str, Any] = field(default_factory=dict)
-    seeds: list[int]
-    repeats: int = 2
-
-    def agent_and_env(self) -> tuple[Agent, EnvConfig]:
-        return make_agent(self.id, **self.agent), EnvConfig(id=self.id, **self.env)
-
-    def arguments(self, **changes: Any) -> dict[str, Any]:
-        return {"seeds": self.seeds, "repeats": self.repeats, **self.how, **changes}
-
-
 def make_agent(env_id: str, **changes: Any) -> Agent:
     """An agent with a mind of its own: its actions are far from equally probable, and depend on its state."""
-    env = gym.make(env_id.split(":")[-1], disable_env_checker=True)
-    boxes = env.observation_space.spaces if isinstance(env.observation_space, gym.spaces.Dict) else None
-    shapes: Any = (
-        {"obs": env.observation_space.shape} if boxes is None else {key: box.shape for key, box in boxes.items()}
-    )
-    space = env.action_space
-    nvec = (int(space.n),) if isinstance(space, gym.spaces.Discrete) else tuple(int(n) for n in space.nvec)  # type: ignore[attr-defined]
-    agent = tiny_agent(shapes, nvec, seed=3, **changes)
+    env = make_env(env_id)
+    env.close()
+    shapes = {key: array.shape for key, array in env.spec.obs.items()}
+    agent = tiny_agent(shapes, env.spec.action_nvec, seed=3, **changes)
     for head in agent.heads.policy:
         torch.nn.init.orthogonal_(head.get_parameter("weight"), 3.0)
     if env_id == TRACER:
@@ -228,102 +207,102 @@ def shuffled(first: int, count: int) -> list[int]:
     return random.Random(0).sample(range(first, first + count), count)
 
 
-QUICK = {"explosion_delay": [2], "command_show_duration": [1]}
+@dataclass
+class Case:
+    """A task, the changes of its config, those of the agent, and how it is evaluated."""
+
+    id: str = TRACER
+    env: dict[str, Any] = field(default_factory=dict)
+    agent: dict[str, Any] = field(default_factory=dict)
+    how: dict[str, Any] = field(default_factory=dict)
+
+    def of(self, evaluation: Callable[..., Any], **changes: Any) -> Any:
+        how = {"seeds": shuffled(100, 20), "repeats": 2, **self.how, **changes}
+        return evaluation(make_agent(self.id, **self.agent), EnvConfig(id=self.id, **self.env), **how)
+
+
+LSTM = {"core": "lstm", "num_layers": 2}
+IMAGES, DICTS = "fixture_envs:fixture/ImageToy-v0", "fixture_envs:fixture/DictToy-v0"
+
+
+def mortar(*command_count: int) -> dict[str, Any]:
+    options = {"explosion_delay": [2], "command_show_duration": [1], "command_count": list(command_count)}
+    return {"id": MORTAR, "env": {"options": options}}
+
+
 CASES = {
-    "vectors, more episodes than fit at once": Case(id=TRACER, seeds=shuffled(100, 30), repeats=3),
-    "another sampling seed": Case(id=TRACER, seeds=shuffled(100, 12), how={"sampling_seed": 5}),
-    "greedy": Case(id=TRACER, seeds=shuffled(100, 70), repeats=1, how={"greedy": True}),
-    "forgets every step": Case(id=TRACER, seeds=shuffled(100, 20), how={"forget_every": 1}),
-    "forgets every third step": Case(id=TRACER, seeds=shuffled(100, 20), how={"forget_every": 3}),
-    "cut": Case(id=TRACER, seeds=shuffled(100, 20), how={"max_steps": 5}),
-    "shorter episodes": Case(id=TRACER, seeds=shuffled(100, 20), env={"max_episode_steps": 5}),
-    "shorter episodes, of which none is cut": Case(
-        id=TRACER, seeds=shuffled(100, 14), env={"max_episode_steps": 5}, how={"max_steps": 6}
-    ),
-    "shorter episodes, cut before": Case(
-        id=TRACER, seeds=shuffled(100, 14), env={"max_episode_steps": 6}, how={"max_steps": 5}
-    ),
-    "shorter episodes, cut there": Case(
-        id=TRACER, seeds=shuffled(100, 14), env={"max_episode_steps": 5}, how={"max_steps": 5}
-    ),
-    "longer episodes by options": Case(
-        id=TRACER, seeds=shuffled(100, 20), env={"options": {"min_length": 12, "max_length": 20}}
-    ),
-    "one level": Case(id=TRACER, seeds=[123], repeats=70),
-    "two layers of LSTM, trained with dropout": Case(
-        id=TRACER, seeds=shuffled(100, 20), agent={"core": "lstm", "num_layers": 2, "dropout": 0.5}
-    ),
-    "two layers of LSTM that forget": Case(
-        id=TRACER, seeds=shuffled(100, 20), agent={"core": "lstm", "num_layers": 2}, how={"forget_every": 2}
-    ),
-    "no memory": Case(id=TRACER, seeds=shuffled(100, 20), agent={"core": "none"}),
-    "own time limit": Case(id="ppo_tbptt/PocMemory-v0", seeds=shuffled(100, 20)),
-    "images": Case(id="fixture_envs:fixture/ImageToy-v0", seeds=shuffled(100, 16), env={"options": {"delay": 3}}),
-    "images, none of which is answered": Case(
-        id="fixture_envs:fixture/ImageToy-v0", seeds=shuffled(9, 6), how={"max_steps": 3}
-    ),
-    "images and vectors": Case(
-        id="fixture_envs:fixture/DictToy-v0", seeds=shuffled(100, 16), agent={"core": "lstm", "num_layers": 2}
-    ),
+    "vectors, more episodes than fit at once": Case(how={"seeds": shuffled(100, 30), "repeats": 3}),
+    "another sampling seed": Case(how={"sampling_seed": 5}),
+    "greedy": Case(how={"seeds": shuffled(100, 70), "repeats": 1, "greedy": True}),
+    "forgets every step": Case(how={"forget_every": 1}),
+    "forgets every third step": Case(how={"forget_every": 3}),
+    "cut": Case(how={"max_steps": 5}),
+    "shorter episodes": Case(env={"max_episode_steps": 5}),
+    "shorter episodes, cut before": Case(env={"max_episode_steps": 6}, how={"max_steps": 5}),
+    "shorter episodes, cut there": Case(env={"max_episode_steps": 5}, how={"max_steps": 5}),
+    "longer episodes by options": Case(env={"options": {"min_length": 12, "max_length": 20}}),
+    "one level": Case(how={"seeds": [123], "repeats": 70}),
+    "two layers of LSTM, trained with dropout": Case(agent={**LSTM, "dropout": 0.5}),
+    "two layers of LSTM that forget": Case(agent=LSTM, how={"forget_every": 2}),
+    "no memory": Case(agent={"core": "none"}),
+    "own time limit": Case("ppo_tbptt/PocMemory-v0"),
+    "images": Case(IMAGES, env={"options": {"delay": 3}}),
+    "images, none of which is answered": Case(IMAGES, how={"seeds": shuffled(9, 6), "max_steps": 3}),
+    "images and vectors": Case(DICTS, agent=LSTM),
     "success is reported by some episodes": Case(
-        id="recorded_envs:recorded/Unjudged-v0",
-        seeds=shuffled(100, 20),
-        env={"options": {"longest": 20}, "max_episode_steps": 12},
+        "recorded_envs:recorded/Unjudged-v0", env={"options": {"longest": 20}, "max_episode_steps": 12}
     ),
-    "Mortar Mayhem, one command": Case(
-        id=MORTAR, seeds=shuffled(0, 30), repeats=1, env={"options": {**QUICK, "command_count": [1]}}
-    ),
-    "Mortar Mayhem": Case(id=MORTAR, seeds=shuffled(30, 34), env={"options": {**QUICK, "command_count": [1, 2]}}),
-    "Mortar Mayhem, greedy": Case(
-        id=MORTAR,
-        seeds=shuffled(0, 20),
-        repeats=1,
-        env={"options": {**QUICK, "command_count": [1, 2]}},
-        how={"greedy": True},
-    ),
-    "Mortar Mayhem, cut": Case(
-        id=MORTAR,
-        seeds=shuffled(0, 20),
-        repeats=1,
-        env={"options": {**QUICK, "command_count": [3]}},
-        how={"max_steps": 11},
-    ),
-    "Mortar Mayhem, none of which is done": Case(id=MORTAR, seeds=shuffled(0, 5), repeats=1, how={"max_steps": 3}),
+    "Mortar Mayhem, one command": Case(**mortar(1), how={"seeds": shuffled(0, 30), "repeats": 1}),
+    "Mortar Mayhem": Case(**mortar(1, 2), how={"seeds": shuffled(30, 34)}),
+    "Mortar Mayhem, cut": Case(**mortar(3), how={"seeds": shuffled(0, 20), "repeats": 1, "max_steps": 11}),
+    "Mortar Mayhem, none of which is done": Case(MORTAR, how={"seeds": shuffled(0, 5), "repeats": 1, "max_steps": 3}),
 }
 
 
 @cache
 def expected_of(name: str) -> dict[str, Any]:
     """The reference evaluation of a case."""
-    return reference(*CASES[name].agent_and_env(), **CASES[name].arguments())
+    return CASES[name].of(reference)
 
 
 @pytest.mark.parametrize("name", CASES)
 def test_an_evaluation_is_the_plain_loop(name: str) -> None:
-    found = evaluate(*CASES[name].agent_and_env(), **CASES[name].arguments(), num_workers=0)
-    assert_equal(found.to_dict(), expected_of(name))
+    assert_equal(asdict(CASES[name].of(evaluate, num_workers=0)), expected_of(name))
 
 
-@pytest.mark.parametrize(
-    ("name", "changes"),
-    [
-        ("another sampling seed", {"sampling_seed": 0}),
-        ("forgets every step", {"forget_every": None}),
-        ("forgets every third step", {"forget_every": 4}),
-        ("two layers of LSTM that forget", {"forget_every": None}),
-    ],
-)
-def test_the_cases_notice_what_is_peculiar_to_them(name: str, changes: dict[str, Any]) -> None:
-    other = reference(*CASES[name].agent_and_env(), **CASES[name].arguments(**changes))
-    assert expected_of(name)["per_episode"] != other["per_episode"]
+@pytest.mark.parametrize("num_workers", [1, 3])
+def test_the_number_of_workers_changes_nothing(num_workers: int) -> None:
+    name = "vectors, more episodes than fit at once"
+    assert_equal(asdict(CASES[name].of(evaluate, num_workers=num_workers)), expected_of(name))
+
+
+def test_levels_are_played_three_times_by_default() -> None:
+    assert evaluate(make_agent(TRACER), EnvConfig(id=TRACER), seeds=[100], num_workers=0).episodes == 3
+
+
+def test_progress_is_told_after_every_step() -> None:
+    told: list[int] = []
+    CASES["another sampling seed"].of(evaluate, seeds=range(100, 104), progress=told.append, num_workers=0)
+    lengths = [fixture_envs.tracer_length(seed) for seed in range(100, 104) for _ in "12"]
+    assert told == [sum(length <= step for length in lengths) for step in range(1, max(lengths) + 1)]
+
+
+def test_an_environment_that_hangs_ends_it() -> None:
+    hangs = EnvConfig(id="fixture_envs:fixture/Faulty-v0", options={"hang_at": 2}, step_timeout=0.5)
+    with pytest.raises(WorkerError, match="answer"):
+        evaluate(tiny_agent({"obs": (2,)}, (2,)), hangs, seeds=[1], repeats=1, num_workers=1)
 
 
 def test_the_cases_have_what_they_are_named_after() -> None:
+    for name in ("another sampling seed", "forgets every step", "two layers of LSTM that forget"):
+        other = CASES[name].of(reference, sampling_seed=0, forget_every=None)
+        assert expected_of(name)["per_episode"] != other["per_episode"]
+    assert expected_of("forgets every step")["per_episode"] != expected_of("forgets every third step")["per_episode"]
     many = expected_of("vectors, more episodes than fit at once")
     assert many["episodes"] > PARALLEL_EPISODES
     assert len({row["return"] for row in many["per_episode"] if row["seed"] == 103}) == 3  # repeats draw other actions
     capped = {name: expected_of(name)["capped"] for name in CASES if ", cut" in name or "shorter" in name}
-    assert capped.pop("shorter episodes") == capped.pop("shorter episodes, of which none is cut") == 0
+    assert capped.pop("shorter episodes") == 0
     assert all(0 < number < expected_of(name)["episodes"] for name, number in capped.items())
     assert expected_of("one level")["measures"]["return"]["ci95"] is None
     assert expected_of("images, none of which is answered")["measures"]["success"]["ci95"][1] > 0.3  # Wilson's
@@ -357,13 +336,8 @@ def by_config(agent: Agent, config: Config) -> dict[str, Any]:
     )
 
 
-SETTINGS = {
-    "eval_first_seed": 300_005,
-    "eval_num_seeds": 7,
-    "eval_repeats": 3,
-    "eval_greedy": True,
-    "eval_max_steps": 5,
-}
+SETTINGS: dict[str, Any] = {"eval_first_seed": 300_005, "eval_num_seeds": 7, "eval_repeats": 3}
+SETTINGS |= {"eval_greedy": True, "eval_max_steps": 5}
 
 
 @pytest.mark.parametrize("name", SETTINGS)
@@ -371,7 +345,7 @@ def test_every_setting_of_evaluations_reaches_them(name: str) -> None:
     config = tiny(env={"options": {"num_show_steps": 3}, "max_episode_steps": 14}, train={"eval_num_seeds": 6})
     changed = config.replace(train={name: SETTINGS[name]})
     with Trainer(changed) as trainer:
-        assert_equal(trainer.evaluate().to_dict(), by_config(trainer.agent, changed))
+        assert_equal(asdict(trainer.evaluate()), by_config(trainer.agent, changed))
         assert by_config(trainer.agent, changed)["per_episode"] != by_config(trainer.agent, config)["per_episode"]
 
 
@@ -379,7 +353,7 @@ def test_arguments_of_an_evaluation_come_before_the_settings() -> None:
     with Trainer(tiny()) as trainer:
         found = trainer.evaluate(seeds=[7, 5], repeats=1, greedy=True, sampling_seed=2, max_steps=6, forget_every=2)
         how = {"repeats": 1, "greedy": True, "sampling_seed": 2, "max_steps": 6, "forget_every": 2}
-        assert_equal(found.to_dict(), reference(trainer.agent, trainer.config.env, seeds=[7, 5], **how))
+        assert_equal(asdict(found), reference(trainer.agent, trainer.config.env, seeds=[7, 5], **how))
 
 
 def timeless(scalars: dict[str, float]) -> dict[str, float]:

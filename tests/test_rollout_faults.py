@@ -1,19 +1,16 @@
 """collect where environments fail or are odd: whatever is lost, what comes out is a rollout like any other."""
 
-import os
-import signal
 from typing import Any
 
 import pytest
 import torch
-from helpers import tiny_agent, worst_replay
+from helpers import collect, tiny_agent, worst_replay
 
-from ppo_tbptt.envs import FaultBudget, LevelSeeds, VectorEnv, WorkerError
+from ppo_tbptt.envs import FaultBudget, LevelSeeds, VectorEnv
 from ppo_tbptt.models import Agent
-from ppo_tbptt.ppo.collector import CollectedRollout, RolloutCollector, empty_rollout
+from ppo_tbptt.ppo.collector import RolloutCollector
 from ppo_tbptt.ppo.sequences import cut
-from ppo_tbptt.runtime.timing import Timer
-from ppo_tbptt.types import Carry, Rollout
+from ppo_tbptt.types import Rollout
 
 STEPS, ENVS, LENGTH = 24, 4, 6
 BAD = 13
@@ -31,11 +28,6 @@ def vector(num_workers: int, maximum: int = 100, length: int = LENGTH, **kwargs:
     options = {"level": BAD, "length": length, **kwargs.pop("options", {})}
     kwargs = {"levels": level_seeds(), "faults": FaultBudget(maximum), "options": options, **kwargs}
     return VectorEnv("fixture_envs:fixture/Faulty-v0", num_envs=ENVS, num_workers=num_workers, **kwargs)
-
-
-def run(collector: RolloutCollector, carry: Carry, number: int = 0) -> CollectedRollout:
-    uniforms = torch.rand(STEPS, ENVS, 1, generator=torch.Generator().manual_seed(number))
-    return collector.collect(carry, empty_rollout(collector.agent, STEPS, ENVS), uniforms, Timer())
 
 
 class Simulation:
@@ -102,7 +94,7 @@ def test_every_row_of_a_rollout_with_failures(fault: str, num_workers: int, two_
         carry = collector.begin()
         for number in range(2):
             state_out, fresh = carry.state, carry.start
-            result = run(collector, carry, number)
+            result = collect(collector, carry, STEPS, number)
             rollout, carry = result.rollout, result.carry
             for t in range(STEPS):
                 place, failing = simulation.step()
@@ -156,72 +148,18 @@ def check_replay(agent: Agent, rollout: Rollout) -> None:
         assert max(worst_replay(agent, rollout, cut(rollout.start, length))) < 1e-5
 
 
-def test_a_worker_killed_between_rollouts() -> None:
-    """Its episodes end with the next step, and the rows of the others are what they would have been, bit for bit."""
-    agent = new_agent()
-    results: list[CollectedRollout] = []
-    for killed in (False, True):
-        with vector(2, length=7) as envs:
-            collector = RolloutCollector(envs, agent)
-            carry = run(collector, collector.begin(), 1).carry
-            if killed:
-                os.kill(envs.worker_pids[1], signal.SIGKILL)
-            results.append(run(collector, carry, 2))
-    calm, rollout = results[0].rollout, results[1].rollout
-    for name in ("state", "action", "log_prob", "next_value"):
-        assert torch.equal(getattr(calm, name)[:, :2], getattr(rollout, name)[:, :2])
-    assert torch.equal(calm.obs["obs"][:, :2], rollout.obs["obs"][:, :2])
-    assert torch.equal(calm.obs["obs"][0], rollout.obs["obs"][0])
-    assert results[0].cut_episodes == 0 and results[0].faults == []
-    assert rollout.truncated.nonzero().tolist() == [[0, 2], [0, 3]] and results[1].cut_episodes == 2
-    assert rollout.start[1, 2:].all() and (rollout.obs["obs"][1, 2:, 0] == 0).all()
-    assert results[1].faults == ["worker 1 (environments 2 to 3) was killed by SIGKILL; restarted (1 of at most 100)"]
-    check_ends(rollout)
-    check_replay(agent, rollout)
-
-
 @pytest.mark.parametrize("t", [0, 1, 2, STEPS - 1])
 def test_the_step_that_fails_may_be_any(t: int) -> None:
     """All episodes end with step ``t``, the first one of a rollout and the last one too."""
     agent, before = new_agent(), 2
     with vector(0, options={"step_at": before + t + 1, "level": -1}, length=1000) as envs:
         collector = RolloutCollector(envs, agent)
-        first = empty_rollout(agent, before, ENVS)
-        carry = collector.collect(collector.begin(), first, torch.rand(before, ENVS, 1), Timer()).carry
-        result = run(collector, carry)
+        carry = collect(collector, collector.begin(), before).carry
+        result = collect(collector, carry, STEPS)
     rollout = result.rollout
     expected = torch.zeros(STEPS, ENVS, dtype=torch.bool)
     expected[range(t, STEPS, before + t + 1)] = True
     assert torch.equal(rollout.truncated, expected)
     assert result.cut_episodes == int(expected.sum())
-    check_ends(rollout)
-    check_replay(agent, rollout)
-
-
-@pytest.mark.parametrize("num_workers", [0, 2])
-def test_after_the_last_fault_that_is_survived(num_workers: int) -> None:
-    with vector(num_workers, 3, options={"step_at": 2, "level": -1}) as envs:
-        collector = RolloutCollector(envs, new_agent())
-        carry = collector.begin()
-        with pytest.raises(WorkerError, match=r"(?s)Traceback.*as told.*after 3 restarts"):
-            run(collector, carry)
-
-
-@pytest.mark.parametrize(
-    ("length", "limit", "ends"), [(1, None, STEPS), (1000, None, 0), (1000, 5, STEPS // 5), (1000, 1, STEPS)]
-)
-def test_odd_episodes(length: int, limit: int | None, ends: int) -> None:
-    """Of one step; longer than the rollout; without an end of their own."""
-    agent = new_agent()
-    with vector(0, length=length, max_episode_steps=limit) as envs:
-        collector = RolloutCollector(envs, agent)
-        result = run(collector, collector.begin())
-    rollout = result.rollout
-    end = rollout.truncated if limit else rollout.terminated
-    assert end.sum(0).tolist() == [ends] * ENVS and len(result.episodes) == ends * ENVS
-    assert not (rollout.terminated if limit else rollout.truncated).any()
-    if limit:
-        assert (rollout.next_value[end] != 0).all()
-        assert {episode.length for episode in result.episodes} == {limit}
     check_ends(rollout)
     check_replay(agent, rollout)

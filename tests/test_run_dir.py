@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from ppo_tbptt.run.checkpoint import CheckpointError, save_checkpoint
-from ppo_tbptt.run.folder import RunDir, RunDirError, RunLock, remove_temporary_files, resolve_checkpoint
+from ppo_tbptt.run.folder import RunDir, RunDirError, RunLock
 
 
 @pytest.fixture
@@ -31,8 +31,6 @@ def damage(path: Path, how: str) -> None:
 def test_a_damaged_newest_checkpoint_is_passed_over_with_a_warning(run: RunDir, how: str) -> None:
     damage(run.checkpoint(6), how)
     with pytest.warns(UserWarning, match=r"iteration_0000006\.pt.*iteration_0000004\.pt is used instead"):
-        assert resolve_checkpoint(run.path) == run.checkpoint(4)
-    with pytest.warns(UserWarning, match=r"iteration_0000006\.pt.*iteration_0000004\.pt is used instead"):
         path, tree = run.load_newest()
     assert path == run.checkpoint(4)
     assert tree["agent"]["w"][0] == 4
@@ -44,14 +42,6 @@ def test_the_newest_is_summed_once(run: RunDir, monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr("hashlib.sha256", lambda make=hashlib.sha256: digests.append(made := make()) or made)
     assert run.load_newest()[1]["agent"]["w"][0] == 6
     assert len(digests) == 1
-
-
-def test_another_format_is_passed_over(run: RunDir, monkeypatch: pytest.MonkeyPatch) -> None:
-    with monkeypatch.context() as patch:
-        patch.setattr("ppo_tbptt.run.checkpoint.FORMAT", 77)
-        save_checkpoint(run.checkpoint(6), {"config": {}, "agent": {}})
-    with pytest.warns(UserWarning, match="format 77"):
-        assert run.newest() == run.checkpoint(4)
 
 
 def test_none_left_is_one_error(run: RunDir) -> None:
@@ -76,14 +66,13 @@ def test_only_one_process_writes_and_a_killed_one_does_not_block(run: RunDir) ->
         with pytest.raises(RunDirError, match=rf"another training \(process {other.pid}\)"):
             RunLock(run.path)
         other.kill()
-    lock = RunLock(run.path)
-    lock.release()
+    RunLock(run.path).release()
     RunLock(run.path).release()
 
 
 def test_leftovers_of_a_killed_process_go(run: RunDir) -> None:
     leftover = run.checkpoints / ".iteration_0000008.pt.4711.tmp"
     leftover.write_bytes(b"half")
-    remove_temporary_files(run)
+    run.remove_temporary_files()
     assert not leftover.exists()
     assert len(run.periodic()) == 3

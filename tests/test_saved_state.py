@@ -29,42 +29,31 @@ def first(tree: Tree) -> Tree:
     return tree["environments"][0]
 
 
+def other_moments(tree: Tree, name: str) -> Tree:
+    state = {key: {**moments, name: torch.zeros(3)} for key, moments in tree["optimizer"]["state"].items()}
+    return {"optimizer": {**tree["optimizer"], "state": state}}
+
+
 SPOILT: dict[str, Callable[[Tree], Tree]] = {
     "iteration is text": lambda t: {"iteration": "x"},
     "negative iteration": lambda t: {"iteration": -5},
     "huge iteration": lambda t: {"iteration": 10**30},
-    "steps are text": lambda t: {"env_steps": "x"},
-    "huge steps": lambda t: {"env_steps": 10**400},
     "steps are true": lambda t: {"env_steps": True},
     "best is text": lambda t: {"best": "x"},
     "best is NaN": lambda t: {"best": float("nan")},
     "results are text": lambda t: {"recent": ["a"]},
-    "results are no list": lambda t: {"recent": 3},
     "infinite results": lambda t: {"recent": [float("inf")]},
     "no optimiser": lambda t: {"optimizer": None},
-    "empty optimiser": lambda t: {"optimizer": {}},
     "another optimiser": lambda t: {"optimizer": {"state": [], "param_groups": [3]}},
     "an optimiser without state": lambda t: {"optimizer": {**t["optimizer"], "state": {}}},
-    "another network's optimiser": lambda t: {
-        "optimizer": {
-            **t["optimizer"],
-            "state": {k: {**s, "exp_avg": torch.zeros(3)} for k, s in t["optimizer"]["state"].items()},
-        }
-    },
-    "another network's second moments": lambda t: {
-        "optimizer": {
-            **t["optimizer"],
-            "state": {k: {**s, "exp_avg_sq": torch.zeros(3)} for k, s in t["optimizer"]["state"].items()},
-        }
-    },
+    "another network's optimiser": lambda t: other_moments(t, "exp_avg"),
+    "another network's second moments": lambda t: other_moments(t, "exp_avg_sq"),
     "no generators": lambda t: {"generators": None},
     "other generators": lambda t: {"generators": {k: torch.zeros(3, dtype=torch.uint8) for k in t["generators"]}},
     "other ranks": lambda t: {"generators_of_other_ranks": 5},
     "no level seeds": lambda t: {"level_seeds": None},
-    "negative level seeds": lambda t: {"level_seeds": [-5] * 4},
     "huge level seeds": lambda t: {"level_seeds": [10**30] * 4},
     "no weights": lambda t: {"agent": None},
-    "weights are a list": lambda t: {"agent": []},
     "no environment": lambda t: {"spec": 3},
     "no episodes": lambda t: {"environments": None},
     "episodes are empty": lambda t: {"environments": []},

@@ -8,7 +8,6 @@ from configs_for_tests import tiny
 
 from ppo_tbptt.benchmark.memory import tree
 from ppo_tbptt.benchmark.soak import Sample, problems, soak
-from ppo_tbptt.cli import main
 
 STEADY = [
     Sample(minutes=0.1 * k, memory_mb=300, files=20, threads=5, processes=3, steps_per_second=1000)
@@ -55,10 +54,3 @@ def test_it_looks_at_a_training_and_its_workers(tmp_path: Path) -> None:
     assert all(sample.memory_mb > 50 and sample.steps_per_second > 0 for sample in samples)
     with pytest.raises(RuntimeError, match="was over"):
         list(soak(tiny(total_steps=64), tmp_path / "short", minutes=10, seconds_between=1))
-
-
-def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    path = tmp_path / "config.toml"
-    path.write_text(tiny().to_toml())
-    assert main(["soak", str(path), "--minutes", "0"]) == 2
-    assert "above 0" in capsys.readouterr().err

@@ -2,6 +2,7 @@
 
 import textwrap
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any, BinaryIO
 
 import numpy as np
@@ -11,9 +12,10 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure, SubFigure
 from matplotlib.ticker import EngFormatter
 
-from ppo_tbptt.analysis.curves import LearningCurve, held_out_curve, training_curve
 from ppo_tbptt.analysis.groups import Group, task_titles
 from ppo_tbptt.analysis.published import AGENTS, SOURCE, PublishedCurve, published_curves
+from ppo_tbptt.analysis.runs import Point
+from ppo_tbptt.evaluation.statistics import mean_over_runs
 
 # Okabe and Ito's colours, which the colour-blind can tell apart, without yellow (faint on paper) and black (the
 # published curves').
@@ -28,6 +30,41 @@ PANELS, CAPTION_LINE, LEGEND_LINE = 2.4, 0.155, 0.19
 """Inches of height."""
 SHORT = 0.1
 """Runs shorter than this share of the published ones get a logarithmic axis, where they are more than a dot."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LearningCurve:
+    """Arrays ``[T]``; ``low`` and ``high`` bound the 95 % interval and are NaN where there is none."""
+
+    env_steps: np.ndarray
+    hours: np.ndarray
+    mean: np.ndarray
+    low: np.ndarray
+    high: np.ndarray
+
+
+def average(runs: Sequence[Sequence[Point]]) -> LearningCurve | None:
+    """Average runs, interpolated linearly at all their steps, over the range of steps that all of them cover.
+
+    Runs without points are left out; None where no steps are left. The interval of a single run is its own, over level
+    seeds; that of several is over runs.
+    """
+    runs = [run for run in runs if run]
+    first = max((run[0].env_steps for run in runs), default=0)
+    last = min((run[-1].env_steps for run in runs), default=0)
+    steps = np.array(sorted({p.env_steps for run in runs for p in run if first <= p.env_steps <= last}), dtype=float)
+    if not len(steps):
+        return None
+    own_steps = [[point.env_steps for point in run] for run in runs]
+    values = np.stack([np.interp(steps, own, [p.mean for p in run]) for own, run in zip(own_steps, runs, strict=True)])
+    hours = np.stack([np.interp(steps, own, [p.hours for p in run]) for own, run in zip(own_steps, runs, strict=True)])
+    if len(runs) == 1:
+        known = {point.env_steps: point.ci95 for point in runs[0]}
+        intervals = [known[step] for step in steps]
+    else:
+        intervals = [mean_over_runs(column.tolist()).ci95 for column in values.T]
+    low, high = np.array([interval or (np.nan, np.nan) for interval in intervals]).T
+    return LearningCurve(env_steps=steps, hours=hours.mean(0), mean=values.mean(0), low=low, high=high)
 
 
 def learning_curves(tasks: Sequence[Sequence[Group]]) -> Figure:
@@ -68,22 +105,24 @@ def _draw_task(row: SubFigure, title: str, groups: Sequence[Group], published: S
             "linestyle": DASHES[number // len(COLOURS) % len(DASHES)],
         }
         marker = MARKERS[number % len(MARKERS)]
-        held_out, training = held_out_curve(group), training_curve(group)
+        held_out = average([run.held_out for run in group.runs])
+        training = average([run.training for run in group.runs]) if _needs_training_curve(group) else None
         for axes in (by_steps, by_time):
-            for curve in (training if _needs_training_curve(group) else None, held_out):
-                if curve is None:
-                    continue
+            for curve in filter(None, (training, held_out)):
                 x = curve.env_steps if axes is by_steps else curve.hours * (60 if short else 1)
                 if curve is held_out:
                     _draw_held_out(axes, x, curve, _label(group), look, marker)
                 else:
                     label = f"{_label(group)}: training episodes"
                     axes.plot(x, curve.mean, linewidth=0.8, alpha=0.6, label=label, **look)
-    for curve in published:
-        _draw_published(by_steps, curve)
+    for curve in published:  # behind the runs, grey with dashes of their own; GRU is the darkest
+        grey, dashes = "0.15" if curve.agent.startswith("gru") else "0.5", PUBLISHED_DASHES[curve.agent]
+        style: dict[str, Any] = {"color": grey, "linestyle": dashes, "linewidth": 1.1, "zorder": 1}
+        by_steps.plot(curve.env_steps, curve.means, label=f"published {AGENTS[curve.agent]}", **style)
     _set_axes(by_steps, by_time, groups, published)
-    handles, labels = by_steps.get_legend_handles_labels()
-    row.legend(handles, labels, loc="outside lower center", ncols=2, frameon=False, handlelength=3.2)
+    row.legend(
+        *by_steps.get_legend_handles_labels(), loc="outside lower center", ncols=2, frameon=False, handlelength=3.2
+    )
 
 
 def _needs_training_curve(group: Group) -> bool:
@@ -105,19 +144,6 @@ def _draw_held_out(
         axes.errorbar(x[known], mean, yerr=errors, fmt="none", ecolor=look["color"], capsize=2.5, linewidth=1, zorder=2)
 
 
-def _draw_published(axes: Axes, curve: PublishedCurve) -> None:
-    """Draw a published curve behind the runs, grey with dashes of its own; GRU is the darkest."""
-    axes.plot(
-        curve.env_steps,
-        curve.means,
-        color="0.15" if curve.agent.startswith("gru") else "0.5",
-        linestyle=PUBLISHED_DASHES[curve.agent],
-        linewidth=1.1,
-        label=f"published {AGENTS[curve.agent]}",
-        zorder=1,
-    )
-
-
 def _set_axes(by_steps: Axes, by_time: Axes, groups: Sequence[Group], published: Sequence[PublishedCurve]) -> None:
     runs = [run for group in groups for run in group.runs]
     headline, largest = runs[0].headline, runs[0].headline_max
@@ -136,8 +162,7 @@ def _set_axes(by_steps: Axes, by_time: Axes, groups: Sequence[Group], published:
     for axes in (by_steps, by_time):
         axes.grid(color="0.9", linewidth=0.6)
         axes.set_axisbelow(True)
-        for side in ("top", "right"):
-            axes.spines[side].set_visible(False)
+        axes.spines[["top", "right"]].set_visible(False)
 
 
 def _label(group: Group) -> str:

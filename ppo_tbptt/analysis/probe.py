@@ -4,6 +4,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+
 from ppo_tbptt.config import EnvConfig
 from ppo_tbptt.evaluation.evaluate import Evaluation, evaluate
 from ppo_tbptt.evaluation.perturbations import AddNoise, Measure, Shuffle
@@ -12,6 +15,8 @@ from ppo_tbptt.models import Agent
 
 NOISE = (0.1, 0.3, 1.0)
 """Standard deviations, in multiples of each unit's root mean square in the undisturbed state."""
+INK, CURVE, SHUFFLE, NOISE_INK = "0.15", "#0072B2", "#D55E00", "0.42"  # dashes tell them apart too
+NOISE_DASHES = ((0, (7, 2)), (0, (4, 2)), (0, (1.5, 1.5)))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,9 +56,9 @@ class ProbeResult:
         return [trial for trial in self.trials if trial.kind == kind]
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the undisturbed evaluation as JSON takes it, with the trials in it."""
-        trials = [asdict(trial) for trial in self.trials]
-        return {**self.intact.to_dict(), "longest": self.longest, "state_rms": self.state_rms, "trials": trials}
+        """Return the undisturbed evaluation with the trials in it."""
+        tree = asdict(self)
+        return {**tree.pop("intact"), **tree}
 
 
 def probe_memory(
@@ -63,7 +68,7 @@ def probe_memory(
     seeds: Sequence[int],
     repeats: int = 3,
     sampling_seed: int = 0,
-    progress: Callable[[int, int | None], None] | None = None,
+    progress: Callable[[int, int | None], None] = lambda finished, total: None,
     **protocol: Any,
 ) -> ProbeResult:
     """Evaluate the agent once for each disturbance of its recurrent state.
@@ -71,33 +76,16 @@ def probe_memory(
     The state is left intact; wiped every 1, 2, 4, ... steps of an episode, up to the longest undisturbed one;
     exchanged at every step with that of an episode of another level; and given noise at every step.
 
-    Args:
-        agent: with a recurrent state.
-        env: the task.
-        seeds: level seeds.
-        repeats: episodes of each level seed.
-        sampling_seed: of action noise and disturbances.
-        progress: called with the number of finished episodes, and that of all episodes once it is known.
-        protocol: other arguments of :func:`~ppo_tbptt.evaluation.evaluate.evaluate`.
-
-    Raises:
-        ValueError: the agent has no recurrent state.
-        EnvError: the environment cannot be made.
-        WorkerError: an environment keeps failing.
+    The arguments are those of :func:`~ppo_tbptt.evaluation.evaluate.evaluate`, but ``sampling_seed`` is also that of
+    the disturbances, and ``progress`` gets the number of finished episodes, and that of all once it is known.
     """
-    if not agent.core.state_size:
-        raise ValueError("this agent has no recurrent state (core none), so there is no memory to disturb")
     trials: list[Trial] = []
     total: int | None = None
 
     def play(kind: Any, amount: float | None = None, **how: Any) -> Evaluation:
-        def report(finished: int) -> None:
-            if progress is not None:
-                progress(len(trials) * len(seeds) * repeats + finished, total)
-
-        evaluation = evaluate(
-            agent, env, seeds=seeds, repeats=repeats, sampling_seed=sampling_seed, progress=report, **protocol, **how
-        )
+        before = len(trials) * len(seeds) * repeats
+        how |= protocol | {"sampling_seed": sampling_seed, "progress": lambda n: progress(before + n, total)}
+        evaluation = evaluate(agent, env, seeds=seeds, repeats=repeats, **how)
         trials.append(Trial(kind=kind, amount=amount, measures=evaluation.measures, capped=evaluation.capped))
         return evaluation
 
@@ -114,3 +102,48 @@ def probe_memory(
     return ProbeResult(
         intact=intact, longest=longest, state_rms=float(measure.rms.square().mean().sqrt()), trials=trials
     )
+
+
+def draw_probe(probe: ProbeResult, *, title: str, top: float | None) -> Figure:
+    """Draw the headline measure over the number of steps between wipes, with 95 % intervals.
+
+    Horizontal lines are the other trials; ``top`` is the measure's largest possible value, if there is one.
+    """
+    figure = Figure(figsize=(7.2, 4.2), dpi=200, layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.add_subplot()
+    name = probe.intact.headline
+    (intact,), spans = probe.of("intact"), probe.of("forget")
+
+    never = 2.0 ** len(spans)  # the next power of two stands for no wipes
+    x = [*(float(trial.amount or 1) for trial in spans), never]
+    points = [trial.measures[name] for trial in (*spans, intact)]
+    if all(point.ci95 is not None for point in points):
+        low, high = zip(*(point.ci95 for point in points if point.ci95), strict=True)
+        axes.fill_between(x, low, high, color=CURVE, alpha=0.18, linewidth=0)
+    axes.plot(x, [point.mean for point in points], "-o", color=CURVE, linewidth=2, markersize=5, zorder=3)
+
+    lines = [(intact, "undisturbed", INK, "-")]
+    lines += [(trial, "another level's state", SHUFFLE, "-.") for trial in probe.of("shuffle")]
+    lines += [
+        (trial, f"noise {trial.amount:g} x RMS", NOISE_INK, dashes)
+        for trial, dashes in zip(probe.of("noise"), NOISE_DASHES, strict=True)
+    ]
+    for trial, text, color, style in lines:
+        mean = trial.measures[name].mean
+        axes.axhline(mean, color=color, linestyle=style, linewidth=1.2, zorder=2, label=f"{text}: {mean:.2f}")
+
+    axes.set_xscale("log", base=2)
+    axes.set_xlim(0.85, never / 0.85)
+    axes.set_xticks(x, [*(f"{int(k)}" for k in x[:-1]), "never"])
+    axes.tick_params(axis="x", labelsize=10 if len(x) < 10 else 7.5)
+    axes.minorticks_off()
+    if top is not None:
+        axes.set_ylim(-0.03 * top, 1.05 * top)
+    axes.set_xlabel("recurrent state wiped every ... steps of an episode")
+    axes.set_ylabel(name.replace("_", " "))
+    axes.set_title(title, fontsize=10, loc="left")
+    axes.grid(axis="y", color="0.9", linewidth=0.8)
+    axes.spines[["top", "right"]].set_visible(False)
+    figure.legend(loc="outside right upper", frameon=False, fontsize=8.5, handlelength=3)
+    return figure

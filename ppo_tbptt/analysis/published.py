@@ -22,13 +22,12 @@ AGENTS = {
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PublishedCurve:
-    """The mean ``measure`` of five training runs on level seeds 200000 to 200049."""
+    """The mean of five training runs on level seeds 200000 to 200049."""
 
     task: str
     """The environment's id, and the setting where several are published."""
     agent: str
     """One of ``AGENTS``."""
-    measure: str
     env_steps: tuple[int, ...]
     means: tuple[float, ...]
 
@@ -38,19 +37,18 @@ def published_curves(env: EnvConfig) -> list[PublishedCurve]:
 
     Every reset option must be as published, whether set or default, and no limit on steps may be set.
     """
-    task = _task(env)
+    tasks = tomllib.loads(_data("published_tasks.toml"))["task"]
+    task = next((task for task in tasks if _matches(task, env)), None)
     if task is None:
         return []
-    text = files("ppo_tbptt.analysis").joinpath("published_curves.csv").read_text(encoding="utf-8")
     points: dict[str, list[tuple[int, float]]] = {}
-    for row in csv.DictReader(line for line in text.splitlines() if not line.startswith("#")):
+    for row in csv.DictReader(line for line in _data("published_curves.csv").splitlines() if not line.startswith("#")):
         if row["task"] == task["name"]:
             points.setdefault(row["agent"], []).append((int(row["env_steps"]), float(row["mean"])))
     return [
         PublishedCurve(
             task=task["name"],
             agent=agent,
-            measure=task["measure"],
             env_steps=tuple(steps for steps, _ in sorted(points[agent])),
             means=tuple(mean for _, mean in sorted(points[agent])),
         )
@@ -59,9 +57,8 @@ def published_curves(env: EnvConfig) -> list[PublishedCurve]:
     ]
 
 
-def _task(env: EnvConfig) -> dict[str, Any] | None:
-    text = files("ppo_tbptt.analysis").joinpath("published_tasks.toml").read_text(encoding="utf-8")
-    return next((task for task in tomllib.loads(text)["task"] if _matches(task, env)), None)
+def _data(name: str) -> str:
+    return files("ppo_tbptt.analysis").joinpath(name).read_text(encoding="utf-8")
 
 
 def _matches(task: dict[str, Any], env: EnvConfig) -> bool:

@@ -67,10 +67,7 @@ def read_run(path: Path) -> Run:
 
     Raises:
         RunDirError: there is no run, or it has no metrics.
-        MetricsError: its metrics can't be read.
-        JsonError: an evaluation can't be read.
-        ConfigError: its config is broken.
-        CheckpointError: its checkpoint is broken.
+        MetricsError, JsonError, ConfigError, CheckpointError: a file of it is broken.
         EnvError: its environment is unknown.
     """
     run = RunDir.open(path)
@@ -93,9 +90,8 @@ def read_run(path: Path) -> Run:
     speeds = [row["time/steps_per_second"] for row in rows if "time/steps_per_second" in row]
     iterations = max(1.0, rows[-1]["iteration"])
     train = config.train
-    seeds = range(train.eval_first_seed, train.eval_first_seed + train.eval_num_seeds)
     results = [
-        _result(point, seeds=seeds, repeats=train.eval_repeats, sampling_seed=0, greedy=train.eval_greedy)
+        _Result(point, _seeds(train), train.eval_repeats, train.eval_greedy, sampling_seed=0)
         for point in points(f"eval/{spec.headline}")
     ]
     for file in sorted(run.evaluations.glob("*.json")):
@@ -120,11 +116,10 @@ def read_runs(paths: Sequence[Path]) -> list[Run]:
     Raises:
         RunDirError: a run is named twice.
     """
-    seen: set[Path] = set()
-    for path in paths:
-        if path.resolve() in seen:
+    resolved = [path.resolve() for path in paths]
+    for number, path in enumerate(paths):
+        if resolved[number] in resolved[:number]:
             raise RunDirError(f"{path}: named twice")
-        seen.add(path.resolve())
     return [read_run(path) for path in paths]
 
 
@@ -137,49 +132,50 @@ def _spec(run: RunDir, config: Config) -> EnvSpec:
         except (KeyError, TypeError, ValueError) as error:
             raise RunDirError(f"{checkpoint}: its description of the environment is broken") from error
     env = make_env(config.env.id, options=config.env.options, max_episode_steps=config.env.max_episode_steps)
-    try:
-        return env.spec
-    finally:
-        env.close()
+    env.close()
+    return env.spec
 
 
 @dataclass(frozen=True, slots=True)
 class _Result:
-    """A held-out result, and its precedence over others after as many steps."""
+    """A held-out result, and how it was measured."""
 
     point: Point
+    seeds: list[int]
+    repeats: int
     greedy: bool
-    precedence: tuple[bool, int, bool]
+    sampling_seed: int
+
+    @property
+    def precedence(self) -> tuple[bool, int, bool]:
+        """The published protocol is preferred, then more episodes, then a known interval."""
+        published = (self.seeds, self.repeats, self.sampling_seed) == (_seeds(PROTOCOL), PROTOCOL.eval_repeats, 0)
+        return published, len(self.seeds) * self.repeats, self.point.ci95 is not None
 
 
-def _result(point: Point, *, seeds: Sequence[int], repeats: int, sampling_seed: int, greedy: bool) -> _Result:
-    """Prefer the published protocol, then more episodes, then a known interval."""
-    first, count = PROTOCOL.eval_first_seed, PROTOCOL.eval_num_seeds
-    protocol = list(range(first, first + count)), PROTOCOL.eval_repeats, 0
-    published = (list(seeds), repeats, sampling_seed) == protocol
-    return _Result(point, greedy, (published, len(seeds) * repeats, point.ci95 is not None))
+def _seeds(train: TrainConfig) -> list[int]:
+    return list(range(train.eval_first_seed, train.eval_first_seed + train.eval_num_seeds))
 
 
 def _from_file(path: Path, config: Config, headline: str, hours: Mapping[int, float]) -> list[_Result]:
     """Return the one result of an evaluation file, or none where it does not count."""
     tree = read_evaluation(path)
-    seeds, env = tree["seeds"], config.env
+    seeds, env, steps = tree["seeds"], config.env, tree["env_steps"]
     seen = max(seeds) >= env.first_seed and min(seeds) < env.first_seed + env.num_seeds
-    if tree["forget_every"] is not None or seen or tree["env_steps"] not in hours or headline not in tree["measures"]:
+    if tree["forget_every"] is not None or seen or steps not in hours or headline not in tree["measures"]:
         return []
     measure = tree["measures"][headline]
-    ci95 = None if measure["ci95"] is None else (float(measure["ci95"][0]), float(measure["ci95"][1]))
-    steps = tree["env_steps"]
+    ci95 = measure["ci95"] and (float(measure["ci95"][0]), float(measure["ci95"][1]))
     point = Point(env_steps=steps, hours=hours[steps], mean=float(measure["mean"]), ci95=ci95)
-    return [_result(point, **{key: tree[key] for key in ("seeds", "repeats", "sampling_seed", "greedy")})]
+    return [_Result(point, seeds, tree["repeats"], tree["greedy"], tree["sampling_seed"])]
 
 
 def _choose(results: Sequence[_Result]) -> tuple[Point, ...]:
-    """Choose one result for each number of steps."""
-    kind = all(result.greedy for result in results)
-    best: dict[int, _Result] = {}
-    for result in results:
-        steps = result.point.env_steps
-        if result.greedy == kind and (steps not in best or result.precedence > best[steps].precedence):
-            best[steps] = result
-    return tuple(best[steps].point for steps in sorted(best))
+    """Choose one result for each number of steps: of equals the first."""
+    greedy = all(result.greedy for result in results)
+    descending = sorted(results, key=lambda result: result.precedence, reverse=True)
+    best: dict[int, Point] = {}
+    for result in descending:
+        if result.greedy == greedy:
+            best.setdefault(result.point.env_steps, result.point)
+    return tuple(best[steps] for steps in sorted(best))

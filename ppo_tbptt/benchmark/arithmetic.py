@@ -5,17 +5,27 @@ optimiser and the loss are passes over memory, not arithmetic).
 """
 
 import warnings
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+from torch.utils.benchmark import Timer
 from torch.utils.flop_counter import FlopCounterMode
 
-from ppo_tbptt.benchmark.clock import seconds_per_call
 from ppo_tbptt.config import Config
 from ppo_tbptt.envs import EnvSpec
 from ppo_tbptt.models.agent import build_agent
 from ppo_tbptt.runtime.device import tf32
+
+MEASURE_SECONDS = 2.0
+"""About how long a call is timed."""
+
+
+def seconds_per_call(call: Callable[[], object]) -> float:
+    """Return the median time of blocks of calls, on a GPU until it has done its work."""
+    timer = Timer("call()", globals={"call": call}, num_threads=torch.get_num_threads())
+    return timer.blocked_autorange(min_run_time=MEASURE_SECONDS).median
 
 
 def forward_flop(config: Config, spec: EnvSpec) -> dict[str, int]:
@@ -36,14 +46,6 @@ def forward_flop(config: Config, spec: EnvSpec) -> dict[str, int]:
     return {"conv": conv, "matmul": sum(counts.values()) - conv}
 
 
-def passes_per_step(num_epochs: int) -> int:
-    """Return how many forward passes' worth of arithmetic an environment step takes.
-
-    Acting is one; learning is three per epoch, because the gradients by the inputs and by the weights cost one each.
-    """
-    return 1 + 3 * num_epochs
-
-
 def peak_flops(device: torch.device, dtype: torch.dtype) -> dict[str, float]:
     """Measure operations per second of a large product (``matmul``) and a large convolution (``conv``)."""
     cuda = device.type == "cuda"
@@ -58,6 +60,6 @@ def peak_flops(device: torch.device, dtype: torch.dtype) -> dict[str, float]:
     conv_flop = 2 * batch * (side - 2) ** 2 * channels**2 * 9
     with torch.no_grad(), tf32(dtype, device):
         return {
-            "matmul": 2 * size**3 / seconds_per_call(lambda: a @ b, device),
-            "conv": conv_flop / seconds_per_call(lambda: F.conv2d(x, weight), device),
+            "matmul": 2 * size**3 / seconds_per_call(lambda: a @ b),
+            "conv": conv_flop / seconds_per_call(lambda: F.conv2d(x, weight)),
         }

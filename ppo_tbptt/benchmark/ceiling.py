@@ -8,57 +8,44 @@ What an iteration takes beyond their sum is storage, transfers, targets, cutting
 get in each other's way.
 """
 
-from dataclasses import dataclass
-
 import numpy as np
 import torch
 from torch import nn
 
-from ppo_tbptt.benchmark.clock import seconds_per_call
+from ppo_tbptt.benchmark.arithmetic import seconds_per_call
 from ppo_tbptt.config import Config
 from ppo_tbptt.envs import BatchedEnv, LevelSeeds
 from ppo_tbptt.envs.batched import make_vector_env
 from ppo_tbptt.models import Agent
 from ppo_tbptt.ppo.acting import Actor
-from ppo_tbptt.ppo.collector import empty_rollout
 from ppo_tbptt.ppo.learner import Learner
-from ppo_tbptt.ppo.sequences import cut, gather
 from ppo_tbptt.training.trainer import Trainer
-from ppo_tbptt.types import Minibatch, Obs, Targets
+from ppo_tbptt.types import Minibatch, Obs
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Ceiling:
-    """Seconds per iteration of each part, measured alone."""
-
-    acting: float
-    learning: float
-    environments: float
-
-    @property
-    def seconds(self) -> float:
-        """Seconds of all three."""
-        return self.acting + self.learning + self.environments
-
-
-def measure_ceiling(trainer: Trainer) -> Ceiling:
-    """Time the parts; the trainer's weights change, its environments are left alone."""
+def measure_ceiling(trainer: Trainer) -> dict[str, float]:
+    """Measure seconds per iteration of each part; the trainer's weights change, its environments are left alone."""
     config, agent = trainer.config, trainer.agent
     steps, sequences = unpadded(config)
     env, random = config.env, np.random.default_rng(config.seed)
     levels = LevelSeeds(config.seed, env.num_envs, env.first_seed, env.num_seeds)
     with make_vector_env(env, levels) as envs:
         envs.reset()
-        environments = seconds_per_call(lambda: _play_randomly(envs, random), torch.device("cpu"))
+        environments = seconds_per_call(lambda: _play_randomly(envs, random))
         obs = {key: x.to(trainer.device) for key, x in _random_observations(envs, random, steps * sequences).items()}
         now = {key: torch.as_tensor(x).to(trainer.device, copy=True) for key, x in envs.obs.items()}
+    actor, state = Actor(agent), agent.core.initial_state(env.num_envs)
+    start = torch.zeros(env.num_envs, dtype=torch.bool, device=agent.device)
+    uniforms = torch.rand(env.num_envs, len(agent.action_nvec), device=agent.device)
+    with agent.acting():
+        acting = seconds_per_call(lambda: actor(now, state, start, uniforms))
     batch = full_minibatch(agent, obs, steps, sequences)
-    update = seconds_per_call(lambda: _update(trainer.learner, batch), trainer.device)
-    return Ceiling(
-        acting=config.ppo.rollout_steps * _acting_seconds(agent, now),
-        learning=update * config.ppo.num_epochs * config.batch_size / (steps * sequences),
-        environments=config.ppo.rollout_steps * environments,
-    )
+    update = seconds_per_call(lambda: _update(trainer.learner, batch))
+    return {
+        "acting": config.ppo.rollout_steps * acting,
+        "learning": update * config.ppo.num_epochs * config.batch_size / (steps * sequences),
+        "environments": config.ppo.rollout_steps * environments,
+    }
 
 
 def unpadded(config: Config) -> tuple[int, int]:
@@ -85,14 +72,18 @@ def _random_observations(envs: BatchedEnv, random: np.random.Generator, count: i
 
 def full_minibatch(agent: Agent, obs: Obs, steps: int, sequences: int) -> Minibatch:
     """Make ``sequences`` sequences of exactly ``steps`` steps with these observations ``[steps * sequences, ...]``."""
-    rollout = empty_rollout(agent, steps, sequences)
-    for key, x in obs.items():
-        rollout.obs[key].copy_(x.view(rollout.obs[key].shape))
-    for x in (rollout.state, rollout.action, rollout.log_prob, rollout.value):
-        x.zero_()
-    noise = torch.randn_like(rollout.value)
-    whole = cut(rollout.start, None)
-    return gather(rollout, Targets(advantage=noise, value_target=noise), whole, torch.arange(sequences))
+    num, branches, device = steps * sequences, len(agent.action_nvec), agent.device
+    noise = torch.randn(num, device=device)
+    return Minibatch(
+        obs=obs,
+        action=torch.zeros(num, branches, dtype=torch.int64, device=device),
+        log_prob=torch.zeros(num, branches, device=device),
+        value=torch.zeros(num, device=device),
+        advantage=noise,
+        value_target=noise,
+        state=agent.core.initial_state(sequences),
+        sequences_per_step=torch.full((steps,), sequences),
+    )
 
 
 def _update(learner: Learner, batch: Minibatch) -> None:
@@ -102,12 +93,3 @@ def _update(learner: Learner, batch: Minibatch) -> None:
     learner.backward(batch, learner.ppo_loss(0))
     nn.utils.clip_grad_norm_(learner.agent.parameters(), learner.config.max_grad_norm)
     learner.optimizer.step()
-
-
-def _acting_seconds(agent: Agent, obs: Obs) -> float:
-    actor, num_envs = Actor(agent), len(next(iter(obs.values())))
-    state = agent.core.initial_state(num_envs)
-    start = torch.zeros(num_envs, dtype=torch.bool, device=agent.device)
-    uniforms = torch.rand(num_envs, len(agent.action_nvec), device=agent.device)
-    with agent.acting():
-        return seconds_per_call(lambda: actor(obs, state, start, uniforms), agent.device)

@@ -1,17 +1,17 @@
 """Time whole iterations of one or two settings in turn, and compute figures from them."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
+from statistics import mean
 from time import perf_counter
 from typing import Any
 
 import torch
 
-from ppo_tbptt.benchmark.arithmetic import forward_flop, passes_per_step, peak_flops
-from ppo_tbptt.benchmark.ceiling import Ceiling, measure_ceiling
-from ppo_tbptt.benchmark.clock import synchronize
-from ppo_tbptt.benchmark.memory import PeakMemory
+from ppo_tbptt.benchmark.arithmetic import forward_flop, peak_flops
+from ppo_tbptt.benchmark.ceiling import measure_ceiling
+from ppo_tbptt.benchmark.memory import peak_memory
 from ppo_tbptt.envs import resolve_workers
 from ppo_tbptt.training.trainer import Trainer
 
@@ -19,18 +19,6 @@ PARTS = ("environments", "inference", "transfer", "sequences", "learning")
 """The parts that a training iteration times; ``rest`` is what is in none of them."""
 MAX_EXTRA_ITERATIONS = 2
 """Iterations beside the warm-up and the timed ones: one for the memory, one for the profile."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Iteration:
-    """One timed iteration."""
-
-    total: float
-    """Seconds until the device has done its work."""
-    seconds: dict[str, float]
-    """Seconds by part; they add up to ``total``."""
-    padding_fraction: float
-    """As the trainer reports it: of minibatches padded to their longest sequence, whether or not the core pads."""
 
 
 @dataclass(slots=True, kw_only=True)
@@ -41,17 +29,20 @@ class Setting:
     source: str
     """The config's file."""
     overrides: dict[str, str]
-    iterations: list[Iteration] = field(default_factory=list)
+    iterations: list[dict[str, float]] = field(default_factory=list)
+    """Seconds by part of each timed iteration, until the device has done its work."""
+    padding: list[float] = field(default_factory=list)
+    """As the trainer reports it: of minibatches padded to their longest sequence, whether or not the core pads."""
     memory_mb: dict[str, float | None] = field(default_factory=dict)
 
     @property
-    def middle(self) -> Iteration:
+    def middle(self) -> dict[str, float]:
         """The median iteration (the slower of two), so that its parts add up to its whole."""
-        return sorted(self.iterations, key=lambda iteration: iteration.total)[len(self.iterations) // 2]
+        return sorted(self.iterations, key=lambda seconds: sum(seconds.values()))[len(self.iterations) // 2]
 
-    def steps_per_second(self, iteration: Iteration) -> float:
+    def steps_per_second(self, seconds: dict[str, float]) -> float:
         """Return environment steps per second of an iteration."""
-        return self.trainer.config.batch_size / iteration.total
+        return self.trainer.config.batch_size / sum(seconds.values())
 
 
 def measure(settings: Sequence[Setting], warmup: int, iterations: int, say: Callable[[str], None]) -> None:
@@ -64,27 +55,32 @@ def measure(settings: Sequence[Setting], warmup: int, iterations: int, say: Call
         timed = number >= warmup
         say(f"iteration {number - warmup + 1} of {iterations}" if timed else f"warm-up {number + 1} of {warmup}")
         for setting in settings:
-            iteration = run_iteration(setting.trainer)
+            seconds, padding = _run_iteration(setting.trainer)
             if timed:
-                setting.iterations.append(iteration)
+                setting.iterations.append(seconds)
+                setting.padding.append(padding)
     say("memory")
     for setting in settings:
-        trainer = setting.trainer
-        with PeakMemory(trainer.device) as memory:
-            next(trainer)
-        setting.memory_mb = {"host": memory.host_mb, "device": memory.device_mb}
+        with peak_memory(setting.trainer.device) as setting.memory_mb:
+            next(setting.trainer)
 
 
-def run_iteration(trainer: Trainer) -> Iteration:
-    """Run one iteration and take its time and its parts."""
-    synchronize(trainer.device)
+def _synchronize(device: torch.device) -> None:
+    """Wait until the device has done what was queued."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def _run_iteration(trainer: Trainer) -> tuple[dict[str, float], float]:
+    """Run one iteration. Return its seconds by part, and its fraction of padding."""
+    _synchronize(trainer.device)
     began = perf_counter()
     scalars = next(trainer).scalars
-    synchronize(trainer.device)
+    _synchronize(trainer.device)
     total = perf_counter() - began
     seconds = {part: scalars.get(f"time/{part}", 0.0) * scalars["time/iteration_seconds"] for part in PARTS}
     seconds["rest"] = total - sum(seconds.values())
-    return Iteration(total=total, seconds=seconds, padding_fraction=scalars["sequences/padding_fraction"])
+    return seconds, scalars["sequences/padding_fraction"]
 
 
 def write_profile(trainer: Trainer, path: Path) -> None:
@@ -94,67 +90,46 @@ def write_profile(trainer: Trainer, path: Path) -> None:
         activities.append(torch.profiler.ProfilerActivity.CUDA)
     with torch.profiler.profile(activities=activities, acc_events=True) as profile:
         next(trainer)
-        synchronize(trainer.device)
+        _synchronize(trainer.device)
     profile.export_chrome_trace(str(path))
 
 
 def describe(setting: Setting, say: Callable[[str], None]) -> dict[str, Any]:
     """Return all figures of a measured setting, after measuring its ceiling and the device's peak."""
-    trainer = setting.trainer
+    trainer, config = setting.trainer, setting.trainer.config
     say("ceiling")
     ceiling = measure_ceiling(trainer)
     say("peak")
-    dtype = trainer.agent.precision
-    peak = peak_flops(trainer.device, dtype)
-    return {
-        **_speed(setting, ceiling),
-        **_arithmetic(setting, peak),
-        "peak_memory_mb": setting.memory_mb,
-        "device": _device_name(trainer.device),
-        "precision": str(dtype).removeprefix("torch."),
-        "threads": torch.get_num_threads(),
-        "num_workers": resolve_workers(trainer.config.env.num_workers, trainer.config.env.num_envs),
-        "environments": f"{trainer.config.env.num_envs} {trainer.envs.where}",
-        "torch": torch.__version__,
-        "config": {"source": setting.source, "overrides": setting.overrides},
-    }
-
-
-def _speed(setting: Setting, ceiling: Ceiling) -> dict[str, Any]:
+    precision = trainer.agent.precision
+    peak = peak_flops(trainer.device, precision)
     speeds = [setting.steps_per_second(iteration) for iteration in setting.iterations]
-    speed = setting.steps_per_second(setting.middle)
-    batch_size = setting.trainer.config.batch_size
-    limit = batch_size / ceiling.seconds
-    padding = sum(iteration.padding_fraction for iteration in setting.iterations) / len(setting.iterations)
+    speed, limit = setting.steps_per_second(setting.middle), config.batch_size / sum(ceiling.values())
+    forward = forward_flop(config, trainer.envs.spec)
+    # Acting is one forward pass; an epoch takes three, as the gradients by inputs and by weights cost one each.
+    passes = 1 + 3 * config.ppo.num_epochs
     return {
         "steps_per_second": speed,
         "spread": [min(speeds), max(speeds)],
         "iterations": len(speeds),
-        "steps_per_iteration": batch_size,
-        "seconds": setting.middle.seconds,
+        "steps_per_iteration": config.batch_size,
+        "seconds": setting.middle,
         "ceiling_steps_per_second": limit,
-        "ceiling_seconds": asdict(ceiling),
+        "ceiling_seconds": ceiling,
         "fraction_of_ceiling": speed / limit,
         "padded_over_valid": 1.0,
-        "padded_over_valid_if_padded": 1 / (1 - padding),
-    }
-
-
-def _arithmetic(setting: Setting, peak: dict[str, float]) -> dict[str, Any]:
-    """Return operations per environment step, and their share of the time at the device's peak speed."""
-    trainer = setting.trainer
-    forward = forward_flop(trainer.config, trainer.envs.spec)
-    passes = passes_per_step(trainer.config.ppo.num_epochs)
-    speed = setting.steps_per_second(setting.middle)
-    return {
+        "padded_over_valid_if_padded": 1 / (1 - mean(setting.padding)),
         "flop_per_step": passes * sum(forward.values()),
         "peak_flops": peak,
         "fraction_of_peak": speed * passes * sum(flop / peak[kind] for kind, flop in forward.items()),
+        "peak_memory_mb": setting.memory_mb,
+        "device": torch.cuda.get_device_name(trainer.device) if trainer.device.type == "cuda" else "cpu",
+        "precision": str(precision).removeprefix("torch."),
+        "threads": torch.get_num_threads(),
+        "num_workers": resolve_workers(config.env.num_workers, config.env.num_envs),
+        "environments": f"{config.env.num_envs} {trainer.envs.where}",
+        "torch": torch.__version__,
+        "config": {"source": setting.source, "overrides": setting.overrides},
     }
-
-
-def _device_name(device: torch.device) -> str:
-    return torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
 
 
 def compare(base: Setting, other: Setting) -> dict[str, Any]:

@@ -1,7 +1,9 @@
 """Peak memory of this process and its workers, with the pages that they share counted once."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from threading import Event, Thread
-from types import TracebackType
+from typing import Any
 
 import psutil
 import torch
@@ -10,44 +12,36 @@ MEGABYTE = 10**6
 INTERVAL_SECONDS = 0.05
 
 
-class PeakMemory:
-    """While active, a thread samples every 50 ms how much memory this process and those below it hold.
+@contextmanager
+def peak_memory(device: torch.device) -> Iterator[dict[str, Any]]:
+    """Sample in a thread every 50 ms how much memory this process and those below it hold.
 
-    ``host_mb``: the largest sum seen, in 10^6 bytes: proportional set sizes on Linux (a page shared by k processes
-    counts 1/k in each), resident sizes elsewhere. ``device_mb``: the most that tensors held on the GPU, None without
+    ``host``: the largest sum seen, in 10^6 bytes: proportional set sizes on Linux (a page shared by k processes counts
+    1/k in each), resident sizes elsewhere. ``device``: in the end the most that tensors held on the GPU, None without
     one. A sample takes the kernel about 10 ms per GB, so don't time anything meanwhile.
     """
+    peak: dict[str, Any] = {"host": 0.0, "device": None}
+    done = Event()
 
-    def __init__(self, device: torch.device) -> None:
-        self.host_mb = 0.0
-        self.device_mb: float | None = None
-        self._device = device
-        self._done = Event()
-        self._thread = Thread(target=self._watch, daemon=True)
+    def sample() -> None:
+        peak["host"] = max(peak["host"], sum(map(process_bytes, tree())) / MEGABYTE)
 
-    def _watch(self) -> None:
-        while True:
-            self._sample()
-            if self._done.wait(INTERVAL_SECONDS):
-                return
+    def watch() -> None:
+        while not done.wait(INTERVAL_SECONDS):
+            sample()
 
-    def _sample(self) -> None:
-        self.host_mb = max(self.host_mb, sum(map(process_bytes, tree())) / MEGABYTE)
-
-    def __enter__(self) -> "PeakMemory":
-        if self._device.type == "cuda":
-            torch.cuda.reset_peak_memory_stats(self._device)
-        self._thread.start()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        self._done.set()
-        self._thread.join()
-        self._sample()
-        if self._device.type == "cuda":
-            self.device_mb = torch.cuda.max_memory_allocated(self._device) / MEGABYTE
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+    thread = Thread(target=watch, daemon=True)
+    thread.start()
+    try:
+        yield peak
+    finally:
+        done.set()
+        thread.join()
+        sample()
+        if device.type == "cuda":
+            peak["device"] = torch.cuda.max_memory_allocated(device) / MEGABYTE
 
 
 def tree() -> list[psutil.Process]:

@@ -6,8 +6,6 @@ from pathlib import Path
 from statistics import median
 from time import monotonic
 
-import psutil
-
 from ppo_tbptt.benchmark.memory import MEGABYTE, tree
 from ppo_tbptt.config import Config
 from ppo_tbptt.run.metrics import read_metrics
@@ -59,19 +57,16 @@ def soak(config: Config, run_dir: Path, *, minutes: float, seconds_between: floa
 
 def _sample(minutes: float, steps_per_second: float) -> Sample:
     processes = tree()
+    # Memory that is no file's: the libraries' pages are shared with whatever else runs, and come and go with it.
+    anonymous = sum(mapping.anonymous for process in processes for mapping in process.memory_maps())
     return Sample(
         minutes=minutes,
-        memory_mb=sum(map(_anonymous_bytes, processes)) / MEGABYTE,
+        memory_mb=anonymous / MEGABYTE,
         files=sum(process.num_fds() for process in processes),
         threads=sum(process.num_threads() for process in processes),
         processes=len(processes),
         steps_per_second=steps_per_second,
     )
-
-
-def _anonymous_bytes(process: psutil.Process) -> int:
-    """Memory that is no file's: the libraries' pages are shared with whatever else runs, and come and go with it."""
-    return sum(mapping.anonymous for mapping in process.memory_maps())
 
 
 def problems(samples: Sequence[Sample], metrics: Path) -> list[str]:
@@ -84,9 +79,9 @@ def problems(samples: Sequence[Sample], metrics: Path) -> list[str]:
     if after > (1 + MEMORY_GROWTH) * before:
         found.append(f"memory grew from {before:.1f} to {after:.1f} MB")
     for name in ("files", "threads", "processes"):
-        most_before, most_after = (max(getattr(s, name) for s in part) for part in (first, last))
-        if most_after > most_before:
-            found.append(f"{name} grew from {most_before} to {most_after}")
+        before, after = (max(getattr(s, name) for s in part) for part in (first, last))
+        if after > before:
+            found.append(f"{name} grew from {before} to {after}")
     fast, slow = median(s.steps_per_second for s in first), median(s.steps_per_second for s in last)
     if slow < (1 - SLOWDOWN) * fast:
         found.append(f"steps per second fell from {fast:,.0f} to {slow:,.0f}")

@@ -9,34 +9,37 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from ppo_tbptt.benchmark import MAX_EXTRA_ITERATIONS, Setting, compare, describe, measure, write_profile
-from ppo_tbptt.commands.parser import Parser, UsageError, check_target, positive
+from ppo_tbptt.benchmark.measure import MAX_EXTRA_ITERATIONS, Setting, compare, describe, measure, write_profile
+from ppo_tbptt.commands.parser import Parser, check_target, positive
 from ppo_tbptt.config import Config, parse_overrides
 from ppo_tbptt.training.trainer import Trainer
 
 
 def run(argv: list[str]) -> int:
     """Run the command and return its exit code."""
-    parser = _parser()
-    args, rest = parser.parse_with_overrides(_joined(argv, "--vs"))
+    if "--vs" in argv[:-1]:  # joined, for argparse would take a value that starts with dashes for an option
+        at = argv.index("--vs")
+        argv = [*argv[:at], f"--vs={argv[at + 1]}", *argv[at + 2 :]]
+    args, rest = _parser().parse_with_overrides(argv)
     overrides = parse_overrides(rest)
-    others = [] if args.vs is None else [parse_overrides(_split(args.vs))]
-    if args.profile is not None:
-        _check_profile(args.profile)
+    variants = [{}] if args.vs is None else [{}, parse_overrides(args.vs)]
+    check_target("--profile", args.profile, [".json", ".json.gz"])
     base = Config.load(args.config, overrides)
-    configs = [base, *(base.override(other) for other in others)]
+    configs = [base.override(extra) for extra in variants]
     progress = Console(stderr=True, markup=False, emoji=False)
     with ExitStack() as stack:
         settings = []
-        for config, extra in zip(configs, [{}, *others], strict=True):
-            trainer = stack.enter_context(Trainer(_long_enough(config, args.warmup + args.iterations)))
+        for config, extra in zip(configs, variants, strict=True):
+            least = (args.warmup + args.iterations + MAX_EXTRA_ITERATIONS) * config.batch_size
+            long_enough = config.replace(total_steps=max(config.total_steps, least), train={"eval_every": 0})
+            trainer = stack.enter_context(Trainer(long_enough))
             settings.append(Setting(trainer=trainer, source=str(args.config), overrides={**overrides, **extra}))
         status = stack.enter_context(progress.status("starting"))
         measure(settings, args.warmup, args.iterations, status.update)
         if args.profile is not None:
             write_profile(settings[0].trainer, args.profile)
         results = [describe(setting, status.update) for setting in settings]
-    result = results[0] | ({"vs": results[1], **compare(*settings)} if others else {})
+    result = results[0] | ({"vs": results[1], **compare(*settings)} if len(results) > 1 else {})
     if args.json:
         print(json.dumps(result, indent=1))
     else:
@@ -54,40 +57,11 @@ def _parser() -> Parser:
     parser.option("--json", action="store_true", help="print JSON and nothing else")
     parser.option("--iterations", type=positive, default=5, help="iterations to time (default 5)")
     parser.option("--warmup", type=positive, default=2, help="iterations before those (default 2)")
-    parser.option("--vs", metavar="OVERRIDES", help='a second setting, in turn: "--core.kind lstm --seed 2"')
+    parser.option(
+        "--vs", type=shlex.split, metavar="OVERRIDES", help='a second setting, in turn: "--core.kind lstm --seed 2"'
+    )
     parser.option("--profile", type=Path, metavar="FILE", help="write a trace of one iteration (.json or .json.gz)")
     return parser
-
-
-def _joined(argv: list[str], name: str) -> list[str]:
-    """``--vs VALUE`` as ``--vs=VALUE``: argparse would take a value that starts with dashes for an option."""
-    tokens = list(argv)
-    if name in tokens[:-1]:
-        at = tokens.index(name)
-        tokens[at : at + 2] = [f"{name}={tokens[at + 1]}"]
-    return tokens
-
-
-def _split(text: str) -> list[str]:
-    try:
-        return shlex.split(text)
-    except ValueError as error:
-        raise UsageError(f"--vs {text!r}: {error}") from error
-
-
-def _check_profile(path: Path) -> None:
-    if not path.name.endswith((".json", ".json.gz")):
-        raise UsageError(f"--profile {path}: must end in .json or .json.gz")
-    check_target("--profile", path)
-
-
-def _long_enough(config: Config, iterations: int) -> Config:
-    """Without evaluations, and not over before the benchmark is."""
-    steps = (iterations + MAX_EXTRA_ITERATIONS) * config.batch_size
-    return config.replace(total_steps=max(config.total_steps, steps), train={"eval_every": 0})
-
-
-# --- for a person -----------------------------------------------------------------------------------------------------
 
 
 def _print(result: dict[str, Any], console: Console) -> None:

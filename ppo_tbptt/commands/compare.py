@@ -3,6 +3,7 @@
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
+from itertools import chain
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -20,12 +21,11 @@ from ppo_tbptt.analysis.groups import (
     goal,
     group_runs,
     reach,
-    summarise,
     task_titles,
 )
 from ppo_tbptt.analysis.runs import read_runs
 from ppo_tbptt.commands.console import figure, interval, say, wide_console
-from ppo_tbptt.commands.parser import Parser, check_target, writing
+from ppo_tbptt.commands.parser import Parser, check_target
 from ppo_tbptt.commands.results import write_json
 
 
@@ -39,38 +39,36 @@ def run(argv: list[str]) -> int:
     args = parser.parse_args(argv)
     check_target("--json", args.json)
     groups = group_runs(read_runs(args.runs))
+    tasks = by_task(groups)
+    reaches = {
+        group.letter: [reach(group, fraction, target) for fraction in FRACTIONS]
+        for members in tasks
+        if (target := goal(members)) is not None
+        for group in members
+    }
     console = wide_console()
-    _print(groups, console)
-    if args.json is not None:
-        with writing("--json", args.json):
-            write_json(args.json, _tree(groups))
-        say(console, f"written to {args.json}")
-    return 0
-
-
-# --- tables --------------------------------------------------------------------------------------------------
-
-
-def _print(groups: Sequence[Group], console: Console) -> None:
-    tasks, narrow = by_task(groups), console.width < 100
+    narrow = console.width < 100
     for members, title in zip(tasks, task_titles(tasks), strict=True):
         first = members[0].runs[0]
         at_most = "" if first.headline_max is None else f" (at most {first.headline_max:g})"
         console.print(f"\n{title}", style="bold", highlight=False, markup=False)
         say(console, f"{first.headline} on held-out levels{at_most}")
         console.print(_results(members, narrow))
-        target = goal(members)
-        if target is not None:
-            console.print(_reached(members, target, narrow))
-    _print_notes(groups, console)
+        if members[0].letter in reaches:
+            console.print(_reached(members, reaches, narrow))
+    _print_notes(groups, reaches, console)
     _print_differences(groups, console)
+    if args.json is not None:
+        trees = [_tree(group, reaches.get(group.letter, [])) for members in tasks for group in members]
+        write_json(args.json, {"groups": trees, "differences": differences(groups)})
+        say(console, f"written to {args.json}")
+    return 0
 
 
 def _results(groups: Sequence[Group], narrow: bool) -> Table:
     table = _table("", "run", "runs", "steps", "hours", "steps/s", "best [95 %]", "last [95 %]", "IQM", narrow=narrow)
     for group in groups:
-        best = summarise([run.best for run in group.runs])
-        last = summarise([run.last for run in group.runs])
+        last = group.last
         steps = [_short(end(run.env_steps for run in group.runs)) for end in (min, max)]
         speeds = [run.steps_per_second for run in group.runs if run.steps_per_second is not None]
         table.add_row(
@@ -80,19 +78,18 @@ def _results(groups: Sequence[Group], narrow: bool) -> Table:
             steps[0] if steps[0] == steps[1] else " - ".join(steps),
             _hours(median(run.hours for run in group.runs)),
             _short(median(speeds)) if speeds else "-",
-            _summary(best),
+            _summary(group.best),
             _summary(last),
             "-" if last is None or last.iqm is None else figure(last.iqm.mean),
         )
     return table
 
 
-def _reached(groups: Sequence[Group], target: float, narrow: bool) -> Table:
-    goals = [f"{fraction * 100:g} % ({fraction * target:.3g})" for fraction in FRACTIONS]
+def _reached(groups: Sequence[Group], reaches: Mapping[str, Sequence[Reach]], narrow: bool) -> Table:
+    goals = [f"{result.fraction * 100:g} % ({result.value:.3g})" for result in reaches[groups[0].letter]]
     table = _table("", "steps and hours to reach", *goals, narrow=narrow)
     for group in groups:
-        cells = [_reach(reach(group, fraction, target), len(group.runs)) for fraction in FRACTIONS]
-        table.add_row(group.letter, group.name, *cells)
+        table.add_row(group.letter, group.name, *(_reach(r, len(group.runs)) for r in reaches[group.letter]))
     return table
 
 
@@ -108,7 +105,7 @@ def _table(*columns: str, narrow: bool) -> Table:
 
 
 def _summary(summary: Summary | None) -> str:
-    return "-" if summary is None else interval(summary.estimate.mean, summary.estimate.ci95)
+    return "-" if summary is None else interval(summary.mean, summary.ci95)
 
 
 def _reach(result: Reach, runs: int) -> str:
@@ -131,24 +128,14 @@ def _hours(hours: float) -> str:
     return f"{hours:.1f}" if hours >= 10 else f"{hours:.2g}"
 
 
-def _print_notes(groups: Sequence[Group], console: Console) -> None:
+def _print_notes(groups: Sequence[Group], reaches: Mapping[str, Sequence[Reach]], console: Console) -> None:
     several = any(len(group.runs) > 1 for group in groups)
-    one = any(len(group.runs) == 1 for group in groups)
-    over = " and ".join(
-        text
-        for text, applies in (("over level seeds for a single run", one), ("over runs for several", several))
-        if applies
-    )
-    notes = [f"intervals: {over}, where known; best: chosen on the very levels it is measured on"]
+    over = ["over level seeds for a single run"] if any(len(group.runs) == 1 for group in groups) else []
+    over += ["over runs for several"] if several else []
+    notes = [f"intervals: {' and '.join(over)}, where known; best: chosen on the very levels it is measured on"]
     if several:
         notes.append("several runs: mean over them, IQM the mean of the last ones' middle half; hours, steps/s: median")
-    if any(
-        reach(group, fraction, target).at_the_latest
-        for members in by_task(groups)
-        if (target := goal(members)) is not None
-        for group in members
-        for fraction in FRACTIONS
-    ):
+    if any(result.at_the_latest for result in chain(*reaches.values())):
         notes.append("≤: there at the first held-out result, and maybe before (train.eval_every makes more of them)")
     for group in groups:
         for member in group.runs:
@@ -163,38 +150,22 @@ def _print_notes(groups: Sequence[Group], console: Console) -> None:
 
 
 def _print_differences(groups: Sequence[Group], console: Console) -> None:
-    found = differences(groups)
-    if not found:
-        return
     table = Table(box=None, padding=(0, 1))
     table.add_column("they differ in", overflow="fold")
     table.add_column("value: runs", overflow="fold")
-    for key, values in found.items():
-        table.add_row(key, "; ".join(f"{value}: {', '.join(letters)}" for value, letters in _shared(values).items()))
-    console.print()
-    console.print(table, markup=False)
+    for key, values in differences(groups).items():
+        shared: dict[str, list[str]] = {}
+        for letter, value in values.items():
+            text = "not set" if value is None else value if isinstance(value, str) else json.dumps(value)
+            shared.setdefault(text, []).append(letter)
+        table.add_row(key, "; ".join(f"{value}: {', '.join(letters)}" for value, letters in shared.items()))
+    if table.row_count:
+        console.print()
+        console.print(table, markup=False)
 
 
-def _shared(values: Mapping[str, Any]) -> dict[str, list[str]]:
-    """Map each value, as text, to the letters of the groups that have it."""
-    shared: dict[str, list[str]] = {}
-    for letter, value in values.items():
-        text = "not set" if value is None else value if isinstance(value, str) else json.dumps(value)
-        shared.setdefault(text, []).append(letter)
-    return shared
-
-
-# --- JSON -------------------------------------------------------------------------------------------------
-
-
-def _tree(groups: Sequence[Group]) -> dict[str, Any]:
-    return {
-        "groups": [_group_tree(group, goal(members)) for members in by_task(groups) for group in members],
-        "differences": differences(groups),
-    }
-
-
-def _group_tree(group: Group, target: float | None) -> dict[str, Any]:
+def _tree(group: Group, reaches: Sequence[Reach]) -> dict[str, Any]:
+    """Return what the JSON file holds of a group."""
     first = group.runs[0]
     env = first.config.env
     return {
@@ -205,9 +176,9 @@ def _group_tree(group: Group, target: float | None) -> dict[str, Any]:
         "max_episode_steps": env.max_episode_steps,
         "headline": first.headline,
         "headline_max": first.headline_max,
-        "best": _summary_tree(summarise([run.best for run in group.runs])),
-        "last": _summary_tree(summarise([run.last for run in group.runs])),
-        "reach": [] if target is None else [asdict(reach(group, fraction, target)) for fraction in FRACTIONS],
+        "best": group.best and asdict(group.best),
+        "last": group.last and asdict(group.last),
+        "reach": [asdict(result) for result in reaches],
         "runs": [
             {
                 "path": str(run.path),
@@ -219,15 +190,4 @@ def _group_tree(group: Group, target: float | None) -> dict[str, Any]:
             }
             for run in group.runs
         ],
-    }
-
-
-def _summary_tree(summary: Summary | None) -> dict[str, Any] | None:
-    if summary is None:
-        return None
-    return {
-        **asdict(summary.estimate),
-        "interval_over": "level seeds" if summary.iqm is None else "runs",
-        "iqm": None if summary.iqm is None else asdict(summary.iqm),
-        "runs": summary.runs,
     }

@@ -1,8 +1,8 @@
 """Console output: lines, figures, and the display of a training."""
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 from time import monotonic
-from types import TracebackType
 
 from rich.console import Console, Group
 from rich.live import Live
@@ -11,7 +11,6 @@ from rich.progress import BarColumn, Progress, TextColumn
 from rich.table import Table
 from rich.text import Text
 
-from ppo_tbptt.config import Config
 from ppo_tbptt.run.metrics import Report
 
 PLAIN_SECONDS = 5.0
@@ -39,8 +38,8 @@ def say(console: Console, text: str) -> None:
 
 def wide_console() -> Console:
     """Make a console for tables: as wide as the terminal, 100 columns without one (rich's default is 80)."""
-    console = Console(markup=False, emoji=False)
-    return console if console.is_terminal else Console(width=PLAIN_COLUMNS, markup=False, emoji=False)
+    width = None if Console().is_terminal else PLAIN_COLUMNS
+    return Console(width=width, markup=False, emoji=False)
 
 
 def figure(value: float) -> str:
@@ -53,25 +52,14 @@ def interval(mean: float, ci95: Sequence[float] | None) -> str:
     return figure(mean) if ci95 is None else f"{figure(mean)} [{figure(ci95[0])}, {figure(ci95[1])}]"
 
 
-def _duration(seconds: float) -> str:
-    """Format a time: ``1:02:03``, ``2:03``."""
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
-
-
 class Display:
-    """Display of the newest report: live in a terminal, else plain lines from time to time. A context manager.
+    """Display of the newest report: plain lines from time to time, or in a terminal, and while entered, ``live``.
 
-    Args:
-        config: the run's config.
-        console: where to print.
-        batch_size: steps of an iteration over all ranks.
-        num_iterations: iterations of the whole run.
+    ``total_steps`` and ``num_iterations`` are those of the whole run, ``batch_size`` is that of all ranks.
     """
 
-    def __init__(self, config: Config, console: Console, *, batch_size: int, num_iterations: int) -> None:
-        self._config = config
+    def __init__(self, total_steps: int, console: Console, *, batch_size: int, num_iterations: int) -> None:
+        self._total_steps = total_steps
         self._batch_size = batch_size
         self._num_iterations = num_iterations
         self._console = console
@@ -79,30 +67,24 @@ class Display:
         self._first_step: int | None = None
         self._last_line = float("-inf")
         self._known: dict[str, float] = {}  # the newest figure of each tag
-        self._progress = Progress(
-            TextColumn("{task.fields[steps]} steps"),
-            BarColumn(),
-            TextColumn("{task.fields[left]} left"),
-            auto_refresh=False,
-        )
-        self._task = self._progress.add_task("", total=config.total_steps, steps="0", left="?")
-        self._live = Live(console=console, refresh_per_second=4) if console.is_terminal else None
+        steps, left = TextColumn("{task.fields[steps]} steps"), TextColumn("{task.fields[left]} left")
+        self._progress = Progress(steps, BarColumn(), left, auto_refresh=False)
+        self._task = self._progress.add_task("", total=total_steps, steps="0", left="?")
+        self.live = Live(console=console, refresh_per_second=4) if console.is_terminal else nullcontext()
 
     def update(self, report: Report) -> None:
         """Show a report."""
         for note in report.notes:
             say(self._console, note)
-        fresh = report.scalars
-        self._known |= fresh
+        self._known |= report.scalars
         left = self._left(report)
-        if self._live is not None:
-            steps = f"{report.env_steps:,} / {self._config.total_steps:,}"
+        if isinstance(self.live, Live):
+            steps = f"{report.env_steps:,} / {self._total_steps:,}"
             self._progress.update(self._task, completed=report.env_steps, steps=steps, left=left)
-            self._live.update(Group(self._progress, self._table(report)))
+            self.live.update(Group(self._progress, self._table(report)))
             return
-        last = report.iteration >= self._num_iterations
-        due = monotonic() - self._last_line >= PLAIN_SECONDS
-        if due or last or report.iteration == 1 or any(tag.startswith("eval/") for tag in fresh):
+        due = monotonic() - self._last_line >= PLAIN_SECONDS or report.iteration in (1, self._num_iterations)
+        if due or any(tag.startswith("eval/") for tag in report.scalars):
             self._last_line = monotonic()
             say(self._console, self._line(report, left))
 
@@ -110,11 +92,13 @@ class Display:
         if self._first_step is None:
             self._first_step = report.env_steps - self._batch_size
         rate = (report.env_steps - self._first_step) / (monotonic() - self._began)
-        return _duration(max(0, self._config.total_steps - report.env_steps) / rate)
+        minutes, seconds = divmod(round(max(0, self._total_steps - report.env_steps) / rate), 60)
+        hours, minutes = divmod(minutes, 60)
+        return f"{hours}:{minutes:02d}:{seconds:02d}" if hours else f"{minutes}:{seconds:02d}"
 
     def _line(self, report: Report, left: str) -> str:
         parts = [
-            f"{report.env_steps:>11,}/{self._config.total_steps:,}",
+            f"{report.env_steps:>11,}/{self._total_steps:,}",
             f"{report.scalars['time/steps_per_second']:,.0f} steps/s",
             f"{left} left",
         ]
@@ -138,14 +122,3 @@ class Display:
             if group in groups:
                 table.add_row(group, Text.from_markup("  ".join(groups[group])))
         return table
-
-    def __enter__(self) -> "Display":
-        if self._live is not None:
-            self._live.__enter__()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        if self._live is not None:
-            self._live.__exit__(kind, error, traceback)

@@ -5,13 +5,13 @@ from pathlib import Path
 
 from rich.console import Console
 
-from ppo_tbptt.commands.parser import Parser, UsageError, check_suffix, check_target, env_overrides, positive, seed
+from ppo_tbptt.commands.parser import Parser, UsageError, check_target, env_overrides, positive, seed
 from ppo_tbptt.config import SEED_LIMIT, EnvConfig
 from ppo_tbptt.evaluation.policy import Policy
 from ppo_tbptt.watch.environment import Env, remote_env, watched_env
 from ppo_tbptt.watch.recording import Recording, failed, record_episode
-from ppo_tbptt.watch.video import SUFFIXES, VideoError, frames_of, write_video
-from ppo_tbptt.watch.window import Viewer, WindowError, has_screen, show_window
+from ppo_tbptt.watch.video import SUFFIXES, frames_of, write_video
+from ppo_tbptt.watch.window import Viewer, has_screen, show_window
 
 MOST_TRIES = 200
 """Episodes that ``--pick`` plays in a row without finding one before it gives up."""
@@ -43,25 +43,15 @@ def run(argv: list[str]) -> int:
     args, rest = parser.parse_with_overrides(argv)
     overrides = env_overrides(rest)
     video: Path | None = args.video
+    check_target("--video", video, SUFFIXES, makes_folder=True)
     console = Console(highlight=False, soft_wrap=True, markup=False, emoji=False)
-    if video is not None:
-        check_suffix("--video", video, SUFFIXES)
-        if video.parent.is_dir():  # otherwise it is made later
-            check_target("--video", video)
-    try:
-        policy = Policy.load(args.path, device=args.device)
-        env = policy.config.override(overrides).env
-        if video is None and has_screen():
-            return _window(policy, env, args, console)
-        if video is None:
-            video = Path(f"{policy.spec.env_id.replace('/', '_').replace(':', '_')}_level_{args.seed}.mp4")
-            console.print("no screen here, so this writes a video")
-        return _video(policy, env, args, video, console)
-    except (VideoError, WindowError) as error:
-        raise UsageError(str(error)) from error
-
-
-def _video(policy: Policy, config: EnvConfig, args: Namespace, video: Path, console: Console) -> int:
+    policy = Policy.load(args.path, device=args.device)
+    config = policy.config.override(overrides).env
+    if video is None and has_screen():
+        return _window(policy, config, args, console)
+    if video is None:
+        video = Path(f"{policy.spec.env_id.replace('/', '_').replace(':', '_')}_level_{args.seed}.mp4")
+        console.print("no screen here, so this writes a video")
     with watched_env(config) as env:
         recordings = _episodes(policy, env, args, console)
     if not recordings:
@@ -80,8 +70,7 @@ def _window(policy: Policy, config: EnvConfig, args: Namespace, console: Console
         if not levels:
             return 1
         protocol = {"episodes": args.episodes, "greedy": args.greedy, "max_steps": args.max_steps}
-        viewer = Viewer(policy, env, levels, first=first, **protocol)
-        show_window(viewer, args.fps, policy.spec.env_id)
+        show_window(Viewer(policy, env, levels, first=first, **protocol), args.fps, policy.spec.env_id)
     return 0
 
 

@@ -2,14 +2,14 @@
 
 from pathlib import Path
 
+import numpy as np
 from rich.console import Console
 from rich.table import Table
 
 from ppo_tbptt.commands.console import say
 from ppo_tbptt.commands.parser import Parser, UsageError, check_target
-from ppo_tbptt.evaluation.export import PACKAGES, ExportError, Port, export_onnx
+from ppo_tbptt.evaluation.export import PACKAGES, Port, export_onnx
 from ppo_tbptt.evaluation.policy import Policy
-from ppo_tbptt.run.folder import resolve_checkpoint
 from ppo_tbptt.run.weights import SUFFIX, save_weights
 
 
@@ -24,10 +24,9 @@ def run(argv: list[str]) -> int:
         raise UsageError("what to write is needed: --onnx FILE.onnx, --safetensors FILE.safetensors, or both")
     check_target("--onnx", args.onnx, [".onnx"])
     check_target("--safetensors", args.safetensors, [SUFFIX])
-    checkpoint = resolve_checkpoint(args.path)
-    policy = Policy.load(checkpoint)
+    policy = Policy.load(args.path)
     console = Console(markup=False, emoji=False)
-    say(console, f"{checkpoint}: {policy.spec.env_id} after {policy.env_steps:,} steps")
+    say(console, f"{policy.path}: {policy.spec.env_id} after {policy.env_steps:,} steps")
     if args.safetensors is not None:
         save_weights(args.safetensors, policy.agent.state_dict(), policy.config, policy.spec, policy.env_steps)
         _print_file(args.safetensors, console)
@@ -43,15 +42,12 @@ def _print_file(path: Path, console: Console) -> None:
 
 
 def _export_onnx(policy: Policy, path: Path, console: Console) -> None:
-    try:
-        exported = export_onnx(policy, path)
-    except ExportError as error:
-        raise UsageError(str(error)) from error
+    exported = export_onnx(policy, path)
     _print_file(path, console)
     table = Table(box=None, padding=(0, 2), show_header=False)
     for kind, ports in (("input", exported.inputs), ("output", exported.outputs)):
         for port in ports:
-            table.add_row(kind, port.name, f"{port.dtype} {_shape(port)}")
+            table.add_row(kind, port.name, f"{port.dtype} [{', '.join(['batch', *map(str, port.shape)])}]")
     console.print(table, markup=False)
     compared, checked = "one step in onnxruntime equals the agent's", f"checked but not run: that needs {PACKAGES}"
     say(console, compared if exported.compared else checked)
@@ -59,21 +55,15 @@ def _export_onnx(policy: Policy, path: Path, console: Console) -> None:
         say(console, f"  {line}")
 
 
-def _shape(port: Port) -> str:
-    return f"[{', '.join(['batch', *map(str, port.shape)])}]"
-
-
 def _usage(policy: Policy, path: Path, inputs: list[Port]) -> list[str]:
     """Return lines of Python that act greedily in one step of one environment."""
     size, observations = policy.agent.core.state_size, list(policy.spec.obs)
     fed = [f"{key!r}: {'obs' if observations == ['obs'] else f'obs[{key!r}]'}[None]" for key in observations]
     fed += [f"{inputs[-1].name!r}: state"] if size else []
-    nvec = policy.spec.action_nvec
+    splits = np.cumsum(policy.spec.action_nvec)[:-1].tolist()
+    action = f"[int(branch.argmax()) for branch in np.split(logits[0], {splits})]"
     if policy.spec.discrete:
         action = "int(logits[0].argmax())"
-    else:
-        splits = [sum(nvec[:i]) for i in range(1, len(nvec))]
-        action = f"[int(branch.argmax()) for branch in np.split(logits[0], {splits})]"
     lines = ["import numpy as np, onnxruntime", f"session = onnxruntime.InferenceSession({str(path)!r})"]
     lines += [f"state = np.zeros((1, {size}), np.float32)  # at the start of each episode"] if size else []
     outputs = "logits, value, state" if size else "logits, value"

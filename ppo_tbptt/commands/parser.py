@@ -2,8 +2,7 @@
 
 import argparse
 import os
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NoReturn
 
@@ -23,11 +22,11 @@ class Parser(argparse.ArgumentParser):
 
     def __init__(self, command: str, description: str, epilog: str = "") -> None:
         super().__init__(prog=f"ppo-tbptt {command}", description=description, epilog=epilog, allow_abbrev=False)
-        self._arity: dict[str, int] = {"-h": 0, "--help": 0}
+        self._takes_value = {"-h": False, "--help": False}
 
     def option(self, name: str, *, help: str, **kwargs: object) -> None:
         """Add an option with one value, or with none (``action="store_true"``)."""
-        self._arity[name] = 0 if "action" in kwargs else 1
+        self._takes_value[name] = "action" not in kwargs
         self.add_argument(name, help=help, **kwargs)  # type: ignore[arg-type]
 
     def error(self, message: str) -> NoReturn:
@@ -45,10 +44,10 @@ class Parser(argparse.ArgumentParser):
         while tokens:
             token = tokens.pop(0)
             name, equals, value = token.partition("=")
-            is_own = not token.startswith("--") or name in self._arity
+            is_own = not token.startswith("--") or name in self._takes_value
             target = own if is_own else overrides
             target.append(token)
-            takes_value = self._arity.get(name, 0) if is_own else 1
+            takes_value = self._takes_value.get(name, not is_own)
             if takes_value and not equals and tokens:
                 value = tokens.pop(0)
                 target.append(value)
@@ -70,67 +69,46 @@ def env_overrides(tokens: Sequence[str]) -> dict[str, str]:
     return overrides
 
 
-@contextmanager
-def writing(option: str, path: Path) -> Iterator[None]:
-    """Report errors in writing the file that ``option`` names.
-
-    Raises:
-        UsageError: it can't be written.
-    """
-    try:
-        yield
-    except OSError as error:
-        raise UsageError(f"{option} {path}: can't be written ({error.strerror})") from error
-
-
-def check_suffix(option: str, path: Path, suffixes: Sequence[str]) -> None:
-    """Check the ending of the file that ``option`` names, in small letters or capitals.
-
-    Raises:
-        UsageError: it is none of ``suffixes``.
-    """
-    name = path.name.lower()
-    if not any(name.endswith(suffix) and name != suffix for suffix in suffixes):
-        *others, last = suffixes
-        legal = f"{', '.join(others)} or {last}" if others else last
-        raise UsageError(f"{option} {path}: must end in {legal}")
-
-
-def check_target(option: str, path: Path | None, suffixes: Sequence[str] = ()) -> None:
+def check_target(option: str, path: Path | None, suffixes: Sequence[str] = (), *, makes_folder: bool = False) -> None:
     """Check, before any work is done for it, that a file can be written there and replaces at most a file.
 
     Raises:
-        UsageError: it ends in none of ``suffixes``, where there are any; there is no such folder, nothing can be
-            written in it, or what is there is no file.
+        UsageError: it ends in none of ``suffixes`` (in small letters or capitals), where there are any; there is no
+            such folder, unless the command makes it; nothing can be written in it, or what is there is no file.
     """
     if path is None:
         return
-    if suffixes:
-        check_suffix(option, path, suffixes)
+    name = path.name.lower()
+    if suffixes and not any(name.endswith(suffix) and name != suffix for suffix in suffixes):
+        legal = " or ".join(", ".join(suffixes).rsplit(", ", 1))
+        raise UsageError(f"{option} {path}: must end in {legal}")
+    problem = ""
     try:
-        problem = _problem(path)
+        if not path.parent.is_dir():
+            problem = "" if makes_folder else f"there is no folder {path.parent}"
+        elif path.exists() and not path.is_file():
+            problem = f"is {'a folder' if path.is_dir() else 'not a regular file'}; must be a file to write"
+        elif not os.access(path.parent, os.W_OK):
+            problem = f"can't write in the folder {path.parent}"
     except OSError as error:
         problem = str(error.strerror)
     if problem:
         raise UsageError(f"{option} {path}: {problem}")
 
 
-def _problem(path: Path) -> str:
-    if not path.parent.is_dir():
-        return f"there is no folder {path.parent}"
-    if path.exists() and not path.is_file():
-        return f"is {'a folder' if path.is_dir() else 'not a regular file'}; must be a file to write"
-    return "" if os.access(path.parent, os.W_OK) else f"can't write in the folder {path.parent}"
+def integer_from(least: int) -> Callable[[str], int]:
+    """Make a ``type=`` that reads an integer from ``least`` to 2**31 - 1."""
+
+    def integer(text: str) -> int:
+        value = int(text)
+        if not least <= value < 2**31:
+            raise argparse.ArgumentTypeError(f"{value}: must be at least {least} and at most {2**31 - 1}")
+        return value
+
+    return integer
 
 
-def positive(text: str) -> int:
-    """Read an integer from 1 to 2**31 - 1, for ``type=``."""
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"{value} is too small; must be at least 1")
-    if value >= 2**31:
-        raise argparse.ArgumentTypeError(f"{value} is too large; must be at most {2**31 - 1}")
-    return value
+positive, seed = integer_from(1), integer_from(0)
 
 
 def minutes(text: str) -> float:
@@ -138,12 +116,4 @@ def minutes(text: str) -> float:
     value = float(text)
     if not 0 < value < 1e7:
         raise argparse.ArgumentTypeError(f"{value} is not a time in minutes; must be above 0")
-    return value
-
-
-def seed(text: str) -> int:
-    """Read an integer from 0 to 2**31 - 1, for ``type=``."""
-    value = int(text)
-    if not 0 <= value < 2**31:
-        raise argparse.ArgumentTypeError(f"{value} is not a seed; must be from 0 to {2**31 - 1}")
     return value

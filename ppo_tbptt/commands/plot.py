@@ -5,7 +5,7 @@ from pathlib import Path
 from ppo_tbptt.analysis.groups import by_task, group_runs
 from ppo_tbptt.analysis.runs import read_runs
 from ppo_tbptt.commands.console import say, wide_console
-from ppo_tbptt.commands.parser import FIGURES, Parser, check_target, writing
+from ppo_tbptt.commands.parser import FIGURES, Parser, check_target
 from ppo_tbptt.run.files import replacing
 
 
@@ -23,7 +23,7 @@ def run(argv: list[str]) -> int:
     from ppo_tbptt.analysis.figures import learning_curves, save  # here, because matplotlib is slow to import
 
     figure = learning_curves(by_task(groups))
-    with writing("--out", args.out), replacing(args.out) as file:
+    with replacing(args.out) as file:
         save(figure, file, args.out.suffix[1:].lower())
     say(wide_console(), f"written to {args.out}")
     return 0

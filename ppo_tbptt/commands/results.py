@@ -1,6 +1,7 @@
-"""Evaluations as the commands run, print and save them."""
+"""What ``evaluate``, ``probe`` and the end of ``train`` share: agents and levels to play, and results as files."""
 
 import json
+from argparse import Namespace
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
@@ -10,12 +11,69 @@ from rich.progress import Progress
 from rich.table import Table
 
 from ppo_tbptt.commands.console import say
+from ppo_tbptt.commands.parser import Parser, UsageError, env_overrides, integer_from, positive, seed
 from ppo_tbptt.commands.stop import Stop
-from ppo_tbptt.config import EnvConfig
-from ppo_tbptt.evaluation.evaluate import Evaluation
+from ppo_tbptt.config import SEED_LIMIT, Config, EnvConfig
+from ppo_tbptt.evaluation.policy import Policy
 from ppo_tbptt.run.files import write_text
 
 Outcome = TypeVar("Outcome")
+MAX_EPISODES = 10**6
+"""All are kept until the end."""
+
+
+def add_level_options(parser: Parser) -> None:
+    """Add the path, and the options of :func:`protocol_of`. What is not given is as the run itself evaluates."""
+    parser.add_argument("path", type=Path, metavar="RUN_OR_CHECKPOINT", help="a run's folder (its newest checkpoint)")
+    parser.option("--num-seeds", type=positive, help="number of level seeds (default: the run's train.eval_num_seeds)")
+    parser.option("--first-seed", type=seed, help="the first of them (default: train.eval_first_seed)")
+    parser.option("--repeats", type=positive, help="episodes per level seed (default: train.eval_repeats)")
+    greedy = "take the most probable actions (default: train.eval_greedy)"
+    parser.option("--greedy", action="store_true", default=None, help=greedy)
+    parser.option("--sampled", dest="greedy", action="store_false", default=None, help="sample actions")
+    parser.option("--sampling-seed", type=seed, default=0, help="of the action noise (default 0)")
+    parser.option("--max-steps", type=positive, help="truncate longer episodes (default: train.eval_max_steps)")
+    workers = "worker processes (default: one per core; 0: this process)"
+    parser.option("--num-workers", type=integer_from(0), help=workers)
+    parser.option("--device", default="auto", help="auto, cpu, cuda or cuda:N (default auto)")
+
+
+def protocol_of(args: Namespace, config: Config, console: Console) -> dict[str, Any]:
+    """Return keyword arguments of :func:`~ppo_tbptt.evaluation.evaluate.evaluate`: from ``args``, else from ``config``.
+
+    Tells the user where the levels are not held out.
+
+    Raises:
+        UsageError: too many episodes, or a level seed that is too large.
+    """
+    first, number, repeats, greedy, max_steps = (
+        getattr(config.train, f"eval_{name}") if getattr(args, name) is None else getattr(args, name)
+        for name in ("first_seed", "num_seeds", "repeats", "greedy", "max_steps")
+    )
+    if first + number > SEED_LIMIT or number * repeats > MAX_EPISODES:
+        raise UsageError(
+            f"--num-seeds {number}: at most {MAX_EPISODES:,} episodes can be played, "
+            f"and no level seed is above {SEED_LIMIT - 1:,}"
+        )
+    if first < config.env.first_seed + config.env.num_seeds and config.env.first_seed < first + number:
+        say(console, "note: these level seeds overlap the training seeds, so this is not a held-out evaluation")
+    return {
+        "seeds": range(first, first + number),
+        "repeats": repeats,
+        "greedy": greedy,
+        "sampling_seed": args.sampling_seed,
+        "max_steps": max_steps,
+        "num_workers": "auto" if args.num_workers is None else args.num_workers,
+    }
+
+
+def load_agent(args: Namespace, rest: list[str], console: Console) -> tuple[Policy, Path, EnvConfig, dict[str, Any]]:
+    """Load the agent. Return it, the file it was in, the task that it is to play, and the :func:`protocol_of`."""
+    overrides = env_overrides(rest)
+    policy = Policy.load(args.path, device=args.device)
+    assert policy.path is not None
+    config = policy.config.override(overrides)
+    return policy, policy.path, config.env, protocol_of(args, config, console)
 
 
 class _Stopped(Exception):
@@ -37,7 +95,7 @@ def evaluate_with_progress(
 
         def progress(finished: int, total: int | None = None) -> None:
             bar.update(task, completed=finished, total=total)
-            if stop.code:
+            if stop.code():
                 raise _Stopped
 
         try:
@@ -59,12 +117,6 @@ def write_json(path: Path, tree: Any) -> None:
     """Write a JSON file atomically, in a folder that is made if missing."""
     path.parent.mkdir(parents=True, exist_ok=True)
     write_text(path, json.dumps(tree, indent=1))
-
-
-def note_overlap(env: EnvConfig, seeds: range, console: Console) -> None:
-    """Print a note if some of the level seeds are training seeds."""
-    if seeds.start < env.first_seed + env.num_seeds and env.first_seed < seeds.stop:
-        say(console, "note: these level seeds overlap the training seeds, so this is not a held-out evaluation")
 
 
 def print_evaluation(result: dict[str, Any], console: Console) -> None:
@@ -90,17 +142,15 @@ def print_evaluation(result: dict[str, Any], console: Console) -> None:
         say(console, f"{result['capped']} episodes were cut at {result['max_steps']:,} steps")
 
 
-def default_path(checkpoint: Path, evaluation: Evaluation) -> Path | None:
+def default_path(checkpoint: Path, protocol: Mapping[str, Any]) -> Path | None:
     """Return the file of an evaluation in its run's folder; None for a checkpoint outside a run."""
     run = checkpoint.parent.parent
-    if not (run / "config.toml").is_file():
-        return None
-    return run / "evaluations" / file_name(checkpoint, evaluation.to_dict())
+    return run / "evaluations" / file_name(checkpoint, protocol) if (run / "config.toml").is_file() else None
 
 
 def file_name(checkpoint: Path, protocol: Mapping[str, Any]) -> str:
     """Name the file of an evaluation by its checkpoint and protocol, arguments of ``evaluate``."""
-    seeds, forget_every = protocol["seeds"], protocol["forget_every"]
+    seeds, forget_every = protocol["seeds"], protocol.get("forget_every")
     name = f"{checkpoint.stem}_levels{min(seeds)}-{max(seeds)}x{protocol['repeats']}"
     name += "_greedy" if protocol["greedy"] else f"_sampling{protocol['sampling_seed']}"
     name += "" if forget_every is None else f"_forget{forget_every}"

@@ -6,6 +6,7 @@ from rich.console import Console
 from rich.padding import Padding
 from rich.text import Text
 
+from ppo_tbptt.commands.console import say
 from ppo_tbptt.commands.parser import Parser, UsageError
 from ppo_tbptt.config import Config, describe_fields, parse_overrides
 
@@ -23,9 +24,9 @@ def run(argv: list[str]) -> int:
     if args.config is None:
         raise UsageError("a CONFIG is needed, such as configs/quickstart.toml (or --defaults)")
     config = Config.load(args.config, parse_overrides(rest))
-    console.print(config.to_toml(), highlight=False, markup=False, soft_wrap=True)
+    say(console, config.to_toml())
     for line in _derived(config):
-        console.print(f"# {line}", highlight=False, markup=False, soft_wrap=True)
+        say(console, f"# {line}")
     return 0
 
 
@@ -36,10 +37,8 @@ def _derived(config: Config) -> list[str]:
     from ppo_tbptt.models.agent import build_agent
 
     env = make_env(config.env.id, options=config.env.options, max_episode_steps=config.env.max_episode_steps)
-    try:
-        spec = env.spec
-    finally:
-        env.close()
+    env.close()
+    spec = env.spec
     agent = build_agent(config, spec, torch.device("meta"))
     observations = ", ".join(f"{key} {'x'.join(map(str, a.shape))} {a.dtype}" for key, a in spec.obs.items())
     best = "" if spec.headline_max is None else f" (at most {spec.headline_max:g})"

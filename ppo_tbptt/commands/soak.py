@@ -24,19 +24,15 @@ def run(argv: list[str]) -> int:
     console = Console(width=100, highlight=False, markup=False, emoji=False)
     samples: list[Sample] = []
     with TemporaryDirectory() as folder:
-        watched = soak(
-            config, Path(folder) / "run", minutes=args.minutes, seconds_between=max(1.0, 60 * args.minutes / 120)
-        )
-        for sample in watched:
+        run_dir = Path(folder, "run")
+        for sample in soak(config, run_dir, minutes=args.minutes, seconds_between=max(1.0, args.minutes / 2)):
             samples.append(sample)
             if len(samples) % 10 == 1:
                 console.print(_line(sample))
-        found = problems(samples, Path(folder) / "run" / "metrics.jsonl")
+        found = problems(samples, run_dir / "metrics.jsonl")
     console.print(_line(samples[-1]))
-    for problem in found:
-        console.print(problem)
-    if not found:
-        console.print("nothing grew, nothing slowed down, and the metrics are whole")
+    for line in found or ["nothing grew, nothing slowed down, and the metrics are whole"]:
+        console.print(line)
     return 1 if found else 0
 
 

@@ -4,8 +4,9 @@ import os
 import signal
 import sys
 from collections.abc import Callable
+from contextlib import ExitStack
 from time import monotonic
-from types import FrameType, TracebackType
+from types import FrameType
 
 TIMED_OUT = 124
 """Exit code when the time budget is used up, as of timeout(1)."""
@@ -15,31 +16,31 @@ class IterationAborted(BaseException):
     """Raised by the signal handler to break off an iteration that would take too long to finish."""
 
 
-class Stop:
+class Stop(ExitStack):
     """Note the first SIGINT or SIGTERM while active; a second one ends the process at once.
 
     Attributes:
         signal: number of the signal that came, else 0.
-        deadline: end of the time budget on the monotonic clock, or None.
+        deadline: end of the time budget on the monotonic clock.
         may_abort: called on a signal; if true, :class:`IterationAborted` is raised in the main thread.
         quiet: print nothing on a signal.
     """
 
     def __init__(self, *, minutes: float | None = None, quiet: bool = False) -> None:
+        super().__init__()
         self.signal: int = 0
-        self.deadline = None if minutes is None else monotonic() + 60 * minutes
+        self.deadline = float("inf") if minutes is None else monotonic() + 60 * minutes
         self.may_abort: Callable[[], bool] = lambda: False
         self.quiet = quiet
-        self._before: dict[int, object] = {}
 
-    @property
-    def code(self) -> int:
-        """The exit code to stop with, 0 to go on."""
-        return 128 + self.signal if self.signal else TIMED_OUT * self.is_late()
+    def code(self, ahead: float = 0.0) -> int:
+        """Return the exit code to stop with, 0 to go on; the time budget is looked at ``ahead`` seconds from now."""
+        return 128 + self.signal if self.signal else TIMED_OUT * (monotonic() + ahead >= self.deadline)
 
-    def is_late(self, ahead: float = 0.0) -> bool:
-        """Whether the time budget will be used up in ``ahead`` seconds."""
-        return self.deadline is not None and monotonic() + ahead >= self.deadline
+    def __enter__(self) -> "Stop":
+        for number in (signal.SIGINT, signal.SIGTERM):
+            self.callback(signal.signal, number, signal.signal(number, self._note))
+        return self
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         if self.signal:
@@ -52,14 +53,3 @@ class Stop:
             os.write(sys.stderr.fileno(), text.encode())
         if aborts:
             raise IterationAborted
-
-    def __enter__(self) -> "Stop":
-        for number in (signal.SIGINT, signal.SIGTERM):
-            self._before[number] = signal.signal(number, self._note)
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        for number, handler in self._before.items():
-            signal.signal(number, handler)  # type: ignore[arg-type]

@@ -3,11 +3,12 @@
 import shlex
 import sys
 from argparse import Namespace
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
+from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from time import strftime
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from rich.console import Console
@@ -15,9 +16,8 @@ from rich.progress import Progress
 
 from ppo_tbptt.commands.console import Display, say
 from ppo_tbptt.commands.results import evaluate_with_progress, print_evaluation, save_result
-from ppo_tbptt.commands.stop import TIMED_OUT, IterationAborted, Stop
+from ppo_tbptt.commands.stop import IterationAborted, Stop
 from ppo_tbptt.config import Config
-from ppo_tbptt.evaluation.evaluate import Evaluation
 from ppo_tbptt.evaluation.result_file import read_evaluation
 from ppo_tbptt.run.folder import LOCK_FILE, RunDir, RunLock
 from ppo_tbptt.runtime.device import has_fast_bfloat16
@@ -29,24 +29,20 @@ from ppo_tbptt.watch.training_video import RecordVideos
 def resume_or_start(args: Namespace, config: Config | None, overrides: dict[str, str]) -> int:
     """Do what ``train``'s arguments ask for; without ``config`` they name a run to resume."""
     stop = Stop(minutes=args.max_minutes)
-    if config is None:
-        with World.join() as world:
-            return _train(lambda parts: Trainer.resume(args.resume, overrides, **parts), world, stop)
-    run_dir = args.run_dir or Path("runs") / f"{args.config.stem}_{strftime('%Y%m%d-%H%M%S')}"
     with World.join() as world:
+        console = Console(quiet=world.rank > 0, markup=False, emoji=False)
+        if config is None:
+            return _train(partial(Trainer.resume, args.resume, overrides), world, stop, console)
+        run_dir = args.run_dir or Path("runs") / f"{args.config.stem}_{strftime('%Y%m%d-%H%M%S')}"
         # Rank 0 decides for all: another rank's clock may differ, and it may find files that rank 0 has just written.
         plan = _plan(run_dir, args.go_on) if world.rank == 0 else ""
         plan, name = world.gather_json([plan, str(run_dir)])[0]
         run_dir = Path(name)
         if plan == "print":
-            return _print_finished(RunDir.open(run_dir), _console(world))
+            return _print_finished(RunDir.open(run_dir), console)
         if plan == "resume":
-            return _train(lambda parts: Trainer.resume(run_dir, overrides, **parts), world, stop)
-        return _train(lambda parts: Trainer(config, run_dir, **parts), world, stop)
-
-
-def _console(world: World) -> Console:
-    return Console(quiet=world.rank > 0, markup=False, emoji=False)
+            return _train(partial(Trainer.resume, run_dir, overrides), world, stop, console)
+        return _train(partial(Trainer, config, run_dir), world, stop, console)
 
 
 def _plan(run_dir: Path, go_on: bool) -> Literal["start", "resume", "print"]:
@@ -79,30 +75,27 @@ def _clear_unstarted(run: RunDir) -> None:
         lock.release()
 
 
-def _train(make: Callable[[dict[str, Any]], Trainer], world: World, stop: Stop) -> int:
-    console = _console(world)
+def _train(make: Callable[..., Trainer], world: World, stop: Stop, console: Console) -> int:
     stop.quiet = world.size > 1
-    with (
-        stop,
-        _restore_progress(console) as progress,
-        make({"world": world, "progress": progress, "callbacks": [RecordVideos()]}) as trainer,
-    ):
+    with stop, _make_trainer(make, world, console) as trainer:
         assert trainer.run is not None
         if trainer.writer is not None:
-            trainer.writer.write_tensorboard(
-                lambda board: board.text("command", shlex.join(sys.argv), trainer.env_steps)
-            )
+            typed = shlex.join(sys.argv)
+            trainer.writer.write_tensorboard(lambda board: board.text("command", typed, trainer.env_steps))
         _print_start(trainer, console)
         stop.may_abort = trainer.snapshot.may_drop
         sizes = {"batch_size": trainer.batch_size, "num_iterations": trainer.num_iterations}
+        display = Display(trainer.config.total_steps, console, **sizes)
         try:
-            with Display(trainer.config, console, **sizes) as display:
+            with display.live:
                 code = _iterate(trainer, display, stop, world)
             path = trainer.save() if code else None
         except IterationAborted:
-            code, path = stop.code, trainer.snapshot.save(trainer)
+            code, path = stop.code(), trainer.snapshot.save(trainer)
         if code:
-            _print_stopped(trainer.run, path, console)
+            newest = "a checkpoint could not be written, so the newest is an older one"
+            say(console, f"stopped; {newest if path is None else f'checkpoint: {path}'}")
+            say(console, f"go on with: {_command_line('train', f'--resume {trainer.run.path}')}")
             return code
         code = _finish(trainer, trainer.run, stop, console) if world.rank == 0 else 0
         return world.gather_json(code)[0]  # the other ranks wait here for rank 0
@@ -113,38 +106,21 @@ def _iterate(trainer: Trainer, display: Display, stop: Stop, world: World) -> in
     for report in trainer:
         display.update(report)
         # The largest of all ranks, so that a signal to any stops all after the same iteration.
-        code = world.largest(
-            stop.code or TIMED_OUT * stop.is_late(ahead=1.5 * report.scalars["time/iteration_seconds"])
-        )
+        code = world.largest(stop.code(ahead=1.5 * report.scalars["time/iteration_seconds"]))
         if code and report.env_steps < trainer.config.total_steps:
             return code
     return 0
 
 
-@contextmanager
-def _restore_progress(console: Console) -> Iterator[Callable[[int, int], None]]:
-    """Show the progress of environments that replay their episodes."""
-    bar = Progress(console=console, transient=True, disable=not console.is_terminal)
-    task = bar.add_task("back into the environments' episodes")
+def _make_trainer(make: Callable[..., Trainer], world: World, console: Console) -> Trainer:
+    """Make the trainer, with a progress bar while environments replay their episodes."""
+    with Progress(console=console, transient=True, disable=not console.is_terminal) as bar:
+        task = bar.add_task("back into the environments' episodes", visible=False)
 
-    def progress(done: int, total: int) -> None:
-        bar.start()  # only now, because a console has one live display at a time
-        bar.update(task, completed=done, total=total)
-        if done == total:
-            bar.stop()
+        def progress(done: int, total: int) -> None:
+            bar.update(task, completed=done, total=total, visible=True)
 
-    try:
-        yield progress
-    finally:
-        bar.stop()
-
-
-def _print_stopped(run: RunDir, path: Path | None, console: Console) -> None:
-    if path is None:
-        say(console, "stopped; a checkpoint could not be written, so the newest is an older one")
-    else:
-        say(console, f"stopped; checkpoint: {path}")
-    say(console, f"go on with: {_command_line('train', f'--resume {run.path}')}")
+        return make(world=world, progress=progress, callbacks=[RecordVideos()])
 
 
 def _print_start(trainer: Trainer, console: Console) -> None:
@@ -163,11 +139,8 @@ def _print_start(trainer: Trainer, console: Console) -> None:
         say(console, note)
     trainer.notes.clear()
     resumed = f"going on after {trainer.iteration:,} iterations: " if trainer.iteration else ""
-    say(
-        console,
-        f"{resumed}{trainer.num_iterations - trainer.iteration:,} iterations of {trainer.batch_size:,} steps; "
-        f"run folder: {trainer.run.path if trainer.run else None}",
-    )
+    left = f"{trainer.num_iterations - trainer.iteration:,} iterations of {trainer.batch_size:,} steps"
+    say(console, f"{resumed}{left}; run folder: {trainer.run and trainer.run.path}")
 
 
 def _finish(trainer: Trainer, run: RunDir, stop: Stop, console: Console) -> int:
@@ -175,32 +148,25 @@ def _finish(trainer: Trainer, run: RunDir, stop: Stop, console: Console) -> int:
     checkpoint = run.checkpoint(trainer.iteration)
     evaluation = evaluate_with_progress(trainer.evaluate, "held-out levels", stop, console)
     wiped = None
-    if trainer.agent.core.state_size and not stop.code:
-        wiped = evaluate_with_progress(
-            lambda **kwargs: trainer.evaluate(forget_every=1, **kwargs), "the same without memory", stop, console
-        )
+    if trainer.agent.core.state_size and not stop.code():
+        forgetful = partial(trainer.evaluate, forget_every=1)
+        wiped = evaluate_with_progress(forgetful, "the same without memory", stop, console)
     if evaluation is None or (trainer.agent.core.state_size and wiped is None):
         again = _command_line("train", f"--resume {run.path}")
         say(console, f"stopped before the evaluation was done; go on with: {again}")
-        return stop.code
+        return stop.code()
     without = None if wiped is None else wiped.measures[wiped.headline].mean
     if trainer.writer is not None:
-        final = _final_measures(evaluation, without)
-        trainer.writer.write_tensorboard(
-            lambda board: board.hparams(trainer.config.to_dict(), final, trainer.env_steps)
-        )
-    result = {**evaluation.to_dict(), "headline_without_memory": without}
+        # What TensorBoard sorts runs by: the headline as such, then measures by their own names.
+        means = {name: e.mean for name, e in evaluation.measures.items()}
+        final = {"headline": means[evaluation.headline]}
+        final |= {} if without is None else {"headline_without_memory": without}
+        final |= {name: means[name] for name in (evaluation.headline, "success") if name in means}
+        config = trainer.config.to_dict()
+        trainer.writer.write_tensorboard(lambda board: board.hparams(config, final, trainer.env_steps))
+    result = {**asdict(evaluation), "headline_without_memory": without}
     save_result(run.evaluations / "final.json", result, checkpoint, trainer.env_steps)
     return _print_finished(run, console)
-
-
-def _final_measures(evaluation: Evaluation, without_memory: float | None) -> dict[str, float]:
-    """Return the means that TensorBoard sorts runs by: the headline as such, then measures by their own names."""
-    means = {name: e.mean for name, e in evaluation.measures.items()}
-    chosen = {"headline": means[evaluation.headline]}
-    if without_memory is not None:
-        chosen["headline_without_memory"] = without_memory
-    return chosen | {name: means[name] for name in (evaluation.headline, "success") if name in means}
 
 
 def _python() -> Path:
@@ -216,11 +182,9 @@ def _command_line(command: str, arguments: object) -> str:
 
 
 def _print_finished(run: RunDir, console: Console) -> int:
-    path = run.evaluations / "final.json"
-    result = read_evaluation(path)
+    result = read_evaluation(run.evaluations / "final.json")
     print_evaluation(result, console)
-    without = result.get("headline_without_memory")
-    if without is not None:
+    if (without := result.get("headline_without_memory")) is not None:
         wiped = "with its recurrent state wiped before every step the same agent gets"
         say(console, f"{wiped} {result['headline']} {without:.3f}")
     for title, command in {

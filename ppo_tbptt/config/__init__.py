@@ -1,5 +1,8 @@
 """Settings of a run: what there is, where they come from, what may change on resume. Imports no torch."""
 
+from functools import partial
+
+from ppo_tbptt.config import fields, load
 from ppo_tbptt.config.load import ConfigError
 from ppo_tbptt.config.schema import (
     SEED_LIMIT,
@@ -11,10 +14,11 @@ from ppo_tbptt.config.schema import (
     Schedule,
     TrainConfig,
     UserCoreConfig,
-    describe_fields,
-    keys_marked,
-    parse_overrides,
 )
+
+describe_fields = partial(fields.describe_fields, Config)
+keys_marked = partial(fields.keys_marked, Config)
+parse_overrides = partial(load.parse_overrides, Config)
 
 __all__ = [
     "SEED_LIMIT",

@@ -4,49 +4,46 @@ from typing import Any
 
 from ppo_tbptt.config import Config, ConfigError, Schedule, UserCoreConfig, keys_marked
 
-_MISSING = object()
 
-
-def changed_keys(before: dict[str, Any], after: dict[str, Any], prefix: str = "") -> dict[str, tuple[Any, Any]]:
-    """The dotted keys in which two configs (as trees) differ, with both values; None where one has none."""
+def _changes(before: dict[str, Any], after: dict[str, Any], prefix: str = "") -> dict[str, tuple[Any, Any]]:
+    """Return the dotted keys in which two configs (as trees) differ, with both values; None where one has none."""
     changes: dict[str, tuple[Any, Any]] = {}
     for key in {**before, **after}:
-        old, new = before.get(key, _MISSING), after.get(key, _MISSING)
+        old, new = before.get(key), after.get(key)
         if isinstance(old, dict) and isinstance(new, dict):
-            changes |= changed_keys(old, new, f"{prefix}{key}.")
+            changes |= _changes(old, new, f"{prefix}{key}.")
         elif old != new:
-            changes[prefix + key] = (None if old is _MISSING else old, None if new is _MISSING else new)
+            changes[prefix + key] = (old, new)
     return changes
 
 
 def continued(saved: Config, config: Config) -> Config:
-    """``config`` for a run that went by ``saved`` so far.
+    """Return ``config`` for a run that went by ``saved`` so far.
 
     Schedules that were to end with the run keep the span that they had, whatever ``total_steps`` is now.
 
     Raises:
         ConfigError: something differs that cannot change in a run.
     """
-    changes = changed_keys(saved.to_dict(), config.to_dict())
     fixed = keys_marked("fixed") | ({"core"} if isinstance(config.core, UserCoreConfig) else set())
-    for key, (old, new) in changes.items():
+    for key, (old, new) in _changes(saved.to_dict(), config.to_dict()).items():
         if any(f"{key}.".startswith(f"{marked}.") for marked in fixed):
-            raise ConfigError(
-                f"{key}: the run was started with {old!r}, which can't become {new!r} in the middle of it; "
-                "start a new run for that"
-            )
+            change = f"{old!r}, which can't become {new!r} in the middle of it"
+            raise ConfigError(f"{key}: the run was started with {change}; start a new run for that")
+    if saved.total_steps == config.total_steps:
+        return config
     spans = {
         name: {"over_steps": saved.total_steps}
         for name, now in config.ppo
         if isinstance(now, Schedule) and now == getattr(saved.ppo, name)
         if now.final is not None and now.over_steps is None
     }
-    return config.replace(ppo=spans) if saved.total_steps != config.total_steps else config
+    return config.replace(ppo=spans)
 
 
 def describe_changes(saved: Config, config: Config) -> list[str]:
-    """A line for each setting that differs."""
+    """Say for each setting that differs what it was and is."""
     return [
         f"{key}: {'none' if old is None else old} -> {'none' if new is None else new}"
-        for key, (old, new) in changed_keys(saved.to_dict(), config.to_dict()).items()
+        for key, (old, new) in _changes(saved.to_dict(), config.to_dict()).items()
     ]

@@ -2,23 +2,15 @@
 
 import os
 import re
-from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from collections.abc import Callable, Iterator, Mapping
+from typing import Annotated, Any, Literal
 
 import tomli_w
-from pydantic import (
-    AfterValidator,
-    BaseModel,
-    BeforeValidator,
-    ConfigDict,
-    Field,
-    ValidationError,
-    model_serializer,
-    model_validator,
-)
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_serializer, model_validator
+from pydantic.json_schema import SkipJsonSchema
 
 from ppo_tbptt.config import fields, load
-from ppo_tbptt.config.fields import FieldHelp, shown
+from ppo_tbptt.config.fields import shown
 from ppo_tbptt.config.load import Problem
 
 SEED_LIMIT = 2**31
@@ -49,17 +41,6 @@ class Table(BaseModel):
         frozen=True, strict=True, extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False
     )
 
-    if not TYPE_CHECKING:  # there the signature is made of the fields
-
-        def __init__(self, **values: Any) -> None:
-            """Raises: ConfigError."""
-            try:
-                super().__init__(**values)
-            except ValidationError as error:
-                raise load.explain(type(self), values, error).at(f"{type(self).__name__}()") from None
-
-        __init__.__pydantic_base_init__ = True  # tables inside of others are made without it, and know their place
-
     @model_serializer(mode="wrap")
     def _plain(self, handler: Callable[[Any], Any]) -> Any:
         """Leave out None where it is the default, and write "none" where it is not."""
@@ -89,10 +70,10 @@ class Schedule(Table):
 
     @model_validator(mode="after")
     def _check(self) -> "Schedule":
-        for name in ("over_steps", "power"):
-            value = getattr(self, name)
-            if self.final is None and value != type(self).model_fields[name].default:
-                raise Problem((name, "final"), f"{value} has no effect without final; set final or drop {name}")
+        if self.final is None and (self.over_steps is not None or self.power != 1):
+            name = "power" if self.over_steps is None else "over_steps"
+            text = f"{getattr(self, name)} has no effect without final; set final or drop {name}"
+            raise Problem((name, "final"), text)
         return self
 
     @model_serializer(mode="wrap")
@@ -111,23 +92,6 @@ class Schedule(Table):
         return self.final + (self.initial - self.final) * remaining**self.power
 
 
-def _at_most_1(schedule: Schedule) -> Schedule:
-    for name, value in (("initial", schedule.initial), ("final", schedule.final or 0)):
-        if value > 1:
-            key = "" if schedule.final is None else name
-            raise Problem((key,), f"{value} is not allowed; must be a number from 0 to 1")
-    return schedule
-
-
-Rate = Annotated[Schedule, AfterValidator(_at_most_1), Field(json_schema_extra={"maximum": 1})]
-
-
-def _check_seeds(table: Table, first: str, number: str) -> None:
-    if getattr(table, first) + getattr(table, number) > SEED_LIMIT:
-        text = f"{first} = {getattr(table, first)} and {number} = {getattr(table, number)}"
-        raise Problem((number, first), f"{text} go beyond {SEED_LIMIT}; their sum must be at most that")
-
-
 class EnvConfig(Table):
     """The task, and how many copies of it are played."""
 
@@ -136,7 +100,9 @@ class EnvConfig(Table):
     num_envs: Size = 32
     """Environments stepped side by side."""
     num_workers: Annotated[Annotated[int, Field(ge=0, le=1024)] | Literal["auto"], SAME_SETTING] = "auto"
-    """Processes that share the environments, or each half; 0 runs them in this process. Results don't depend on it."""
+    """Worker processes that share the environments, or each half of them; 0 steps them in the training's own process.
+    auto: one per core that may be used, by affinity and by the CPU quota of the cgroup, divided among a machine's
+    ranks. Never more than environments. Results don't depend on it."""
     double_buffering: Annotated[Literal["auto", "on", "off"], SAME_SETTING] = "auto"
     """Half of the environments step while the agent acts for the others; auto: on CUDA, from 256 environments on."""
     first_seed: Seed = 0
@@ -148,16 +114,13 @@ class EnvConfig(Table):
     replay: Annotated[bool, SAME_SETTING] = True
     """Checkpoints hold what brings the environments back into the middle of their episodes: level seeds and actions."""
     step_timeout: Annotated[Positive, SAME_SETTING] = 60.0
-    """Seconds after which a worker that has not answered is taken for hung, and is restarted."""
+    """Seconds that a worker may take to step all of its environments once, resets included; then it is taken for hung,
+    killed and restarted. Has no effect with `num_workers = 0`: nothing can interrupt the training's own process."""
     max_worker_restarts: Annotated[CountOrZero, SAME_SETTING] = 10
-    """Workers that may die, hang or raise in a run before it stops."""
+    """Faults that are survived until the next one ends the training: environments that raise or give out NaN, which are
+    made anew, and workers that die or hang, which are restarted. Counted by each rank, from 0 again when resumed."""
     options: Annotated[dict[str, Any], Plain] = Field(default={})
     """The environment's own reset options, `[env.options]`."""
-
-    @model_validator(mode="after")
-    def _check(self) -> "EnvConfig":
-        _check_seeds(self, "first_seed", "num_seeds")
-        return self
 
 
 class ModelConfig(Table):
@@ -176,6 +139,7 @@ class ModelConfig(Table):
 class CoreConfig(Table):
     """A recurrent core of this package."""
 
+    model_config = ConfigDict(json_schema_extra={"additionalProperties": True})  # those of a core of one's own
     kind: Annotated[
         Literal["none", "rnn_tanh", "rnn_relu", "gru", "lstm"], FIXED, Field(examples=["my_module:MyCore"])
     ] = "gru"
@@ -187,13 +151,6 @@ class CoreConfig(Table):
     """Layers on top of each other."""
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
     """Dropout between layers during the update, never while acting."""
-
-    @model_validator(mode="after")
-    def _check(self) -> "CoreConfig":
-        if self.dropout > 0 and self.num_layers == 1:
-            text = f"dropout = {self.dropout} acts between layers, and num_layers is 1"
-            raise Problem(("dropout", "num_layers"), f"{text}; must be 0, or num_layers at least 2")
-        return self
 
 
 class UserCoreConfig(Table):
@@ -215,8 +172,7 @@ class UserCoreConfig(Table):
 
 
 def _is_user_core(core: Any) -> bool:
-    kind = core.get("kind") if isinstance(core, Mapping) else None
-    return isinstance(kind, str) and ":" in kind
+    return isinstance(core, Mapping) and ":" in str(core.get("kind"))
 
 
 def _core(value: Any) -> Any:
@@ -243,7 +199,7 @@ class PPOConfig(Table):
     """Decay of generalised advantage estimation: 0 is one-step, 1 is the whole return."""
     clip_range: Schedule = Schedule(initial=0.1)
     """How far the probability ratio may move from 1; also bounds the value's change."""
-    learning_rate: Rate = Schedule(initial=2.75e-4, final=1e-5)
+    learning_rate: Annotated[Schedule, Field(json_schema_extra={"maximum": 1})] = Schedule(initial=2.75e-4, final=1e-5)
     """AdamW's step size."""
     entropy_coef: Schedule = Schedule(initial=1e-4, final=1e-6)
     """Weight of the entropy bonus."""
@@ -261,16 +217,6 @@ class PPOConfig(Table):
     """AdamW's weight decay."""
     clip_value_loss: bool = True
     """Bound the value's change by `clip_range` too."""
-
-    @model_validator(mode="after")
-    def _check(self) -> "PPOConfig":
-        if self.clip_range.initial == 0:
-            raise Problem(("clip_range",), "initial is 0, so nothing can be learnt; must be above 0")
-        if self.sequence_length is not None and self.sequence_length > self.rollout_steps:
-            text = f"sequence_length = {self.sequence_length} is longer than rollout_steps = {self.rollout_steps}"
-            remedy = "must be at most that; omit it for whole episodes"
-            raise Problem(("sequence_length", "rollout_steps"), f"{text}; {remedy}")
-        return self
 
 
 class TrainConfig(Table):
@@ -301,11 +247,6 @@ class TrainConfig(Table):
     max_unwritable_minutes: Annotated[NonNegative, SAME_SETTING] = 30.0
     """How long a run goes on while it cannot write its files (a full disk) before it stops."""
 
-    @model_validator(mode="after")
-    def _check(self) -> "TrainConfig":
-        _check_seeds(self, "eval_first_seed", "eval_num_seeds")
-        return self
-
 
 class Config(Table):
     """Everything that decides a run. Defaults are the published MemoryGym baseline's, schedules ending with the run."""
@@ -332,7 +273,7 @@ class Config(Table):
     """[env]"""
     model: Annotated[ModelConfig, FIXED] = ModelConfig()
     """[model]"""
-    core: Annotated[CoreConfig | UserCoreConfig, BeforeValidator(_core)] = CoreConfig()
+    core: Annotated[CoreConfig | SkipJsonSchema[UserCoreConfig], BeforeValidator(_core)] = CoreConfig()
     """[core]"""
     ppo: PPOConfig = PPOConfig()
     """[ppo]"""
@@ -343,20 +284,43 @@ class Config(Table):
 
     @model_validator(mode="after")
     def _check(self) -> "Config":
+        for keys, wrong in self._conflicts():
+            raise Problem(keys, wrong)
+        return self
+
+    def _conflicts(self) -> Iterator[tuple[tuple[str, ...], str]]:
+        """Yield what does not go together: the keys, the first of them to blame, and what is wrong."""
+        env, core, ppo, train = self.env, self.core, self.ppo, self.train
         for name in self.losses:
             if not re.fullmatch(r"[\w.]+(:[\w.]+)?", name):
-                raise Problem(("losses",), f"{shown(name)} is not the name of a loss; must be like my_module:my_loss")
-        if self.ppo.num_minibatches > self.batch_size:
-            text = f"num_minibatches = {self.ppo.num_minibatches} exceeds the {self.batch_size} steps of a rollout"
+                yield ("losses",), f"{shown(name)} is not the name of a loss; must be like my_module:my_loss"
+        if isinstance(core, CoreConfig) and core.dropout > 0 and core.num_layers == 1:
+            text = f"dropout = {core.dropout} acts between layers, and num_layers is 1"
+            yield ("core.dropout", "core.num_layers"), f"{text}; must be 0, or num_layers at least 2"
+        if ppo.clip_range.initial == 0:
+            yield ("ppo.clip_range",), "initial is 0, so nothing can be learnt; must be above 0"
+        if (rate := max(ppo.learning_rate.initial, ppo.learning_rate.final or 0)) > 1:
+            yield ("ppo.learning_rate",), f"{rate} is not allowed; must be a number from 0 to 1"
+        if ppo.sequence_length is not None and ppo.sequence_length > ppo.rollout_steps:
+            text = f"sequence_length = {ppo.sequence_length} is longer than rollout_steps = {ppo.rollout_steps}"
+            remedy = "must be at most that; omit it for whole episodes"
+            yield ("ppo.sequence_length", "ppo.rollout_steps"), f"{text}; {remedy}"
+        if ppo.num_minibatches > self.batch_size:
+            text = f"num_minibatches = {ppo.num_minibatches} exceeds the {self.batch_size} steps of a rollout"
             remedy = "must be at most ppo.rollout_steps * env.num_envs"
-            raise Problem(("ppo.num_minibatches", "ppo.rollout_steps", "env.num_envs"), f"{text}; {remedy}")
-        first, last = self.env.first_seed, self.env.first_seed + self.env.num_seeds - 1
-        held_first, held_last = self.train.eval_first_seed, self.train.eval_first_seed + self.train.eval_num_seeds - 1
-        if held_first <= last and first <= held_last:
-            text = f"evaluation seeds {held_first}..{held_last} overlap the training seeds {first}..{last}"
-            keys = ("train.eval_first_seed", "train.eval_num_seeds", "env.first_seed", "env.num_seeds")
-            raise Problem(keys, f"{text}; held-out seeds must not overlap them")
-        return self
+            yield ("ppo.num_minibatches", "ppo.rollout_steps", "env.num_envs"), f"{text}; {remedy}"
+        seeds = range(env.first_seed, env.first_seed + env.num_seeds)
+        held_out = range(train.eval_first_seed, train.eval_first_seed + train.eval_num_seeds)
+        of_env, of_train = ("env.num_seeds", "env.first_seed"), ("train.eval_num_seeds", "train.eval_first_seed")
+        for keys, levels in ((of_env, seeds), (of_train, held_out)):
+            if levels.stop > SEED_LIMIT:
+                wrong = f"{len(levels)} level seeds from {levels.start} on are too many"
+                yield keys, f"{wrong}; the last must be at most {SEED_LIMIT - 1}"
+        if held_out.start < seeds.stop and seeds.start < held_out.stop:
+            text = f"evaluation seeds {held_out.start}..{held_out.stop - 1} overlap the training seeds"
+            remedy = "held-out seeds must not overlap them"
+            keys = ("train.eval_first_seed", *of_train, *of_env)
+            yield keys, f"{text} {seeds.start}..{seeds.stop - 1}; {remedy}"
 
     @property
     def batch_size(self) -> int:
@@ -377,8 +341,9 @@ class Config(Table):
     def load(cls, path: str | os.PathLike[str], overrides: Mapping[str, Any] | None = None) -> "Config":
         """Read a TOML file, then apply dotted overrides in their order.
 
-        Text is read as typed on a command line (`{"ppo.gamma": "0.9"}`, see `parse_overrides`), other values are
-        taken as they are. An override replaces the whole value at its key; None clears an optional one.
+        Text is read as typed on a command line (`{"ppo.gamma": "0.9"}`): TOML, a bare word for text, `1e6` for a whole
+        number, `none` to clear an optional value. Other values are taken as they are, None clears. An override
+        replaces the whole value at its key.
 
         Raises:
             ConfigError: whatever is wrong with the file or an override; nothing else is raised.
@@ -423,22 +388,3 @@ def _without_other_core(tree: dict[str, Any], core: Any) -> dict[str, Any]:
     before = tree.get("core")
     is_other = isinstance(core, Mapping) and "kind" in core and _is_user_core(core) != _is_user_core(before)
     return {**tree, "core": {}} if is_other and isinstance(before, Mapping) else tree
-
-
-def parse_overrides(argv: Sequence[str]) -> dict[str, str]:
-    """Read `["--ppo.learning-rate", "1e-4", "--core.kind=lstm"]` as `{"ppo.learning_rate": "1e-4", ...}`.
-
-    Keys are checked, values are read by `Config.load`: TOML, or a bare word for text; `1e6` where a whole number is
-    wanted; `none` clears an optional value.
-    """
-    return load.parse_overrides(Config, argv)
-
-
-def describe_fields() -> list[FieldHelp]:
-    """List every setting with its type, default and help, in the order of the tables."""
-    return fields.describe_fields(Config)
-
-
-def keys_marked(mark: Literal["fixed", "same_setting"]) -> frozenset[str]:
-    """Return the dotted keys of the fields, and of the whole tables, that `FIXED` or `SAME_SETTING` stands at."""
-    return fields.keys_marked(Config, mark)

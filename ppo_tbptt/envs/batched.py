@@ -14,13 +14,8 @@ with 16 cores, not measured."""
 
 def make_vector_env(config: EnvConfig, levels: LevelSource, **changes: Any) -> VectorEnv:
     """Make the config's environments. `changes` are keyword arguments of :class:`VectorEnv` that differ from it."""
-    arguments: dict[str, Any] = {
-        "num_envs": config.num_envs,
-        "num_workers": config.num_workers,
-        "options": config.options,
-        "max_episode_steps": config.max_episode_steps,
-        "step_timeout": config.step_timeout,
-    }
+    names = ("num_envs", "num_workers", "options", "max_episode_steps", "step_timeout")
+    arguments: dict[str, Any] = {name: getattr(config, name) for name in names}
     return VectorEnv(config.id, levels=levels, **{**arguments, **changes})
 
 

@@ -1,8 +1,7 @@
 """The environment interface: specs, episodes, errors, and `BatchedEnv`, behind which environments run anywhere."""
 
-import difflib
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from types import MappingProxyType
 from typing import Any, Self, TypeAlias
@@ -13,29 +12,11 @@ from ppo_tbptt.runtime.errors import InputError, RunError
 
 
 class EnvError(InputError):
-    """The request cannot be met: unknown id, unsupported space, unknown or impossible reset option.
-
-    The message is one line that says what to change.
-    """
+    """The request cannot be met: unknown id, unsupported space, impossible option. One line says what to change."""
 
 
 class WorkerError(RunError):
-    """An environment raised, returned something that is not a number, or a worker process died.
-
-    The message names the environment and its level seed, and ends with the traceback where there is one.
-    """
-
-
-def one_line(text: object) -> str:
-    """Replace every run of white space in `text`, line breaks included, by a single space."""
-    return " ".join(str(text).split())
-
-
-def suggestion(wrong: str, known: Iterable[str]) -> str:
-    """Return ` Did you mean 'a' or 'b'?` for up to three close matches of `wrong` in `known`, else an empty string."""
-    known = list(known)
-    close = difflib.get_close_matches(wrong, known, n=3, cutoff=0.6)
-    return f" Did you mean {' or '.join(repr(match) for match in close)}?" if close else ""
+    """An environment raised or returned what is no number, or a worker process died; with the traceback if any."""
 
 
 Observation = dict[str, np.ndarray]
@@ -77,18 +58,14 @@ class EnvSpec:
 
     def to_json(self) -> dict[str, Any]:
         """Convert to plain dicts, lists, strings and numbers; `from_json` gives an equal spec back."""
-        data = asdict(self)
-        data["action_nvec"] = list(self.action_nvec)
-        data["obs"] = [[key, list(array.shape), array.dtype] for key, array in self.obs.items()]
-        return data
+        obs = [[key, list(array.shape), array.dtype] for key, array in self.obs.items()]
+        return {**asdict(self), "action_nvec": list(self.action_nvec), "obs": obs}
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> "EnvSpec":
         """Invert `to_json`."""
-        fields = dict(data)
-        fields["action_nvec"] = tuple(int(n) for n in fields["action_nvec"])
-        fields["obs"] = {key: ArraySpec(shape=tuple(shape), dtype=dtype) for key, shape, dtype in fields["obs"]}
-        return cls(**fields)
+        obs = {key: ArraySpec(shape=tuple(shape), dtype=dtype) for key, shape, dtype in data["obs"]}
+        return cls(**{**data, "action_nvec": tuple(int(n) for n in data["action_nvec"]), "obs": obs})
 
 
 @dataclass(frozen=True, slots=True)
@@ -195,7 +172,7 @@ class BatchedEnv(ABC):
 
         Args:
             action: integers [n, A], each branch counting from 0, on the device of `obs`; also for idle environments.
-            group: index into `groups`, whose rows must not be read until the step is received.
+            group: its index. Its rows must not be read until the step is received.
         """
 
     @abstractmethod
@@ -213,10 +190,7 @@ class BatchedEnv(ABC):
 
     @abstractmethod
     def state_dict(self) -> dict[str, Array]:
-        """Arrays that `load_state_dict` needs to go on in the middle of the episodes; empty where that is not offered.
-
-        The level source is not part of it.
-        """
+        """Arrays that `load_state_dict` needs, without the level source's; empty where that is not offered."""
 
     @abstractmethod
     def load_state_dict(

@@ -12,8 +12,8 @@ from ppo_tbptt.envs.interface import Episode
 class LevelSource(ABC):
     """Draws the level seed of every new episode, and hears how episodes ended.
 
-    A batch of environments peeks one level ahead, so that an environment can begin its next episode in the step that
-    ends the last one. What an episode's end teaches therefore shows from the same environment's next draw but one.
+    A batch of environments peeks one level ahead, to begin an episode in the step that ends the last one. What an
+    episode's end teaches therefore shows from the same environment's next draw but one.
     """
 
     @abstractmethod
@@ -45,15 +45,7 @@ class LevelSeeds(LevelSource):
     """
 
     def __init__(self, seed: int, num_envs: int, first_seed: int, num_seeds: int, first_env: int = 0) -> None:
-        """Start every stream at its first seed. `first_env` numbers the first environment among those of all ranks.
-
-        Raises:
-            ValueError: `seed` or `first_seed` is negative, or `num_envs` or `num_seeds` is not positive.
-        """
-        if seed < 0 or first_seed < 0:
-            raise ValueError(f"seeds must not be negative: seed = {seed}, first_seed = {first_seed}")
-        if num_envs < 1 or num_seeds < 1:
-            raise ValueError(f"must be at least 1: num_envs = {num_envs}, num_seeds = {num_seeds}")
+        """Start every stream at its first seed. `first_env` numbers the first environment among those of all ranks."""
         self._seed, self._first, self._num, self._first_env = seed, first_seed, num_seeds, first_env
         self._counts = [0] * num_envs
         self._next = [self._draw(env) for env in range(num_envs)]

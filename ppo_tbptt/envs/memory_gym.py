@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
+
 from ppo_tbptt.envs.interface import EnvError
 
 INSTALL = "pip install --no-deps memory-gym==1.0.2"
@@ -122,6 +124,12 @@ def before_reset(env: Any, options: Mapping[str, Any]) -> None:
         env.spotlight_surface.fill(0)
     if not options.get("use_exit", True):
         env.exit = SimpleNamespace(surface=None, rect=None)
+
+
+def after_reset(env: Any) -> None:
+    """Let Searing Spotlights end without coins: it divides by their number, which a numpy NaN survives in silence."""
+    if getattr(env, "num_coins", None) == 0:
+        env.coins_collected = np.float64("nan")
 
 
 def shown_command(env: Any, *, first: bool) -> str | None:

@@ -8,17 +8,9 @@ from typing import Any, SupportsInt
 import gymnasium as gym
 import numpy as np
 
-from ppo_tbptt.envs import make as creation
 from ppo_tbptt.envs import memory_gym
-from ppo_tbptt.envs.interface import (
-    ArraySpec,
-    EnvError,
-    EnvSpec,
-    Episode,
-    Observation,
-    WorkerError,
-)
-from ppo_tbptt.envs.spaces import action_spec, observation_specs
+from ppo_tbptt.envs.interface import ArraySpec, EnvError, EnvSpec, Episode, Observation, WorkerError
+from ppo_tbptt.envs.make import action_spec, check_options, observation_specs, open_env, try_options
 
 _FLOAT32_MAX = float(np.finfo(np.float32).max)
 _NOT_FIGURES = frozenset({"reward", "length", "ground_truth", "episode", "TimeLimit.truncated"})
@@ -45,7 +37,7 @@ def make_env(
     """
     if max_episode_steps is not None and max_episode_steps < 1:
         raise EnvError(f"{env_id}: max_episode_steps must be at least 1, not {max_episode_steps}")
-    return SingleEnv(creation.open_env(env_id, render_mode), env_id, dict(options or {}), max_episode_steps)
+    return SingleEnv(open_env(env_id, render_mode), env_id, dict(options or {}), max_episode_steps)
 
 
 class SingleEnv:
@@ -54,59 +46,50 @@ class SingleEnv:
     spec: its EnvSpec.
     """
 
-    spec: EnvSpec
-
     def __init__(
         self, env: gym.Env[Any, Any], env_id: str, options: dict[str, Any], max_episode_steps: int | None
     ) -> None:
         self._env, self._options, self._limit = env, options, max_episode_steps
         self._bare: Any = env.unwrapped
-        self._memory_gym = memory_gym.TASKS.get(env_id.rpartition(":")[2])
-        creation.check_options(env_id, env, options)
-        if self._memory_gym:
-            creation.try_options(env_id, self._bare, options)
-        self.spec = self._make_spec(env_id)
+        self._task = memory_gym.TASKS.get(env_id.rpartition(":")[2])
+        check_options(env_id, env, options)
+        if self._task:
+            try_options(env_id, self._bare, options)
+        nvec, discrete, self._first_action = action_spec(env.action_space, env_id)
         self._action_space = copy.deepcopy(env.action_space)
-        self._renders = getattr(env, "render_mode", None) is not None
-        self._shown: str | None = None
-        self._seed = self._length = 0
-        self._return = 0.0
-
-    def _make_spec(self, env_id: str) -> EnvSpec:
-        nvec, discrete, self._first_action = action_spec(self._env.action_space, env_id)
-        task = self._memory_gym
-        declared = getattr(self._bare, "headline", ("return", None))
-        headline, maximum = (task.headline, task.headline_max) if task else declared
-        registered = getattr(self._env.spec, "max_episode_steps", None) if self._env.spec else None
-        limits = [limit for limit in (self._limit, registered) if limit is not None]
-        return EnvSpec(
+        headline, maximum = getattr(self._bare, "headline", ("return", None))
+        if self._task:
+            headline, maximum = self._task.headline, self._task.headline_max
+        limits = [max_episode_steps, env.spec.max_episode_steps if env.spec else None]
+        self.spec = EnvSpec(
             env_id=env_id,
-            obs=observation_specs(self._env.observation_space, env_id),
+            obs=observation_specs(env.observation_space, env_id),
             action_nvec=nvec,
             discrete=discrete,
             headline=headline,
             headline_max=maximum,
-            max_episode_steps=min(limits, default=None),
+            max_episode_steps=min((limit for limit in limits if limit is not None), default=None),
         )
+        self._renders = getattr(env, "render_mode", None) is not None
+        self._shown: str | None = None
+        self._seed = self._length = 0
+        self._return = 0.0
 
     def reset(self, seed: SupportsInt) -> Observation:
         """Begin an episode of the level `seed` and return its first observation (arrays of the caller's own).
 
         Raises:
             WorkerError: the observation is not what its space says, or the action space has changed.
-            Exception: whatever the environment raises.
         """
         self._seed, self._length, self._return = int(seed), 0, 0.0
-        if self._memory_gym:
+        if self._task:
             memory_gym.before_reset(self._bare, self._options)
         obs, _ = self._env.reset(seed=self._seed, options=dict(self._options) if self._options else None)
         if self._env.action_space != self._action_space:
             change = f"from {self._action_space} to {self._env.action_space}"
             raise WorkerError(f"{self.where()}: the action space has changed {change}")
-        if self._memory_gym:
-            if getattr(self._bare, "num_coins", None) == 0:
-                # Searing Spotlights will divide by the number of coins: a numpy NaN neither raises then, nor warns.
-                self._bare.coins_collected = np.float64("nan")
+        if self._task:
+            memory_gym.after_reset(self._bare)
             if self._renders:
                 self._shown = memory_gym.shown_command(self._bare, first=True)
         return self._read(obs)
@@ -118,9 +101,8 @@ class SingleEnv:
 
         Raises:
             WorkerError: reward or observation are not finite, or the observation is not what its space says.
-            Exception: whatever the environment raises.
         """
-        if self._renders and self._memory_gym:
+        if self._renders and self._task:
             self._shown = memory_gym.shown_command(self._bare, first=False)
         choice = action + self._first_action  # a fresh array: Searing Spotlights keeps and later reads it
         obs, reward, terminated, truncated, info = self._env.step(int(choice[0]) if self.spec.discrete else choice)
@@ -136,17 +118,16 @@ class SingleEnv:
     def render(self) -> np.ndarray | None:
         """Draw the present state, u8 [height, width, 3]; None without a render mode.
 
-        Environments of MemoryGym in one process share one screen: with an own mode other than ground truth, render
-        before any other of them acts.
+        MemoryGym's environments share the process's screen: except for ground truth, render before another one acts.
         """
         if not self._renders:
             return None
-        frame: Any = memory_gym.render(self._bare, self._shown) if self._memory_gym else self._env.render()
+        frame: Any = memory_gym.render(self._bare, self._shown) if self._task else self._env.render()
         return np.array(frame) if isinstance(frame, np.ndarray) else None
 
     def close(self) -> None:
         """Free the environment. MemoryGym's own close would shut pygame down for all others of the process."""
-        if not self._memory_gym:
+        if not self._task:
             self._env.close()
         elif self._bare.debug_window is not None:
             self._bare.debug_window.destroy()
@@ -175,21 +156,16 @@ class SingleEnv:
         return vector
 
     def _episode(self, terminated: bool, info: Mapping[str, Any]) -> Episode:
-        figures = {key: _figure(value) for key, value in info.items() if key not in _NOT_FIGURES}
-        env = {key: value for key, value in figures.items() if value is not None}
-        if self._memory_gym:
-            measures = self._memory_gym.measure(self._bare, info if terminated else {})
+        env = {key: float(value) for key, value in info.items() if key not in _NOT_FIGURES and _is_figure(value)}
+        if self._task:
+            measures = self._task.measure(self._bare, info if terminated else {})
         else:
-            success = env.get("success", env.get("is_success"))
-            if success is None and self.spec.headline == "success":
-                success = 0.0
+            default = 0.0 if self.spec.headline == "success" else None
+            success = env.get("success", env.get("is_success", default))
             measures = {} if success is None else {"success": success}
         return Episode(-1, self._seed, self._return, self._length, terminated, measures, env)
 
 
-def _figure(value: Any) -> float | None:
-    """Return `value` as a float if it is one finite number, else None."""
-    if isinstance(value, bool | int | float | np.bool_ | np.number) and not isinstance(value, np.complexfloating):
-        number = float(value)
-        return number if math.isfinite(number) else None
-    return None
+def _is_figure(value: Any) -> bool:
+    """Whether `value` is one finite real number."""
+    return isinstance(value, int | float | np.bool_ | np.integer | np.floating) and math.isfinite(value)

@@ -10,8 +10,23 @@ import gymnasium as gym
 import numpy as np
 
 
+def vector_box(size: int) -> gym.spaces.Box:
+    """Return the space of unbounded float32 vectors of `size` numbers."""
+    return gym.spaces.Box(-np.inf, np.inf, (size,), np.float32)
+
+
+def vector(*values: float | int | bool) -> np.ndarray:
+    """Return f32 [len(values)]."""
+    return np.array(values, np.float32)
+
+
+Step = tuple[Any, float, bool, bool, dict[str, Any]]
+
+
 class ToyEnv(gym.Env[Any, Any]):
     """An environment whose reset takes the options that `default_reset_parameters` lists, all of them numbers.
+
+    Unless a subclass says otherwise, it observes 0 and has two actions.
 
     headline: the measure it is judged by, with its largest value (None: unbounded).
     options: the ones of this episode, complete.
@@ -22,11 +37,11 @@ class ToyEnv(gym.Env[Any, Any]):
     default_reset_parameters: ClassVar[dict[str, Any]] = {}
     minimum: ClassVar[float] = 1
     headline: tuple[str, float | None] = ("return", None)
+    observation_space: gym.spaces.Space[Any] = vector_box(1)
+    action_space: gym.spaces.Space[Any] = gym.spaces.Discrete(2)
 
     def __init__(self, render_mode: str | None = None) -> None:
         self.render_mode = render_mode
-        self.options = dict(self.default_reset_parameters)
-        self.t = 0
 
     @classmethod
     def process_reset_params(cls, options: Mapping[str, Any] | None) -> dict[str, Any]:
@@ -57,20 +72,7 @@ class ToyEnv(gym.Env[Any, Any]):
 
     def observe(self) -> Any:
         """Return the observation of the present state."""
-        raise NotImplementedError
-
-
-def vector_box(size: int) -> gym.spaces.Box:
-    """Return the space of unbounded float32 vectors of `size` numbers."""
-    return gym.spaces.Box(-np.inf, np.inf, (size,), np.float32)
-
-
-def vector(*values: float | int | bool) -> np.ndarray:
-    """Return f32 [len(values)]."""
-    return np.array(values, np.float32)
-
-
-Step = tuple[Any, float, bool, bool, dict[str, Any]]
+        return vector(0.0)
 
 
 class PocMemory(ToyEnv):
@@ -91,7 +93,6 @@ class PocMemory(ToyEnv):
     minimum = 0.01
     headline = ("success", 1.0)
     observation_space = vector_box(3)
-    action_space = gym.spaces.Discrete(2)
 
     def begin(self, seed: int | None) -> None:
         self.right_end = 1 - 2 * int(self.np_random.integers(2))
@@ -117,21 +118,12 @@ class PocMemory(ToyEnv):
 class ProbeConstant(ToyEnv):
     """One step, observation 0, reward 1 whatever is done: V(0) = 1."""
 
-    observation_space = vector_box(1)
-    action_space = gym.spaces.Discrete(2)
-
-    def observe(self) -> np.ndarray:
-        return vector(0.0)
-
     def step(self, action: Any) -> Step:
         return self.observe(), 1.0, True, False, {}
 
 
 class ProbeObservation(ToyEnv):
     """One step, observation +1 or -1 at random, reward equal to it: V(obs) = obs."""
-
-    observation_space = vector_box(1)
-    action_space = gym.spaces.Discrete(2)
 
     def begin(self, seed: int | None) -> None:
         self.sign = 1 - 2 * int(self.np_random.integers(2))
@@ -146,9 +138,6 @@ class ProbeObservation(ToyEnv):
 class ProbeDiscount(ToyEnv):
     """Two steps, observations 0 then 1, rewards 0 then 1: V(0) = gamma, V(1) = 1."""
 
-    observation_space = vector_box(1)
-    action_space = gym.spaces.Discrete(2)
-
     def observe(self) -> np.ndarray:
         return vector(self.t)
 
@@ -161,11 +150,6 @@ class ProbeAction(ToyEnv):
     """One step, observation 0, reward +1 for action 1 and -1 for action 0: a greedy policy takes 1, then V(0) = 1."""
 
     headline = ("success", 1.0)
-    observation_space = vector_box(1)
-    action_space = gym.spaces.Discrete(2)
-
-    def observe(self) -> np.ndarray:
-        return vector(0.0)
 
     def step(self, action: Any) -> Step:
         return self.observe(), 1.0 if action == 1 else -1.0, True, False, {"success": float(action == 1)}
@@ -188,11 +172,6 @@ class Truncate(ToyEnv):
     """
 
     default_reset_parameters: ClassVar[dict[str, Any]] = {"length": 10}
-    observation_space = vector_box(1)
-    action_space = gym.spaces.Discrete(2)
-
-    def observe(self) -> np.ndarray:
-        return vector(0.0)
 
     def step(self, action: Any) -> Step:
         self.t += 1

@@ -3,6 +3,8 @@
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import chain
+from operator import itemgetter
 from typing import Any, Literal
 
 import numpy as np
@@ -24,55 +26,35 @@ PARALLEL_EPISODES = 64
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Evaluation:
-    """The outcome of :func:`evaluate`."""
+    """The outcome of :func:`evaluate`; ``dataclasses.asdict`` of it is what the JSON files hold."""
 
     env_id: str
+    episodes: int
     seeds: list[int]
     repeats: int
     greedy: bool
     sampling_seed: int
     max_steps: int
     forget_every: int | None
+    capped: int
+    """Number of episodes that were truncated at ``max_steps``."""
     headline: str
     measures: dict[str, Estimate]
     """``return``, ``length`` and every measure of the task."""
     per_episode: list[dict[str, float]]
     """In order of level seed, then repeat: ``seed``, ``repeat``, ``return``, ``length``, ``capped`` and measures."""
 
-    @property
-    def capped(self) -> int:
-        """Number of episodes that were truncated at ``max_steps``."""
-        return sum(int(row["capped"]) for row in self.per_episode)
-
-    def to_dict(self) -> dict[str, Any]:
-        """Convert to what JSON takes."""
-        return {
-            "env_id": self.env_id,
-            "episodes": len(self.per_episode),
-            "seeds": self.seeds,
-            "repeats": self.repeats,
-            "greedy": self.greedy,
-            "sampling_seed": self.sampling_seed,
-            "max_steps": self.max_steps,
-            "forget_every": self.forget_every,
-            "capped": self.capped,
-            "headline": self.headline,
-            "measures": {name: e.to_dict() for name, e in self.measures.items()},
-            "per_episode": self.per_episode,
-        }
-
 
 class EpisodeQueue(LevelSource):
     """A level source: each level seed ``repeats`` times, in order, whichever environment is free; then idle."""
 
     def __init__(self, seeds: Sequence[int], repeats: int, num_envs: int) -> None:
-        """Queue all episodes."""
         self._waiting = deque((seed, repeat) for seed in seeds for repeat in range(repeats))
         self._next: dict[int, EpisodeKey | None] = {}
         self.playing: list[EpisodeKey | None] = [None] * num_envs
         """What each environment plays, None where it is idle."""
-        self.finished: list[tuple[int, Episode]] = []
-        """Repeat and episode, as they ended."""
+        self.finished: list[tuple[EpisodeKey, Episode]] = []
+        """As they ended."""
 
     def peek(self, env: int) -> int | None:
         """See :class:`~ppo_tbptt.envs.LevelSource`."""
@@ -91,12 +73,7 @@ class EpisodeQueue(LevelSource):
         """See :class:`~ppo_tbptt.envs.LevelSource`."""
         key = self.playing[env]
         assert key is not None and key[0] == episode.seed, f"environment {env} ended an episode that it does not play"
-        self.finished.append((key[1], episode))
-
-
-def _generator(episode: EpisodeKey | None, sampling_seed: int) -> np.random.Generator:
-    """The action noise of one episode: a function of the sampling seed, the level seed and the repeat alone."""
-    return np.random.default_rng((sampling_seed, *(episode or (0, 0))))
+        self.finished.append((key, episode))
 
 
 def evaluate(
@@ -116,20 +93,10 @@ def evaluate(
     """Play ``seeds`` x ``repeats`` episodes with ``agent`` and summarise them.
 
     Several run in parallel, each environment with its own recurrent state, reset where an episode starts. The same
-    agent, seeds and ``sampling_seed`` give the same numbers whatever the number of workers.
-
-    Args:
-        agent: as it is; put into evaluation mode.
-        env: the task.
-        seeds: level seeds.
-        repeats: episodes of each.
-        greedy: take the most probable actions instead of sampling.
-        sampling_seed: of the action noise.
-        max_steps: truncates longer episodes, which then count as capped.
-        forget_every: resets the recurrent state every so many steps of an episode.
-        disturb: changes the recurrent state before each step (:mod:`ppo_tbptt.evaluation.perturbations`).
-        num_workers: processes of the environments.
-        progress: called after every step with the number of finished episodes.
+    agent, seeds and ``sampling_seed`` (of the action noise) give the same numbers whatever the number of workers.
+    Episodes longer than ``max_steps`` are truncated and count as capped. ``forget_every`` resets the recurrent state
+    every so many steps of an episode; ``disturb`` (:mod:`ppo_tbptt.evaluation.perturbations`) changes it before each
+    step. ``progress`` is called after every step with the number of finished episodes.
 
     Raises:
         EnvError: the environment does not exist or does not fit the agent.
@@ -139,12 +106,17 @@ def evaluate(
     queue = EpisodeQueue(seeds, repeats, num_envs)
     limit = max_steps if env.max_episode_steps is None else min(max_steps, env.max_episode_steps)
     changes = {"num_envs": num_envs, "num_workers": num_workers, "max_episode_steps": limit}
+
+    def generator(index: int) -> np.random.Generator:
+        """Action noise is a function of the sampling seed and the episode's level seed and repeat alone."""
+        return np.random.default_rng((sampling_seed, *(queue.playing[index] or (0, 0))))
+
     with agent.acting(), make_vector_env(env, queue, **changes) as envs:
         spec = envs.spec
         check_fits(agent, spec)
         envs.reset()
         observe = CachedObservations(envs, agent)
-        generators = [_generator(episode, sampling_seed) for episode in queue.playing]
+        generators = [generator(index) for index in range(num_envs)]
         state = agent.core.initial_state(num_envs)
         age = np.zeros(num_envs, dtype=np.int64)  # steps done in the current episode
         while any(episode is not None for episode in queue.playing):
@@ -154,54 +126,52 @@ def evaluate(
                 state = disturb(state, age, queue.playing)
             uniforms = None
             if not greedy:
-                rows = [generator.random(len(agent.action_nvec), dtype=np.float32) for generator in generators]
-                uniforms = torch.from_numpy(np.stack(rows)).to(agent.device)
+                noise = [rng.random(len(agent.action_nvec), dtype=np.float32) for rng in generators]
+                uniforms = torch.from_numpy(np.stack(noise)).to(agent.device)
             output = act(agent, observe(), state, uniforms)
             state = output.state_out
             result = envs.step(output.action.cpu())
             age = np.where(result.terminated | result.truncated, 0, age + 1)
             for episode in result.episodes:
-                generators[episode.index] = _generator(queue.playing[episode.index], sampling_seed)
+                generators[episode.index] = generator(episode.index)
             if progress is not None:
                 progress(len(queue.finished))
-    finished = sorted(queue.finished, key=lambda item: (item[1].seed, item[0]))
-    rows = [
+    rows: list[dict[str, Any]] = [
         {
-            "seed": episode.seed,
+            "seed": seed,
             "repeat": repeat,
             "return": episode.ret,
             "length": episode.length,
             "capped": int(not episode.terminated and episode.length == max_steps),
             **episode.measures,
         }
-        for repeat, episode in finished
+        for (seed, repeat), episode in sorted(queue.finished, key=itemgetter(0))
     ]
     return Evaluation(
         env_id=env.id,
+        episodes=len(rows),
         seeds=list(seeds),
         repeats=repeats,
         greedy=greedy,
         sampling_seed=sampling_seed,
         max_steps=max_steps,
         forget_every=forget_every,
+        capped=sum(row["capped"] for row in rows),
         headline=spec.headline,
         measures=_measures(rows, spec),
         per_episode=rows,
     )
 
 
-def _measures(rows: list[dict[str, float]], spec: EnvSpec) -> dict[str, Estimate]:
+def _measures(rows: list[dict[str, Any]], spec: EnvSpec) -> dict[str, Estimate]:
     """Estimate each measure over levels, where only some episodes report it over those."""
-    names = [name for name in dict.fromkeys(key for row in rows for key in row) if name not in NOT_MEASURES]
-    proportions = {"success"} | ({spec.headline} if spec.headline_max == 1.0 else set())
+    names = [name for name in dict.fromkeys(chain(*rows)) if name not in ("seed", "repeat", "capped")]
+    proportions = {"success", *([spec.headline] if spec.headline_max == 1.0 else [])}
     measures = {}
     for name in names:
-        by_level: dict[float, list[float]] = {}
+        by_level: dict[int, list[float]] = {}
         for row in rows:
             if name in row:
                 by_level.setdefault(row["seed"], []).append(row[name])
         measures[name] = estimate(list(by_level.values()), proportion=name in proportions)
     return measures
-
-
-NOT_MEASURES = frozenset({"seed", "repeat", "capped"})

@@ -4,10 +4,9 @@ import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from copy import deepcopy
-from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -28,8 +27,7 @@ class ExportError(InputError):
     """Why no graph was written, in one line."""
 
 
-@dataclass(frozen=True, slots=True)
-class Port:
+class Port(NamedTuple):
     """An input or output of the graph: its name, its shape without the batch axis, and NumPy's name of its dtype."""
 
     name: str
@@ -37,8 +35,7 @@ class Port:
     dtype: str
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Exported:
+class Exported(NamedTuple):
     """What :func:`export_onnx` wrote."""
 
     inputs: list[Port]
@@ -58,12 +55,10 @@ class _Step(nn.Module):
         self.keys = keys
 
     def forward(self, *inputs: Tensor) -> tuple[Tensor, ...]:
-        obs = dict(zip(self.keys, inputs, strict=False))
-        if self.agent.core.state_size:
-            output = self.agent.step(obs, inputs[-1])
-            return output.logits, output.value, output.state_out
-        output = self.agent.step(obs, inputs[0].new_zeros(inputs[0].shape[0], 0, dtype=torch.float32))
-        return output.logits, output.value
+        has_memory = self.agent.core.state_size > 0
+        state = inputs[-1] if has_memory else inputs[0].new_zeros(inputs[0].shape[0], 0, dtype=torch.float32)
+        output = self.agent.step(dict(zip(self.keys, inputs, strict=False)), state)
+        return (output.logits, output.value, *([output.state_out] if has_memory else []))
 
 
 def export_onnx(policy: Policy, path: Path) -> Exported:
@@ -82,16 +77,15 @@ def export_onnx(policy: Policy, path: Path) -> Exported:
         import onnxscript  # noqa: F401 (torch's exporter imports it)
     except ImportError as error:
         raise ExportError(f"writing ONNX needs the package {error.name}: {PACKAGES}") from error
-    agent = deepcopy(policy.agent).cpu().eval()
+    agent = deepcopy(policy.agent).cpu()
     agent.precision = torch.float32
     step = _Step(agent, tuple(policy.spec.obs)).eval()
     inputs, outputs = _ports(policy)
-    example = _example(inputs, batch=2)
     batch = torch.export.Dim("batch")
     with _as_export_error(path), quiet("torch.onnx", "torch.export"), torch.no_grad():
         program = torch.onnx.export(
             step,
-            example,
+            _example(inputs, batch=2),
             input_names=[port.name for port in inputs],
             output_names=[port.name for port in outputs],
             dynamic_shapes=(tuple({0: batch} for _ in inputs),),
@@ -100,7 +94,17 @@ def export_onnx(policy: Policy, path: Path) -> Exported:
         )
         assert program is not None
         model: Any = program.model_proto
-    for key, value in _metadata(policy).items():
+    spec = policy.spec
+    for key, value in {
+        "config": policy.config.to_toml(),
+        "env_id": spec.env_id,
+        "observations": json.dumps(spec.to_json()["obs"]),
+        "action_nvec": json.dumps(list(spec.action_nvec)),
+        "discrete": json.dumps(spec.discrete),
+        "state_size": str(agent.core.state_size),
+        "env_steps": str(policy.env_steps),
+        "version": metadata.version("ppo-tbptt"),
+    }.items():
         model.metadata_props.add(key=key, value=value)
     try:
         content = model.SerializeToString()
@@ -112,7 +116,7 @@ def export_onnx(policy: Policy, path: Path) -> Exported:
         with _as_export_error(path):
             onnx.checker.check_model(file.name, full_check=True)
             compared = _compare(Path(file.name), step, inputs, path)
-    return Exported(inputs=inputs, outputs=outputs, compared=compared)
+    return Exported(inputs, outputs, compared)
 
 
 def _ports(policy: Policy) -> tuple[list[Port], list[Port]]:
@@ -126,8 +130,7 @@ def _ports(policy: Policy) -> tuple[list[Port], list[Port]]:
     agent = policy.agent
     inputs = [Port(key, array.shape, array.dtype) for key, array in policy.spec.obs.items()]
     outputs = [port("logits", sum(agent.action_nvec)), port("value")]
-    size = agent.core.state_size
-    if size:
+    if size := agent.core.state_size:
         inputs.append(port("state", size))
         outputs.append(port("next_state", size))
     return inputs, outputs
@@ -144,29 +147,8 @@ def _example(ports: list[Port], *, batch: int) -> tuple[Tensor, ...]:
     return tuple(map(torch.from_numpy, arrays))
 
 
-def _metadata(policy: Policy) -> dict[str, str]:
-    spec = policy.spec
-    return {
-        "config": policy.config.to_toml(),
-        "env_id": spec.env_id,
-        "observations": json.dumps(spec.to_json()["obs"]),
-        "action_nvec": json.dumps(list(spec.action_nvec)),
-        "discrete": json.dumps(spec.discrete),
-        "state_size": str(policy.agent.core.state_size),
-        "env_steps": str(policy.env_steps),
-        "version": metadata.version("ppo-tbptt"),
-    }
-
-
 def _compare(file: Path, step: _Step, inputs: list[Port], path: Path) -> bool:
-    """Compare one step of graph and agent for several batch sizes.
-
-    Returns:
-        Whether onnxruntime is installed.
-
-    Raises:
-        ExportError: the outputs differ.
-    """
+    """Compare one step of graph and agent for several batch sizes; return whether onnxruntime is installed."""
     try:
         import onnxruntime
     except ImportError:
@@ -195,7 +177,5 @@ def _as_export_error(path: Path) -> Iterator[None]:
         while cause.__cause__ is not None:  # the first cause; the exporter's own message is advice to its developers
             cause = cause.__cause__
         reason = shorten(f"{type(cause).__name__}: {' '.join(str(cause).split())}", 200)
-        raise ExportError(
-            f"{path}: not written, for torch {torch.__version__} fails to export this agent; another version of torch "
-            f"may be able to ({reason})"
-        ) from error
+        failed = f"torch {torch.__version__} fails to export this agent; another version of torch may be able to"
+        raise ExportError(f"{path}: not written, for {failed} ({reason})") from error

@@ -1,8 +1,7 @@
 """Disturbances of a playing agent's recurrent state, to find out what the state is good for.
 
 Each acts before every step of the network on the state that is carried from one step of an episode to the next. The
-initial state is never touched, because it remembers nothing. (:func:`~ppo_tbptt.evaluation.evaluate.evaluate` resets
-the state every so many steps without any of these.)
+initial state is never touched, because it remembers nothing.
 """
 
 from collections.abc import Callable, Sequence
@@ -15,7 +14,9 @@ from torch import Tensor
 EpisodeKey = tuple[int, int]
 """Level seed and repeat."""
 
-Disturbance = Callable[[Float[Tensor, "N D"], np.ndarray, Sequence[EpisodeKey | None]], Float[Tensor, "N D"]]
+States = Float[Tensor, "N D"]
+
+Disturbance = Callable[[States, np.ndarray, Sequence[EpisodeKey | None]], States]
 """``(state, age, episodes) -> state``.
 
 age: steps done in the current episode, i64 ``[N]``; where it is 0 the state is the initial one.
@@ -34,10 +35,8 @@ class Shuffle:
     def __init__(self, seed: int) -> None:
         self._rng = np.random.default_rng((seed, 0, 0, 2))
 
-    def __call__(
-        self, state: Float[Tensor, "N D"], age: np.ndarray, episodes: Sequence[EpisodeKey | None]
-    ) -> Float[Tensor, "N D"]:
-        """Perturb the states of running episodes."""
+    def __call__(self, state: States, age: np.ndarray, episodes: Sequence[EpisodeKey | None]) -> States:
+        """Exchange the states of running episodes."""
         by_level: dict[int, list[int]] = {}
         for row, episode in enumerate(episodes):
             if episode is not None and age[row] > 0:
@@ -63,10 +62,8 @@ class AddNoise:
         self._seed = seed
         self._generators: dict[EpisodeKey, np.random.Generator] = {}
 
-    def __call__(
-        self, state: Float[Tensor, "N D"], age: np.ndarray, episodes: Sequence[EpisodeKey | None]
-    ) -> Float[Tensor, "N D"]:
-        """Perturb the states of running episodes."""
+    def __call__(self, state: States, age: np.ndarray, episodes: Sequence[EpisodeKey | None]) -> States:
+        """Add noise to the states of running episodes."""
         noise = np.zeros(tuple(state.shape), dtype=np.float32)
         for row, episode in enumerate(episodes):
             if episode is not None and age[row] > 0:
@@ -80,22 +77,18 @@ class Measure:
     """Leave the state as it is, and measure the root mean square of each of its units."""
 
     def __init__(self) -> None:
-        self._squares: Tensor | None = None
+        self._squares = torch.zeros(1, dtype=torch.float64)
         self._count = 0
 
-    def __call__(
-        self, state: Float[Tensor, "N D"], age: np.ndarray, episodes: Sequence[EpisodeKey | None]
-    ) -> Float[Tensor, "N D"]:
-        """Perturb the states of running episodes."""
+    def __call__(self, state: States, age: np.ndarray, episodes: Sequence[EpisodeKey | None]) -> States:
+        """Return ``state`` itself."""
         running = np.array([episode is not None for episode in episodes]) & (age > 0)
         rows = state[torch.from_numpy(running).to(state.device)]
-        squares = rows.double().square().sum(0)
-        self._squares = squares if self._squares is None else self._squares + squares
+        self._squares = self._squares.to(state.device) + rows.double().square().sum(0)
         self._count += len(rows)
         return state
 
     @property
     def rms(self) -> Float[Tensor, "D"]:
         """Over all steps of all episodes but the first of each; zero without any."""
-        assert self._squares is not None, "nothing was played yet"
         return (self._squares / max(1, self._count)).sqrt().float()

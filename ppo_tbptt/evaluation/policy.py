@@ -29,13 +29,17 @@ class Policy:
     takes. An array with one more leading axis is a batch: one action and one state per row.
     """
 
-    def __init__(self, agent: Agent, spec: EnvSpec, config: Config, *, env_steps: int = 0) -> None:
+    def __init__(
+        self, agent: Agent, spec: EnvSpec, config: Config, *, env_steps: int = 0, path: Path | None = None
+    ) -> None:
         """Act with `agent`, in its present state of training; `spec` is what it was trained on."""
         self.agent = agent.eval()
         self.spec = spec
         self.config = config
         self.env_steps = env_steps
         """Environment steps that the agent was trained for."""
+        self.path = path
+        """The checkpoint or weights that :meth:`load` has read."""
         self.value: Tensor | None = None
         """V of the last observation given to ``act``, ``[]`` or ``[N]``."""
         self._last: ActorOutput | None = None
@@ -60,11 +64,10 @@ class Policy:
         where = prepare_device(device)
         try:
             config = Config.from_dict(tree["config"], source=str(file))
-            spec = EnvSpec.from_json(tree["spec"])
+            spec, env_steps = EnvSpec.from_json(tree["spec"]), int(tree["env_steps"])
             _check_shapes(config, spec, tree["agent"])
             agent = build_agent(config, spec, where)
             agent.load_state_dict(tree["agent"])
-            env_steps = int(tree["env_steps"])
         except (MemoryError, torch.OutOfMemoryError):
             raise
         except Exception as error:  # the file may hold anything
@@ -73,7 +76,7 @@ class Policy:
                 what = f"{file}: its agent was handed in to the trainer and no config describes it"
                 raise CheckpointError(f"{what}; build it, and load the checkpoint's 'agent' into it") from error
             raise CheckpointError(f"{file}: its weights and its config don't belong together ({reason})") from error
-        return cls(agent, spec, config, env_steps=env_steps)
+        return cls(agent, spec, config, env_steps=env_steps, path=file)
 
     def reset(self, mask: np.ndarray | None = None, *, seed: int | None = None) -> None:
         """Reset the recurrent state of all rows, or of those where ``mask`` (bool ``[N]``) is True.
@@ -142,18 +145,13 @@ class Policy:
         arrays = obs if isinstance(obs, dict) else {"obs": obs}
         if arrays.keys() != self.spec.obs.keys():
             raise ValueError(f"observations {sorted(arrays)}; this agent was trained on {sorted(self.spec.obs)}")
-        batched: set[bool] = set()
-        tensors = {}
+        batched, tensors = set(), {}
         for key, want in self.spec.obs.items():
-            x = np.asarray(arrays[key], dtype=want.dtype)
-            if x.shape == want.shape:
-                x = x[None]
-                batched.add(False)
-            elif x.shape[1:] == want.shape:
-                batched.add(True)
-            else:
+            x = np.ascontiguousarray(arrays[key], dtype=want.dtype)
+            if want.shape not in (x.shape, x.shape[1:]):
                 raise ValueError(f"observation {key!r} of shape {x.shape}; this agent was trained on {want.shape}")
-            tensors[key] = torch.from_numpy(np.ascontiguousarray(x)).to(self.agent.device)
+            batched.add(x.shape != want.shape)
+            tensors[key] = torch.from_numpy(x[None] if x.shape == want.shape else x).to(self.agent.device)
         if len(batched) != 1:
             raise ValueError("some observations have a batch axis and some have none")
         return tensors, batched.pop()

@@ -3,28 +3,21 @@
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, Field, Strict, ValidationError, model_validator
 
 from ppo_tbptt.config.fields import shown
 from ppo_tbptt.config.load import Problem, explain
 from ppo_tbptt.run.files import JsonError, read_json
 
 
-class _Strict(BaseModel):
-    """Other keys than those that are read are left as they are."""
-
-    model_config = ConfigDict(strict=True)
-
-
-class _Measure(_Strict):
+class _Measure(BaseModel, strict=True):
     mean: float
-    ci95: (
-        Annotated[tuple[float, float], BeforeValidator(lambda ends: tuple(ends) if isinstance(ends, list) else ends)]
-        | None
-    )
+    ci95: Annotated[tuple[float, float] | None, Strict(False)]
 
 
-class _Evaluation(_Strict):
+class _Evaluation(BaseModel, strict=True):
+    """The keys that are read; others are left as they are."""
+
     checkpoint: str
     env_id: str
     env_steps: int

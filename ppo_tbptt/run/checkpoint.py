@@ -5,6 +5,7 @@ SHA-256 of everything before it. ``torch.load(path, weights_only=True)`` ignores
 """
 
 import hashlib
+import os
 import re
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -24,25 +25,6 @@ class CheckpointError(InputError):
     """One line that names the file and its fault."""
 
 
-class _HashingFile:
-    """Writes to a file and hashes what it writes."""
-
-    def __init__(self, file: BinaryIO) -> None:
-        self._file = file
-        self._hash = hashlib.sha256()
-
-    def write(self, data: bytes | memoryview) -> int:
-        self._hash.update(data)
-        return self._file.write(data)
-
-    def flush(self) -> None:
-        self._file.flush()
-
-    def footer(self) -> bytes:
-        """Return the footer for what was written so far."""
-        return f"\nppo_tbptt checkpoint, format {FORMAT:04d}, sha256 {self._hash.hexdigest()}\n".encode()
-
-
 def save_checkpoint(path: Path, tree: dict[str, Any]) -> None:
     """Write ``tree`` (dicts, lists, tensors, numbers, strings) to ``path`` atomically.
 
@@ -50,14 +32,15 @@ def save_checkpoint(path: Path, tree: dict[str, Any]) -> None:
         OSError: writing failed; an old file at ``path`` is unchanged.
     """
     with replacing(path) as file:
-        hashing = _HashingFile(file)
         try:
-            torch.save(tree, hashing)  # type: ignore[arg-type]  # needs no other methods
+            torch.save(tree, file)
         except RuntimeError as error:  # torch's zip writer raises it while handling the OSError
             if isinstance(error.__context__, OSError):
                 raise error.__context__ from None
             raise
-        file.write(hashing.footer())
+        file.seek(0)
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+        file.write(f"\nppo_tbptt checkpoint, format {FORMAT:04d}, sha256 {digest}\n".encode())
 
 
 def verify_checkpoint(path: Path) -> None:
@@ -70,35 +53,35 @@ def verify_checkpoint(path: Path) -> None:
         raise CheckpointError(f"{path}: no such checkpoint file")
     try:
         with path.open("rb") as file:
-            _verify(path, file)
+            fault = _fault(file)
     except OSError as error:
-        raise CheckpointError(f"{path}: can't be read ({error.strerror})") from error
+        fault = f"can't be read ({error.strerror})"
+    if fault:
+        raise CheckpointError(f"{path}: {fault}")
 
 
-def _verify(path: Path, file: BinaryIO) -> None:
-    size = path.stat().st_size - _FOOTER_LENGTH
+def _fault(file: BinaryIO) -> str:
+    size = file.seek(0, os.SEEK_END) - _FOOTER_LENGTH
     if size <= 0:
-        raise CheckpointError(f"{path}: not a checkpoint of ppo_tbptt (empty, or cut short)")
+        return "not a checkpoint of ppo_tbptt (empty, or cut short)"
     file.seek(size)
     last = _FOOTER.fullmatch(file.read())
     if last is None:
-        raise CheckpointError(f"{path}: not a checkpoint of ppo_tbptt, or cut short (its last line is missing)")
+        return "not a checkpoint of ppo_tbptt, or cut short (its last line is missing)"
     if int(last[1]) != FORMAT:
-        raise CheckpointError(f"{path}: checkpoint format {int(last[1])}; this version reads format {FORMAT}")
+        return f"checkpoint format {int(last[1])}; this version reads format {FORMAT}"
     file.seek(0)
     digest = hashlib.sha256()
     while size and (block := file.read(min(size, 2**20))):
         digest.update(block)
         size -= len(block)
-    if digest.hexdigest() != last[2].decode():
-        raise CheckpointError(f"{path}: damaged (its checksum does not match its contents)")
+    return "" if digest.hexdigest() == last[2].decode() else "damaged (its checksum does not match its contents)"
 
 
 def load_checkpoint(path: Path) -> dict[str, Any]:
     """Verify a checkpoint and load it onto the CPU, executing nothing that it contains (``weights_only=True``).
 
-    Raises:
-        CheckpointError: missing, unreadable, not a checkpoint of this package, of another format, or damaged.
+    Raises like `verify_checkpoint`.
     """
     verify_checkpoint(path)
     return load_verified(path)

@@ -1,7 +1,7 @@
-"""TensorBoard event files: append whole records, read them, and remove those after a resumed checkpoint.
+"""TensorBoard event files: append events, read them, and remove those after a resumed checkpoint.
 
 TensorBoard's own writer writes in a thread. After a failed write (a full disk) it loses its queue, leaves half a record
-in the file and fails for good. Here each record is written synchronously, and whole or not at all.
+in the file and fails for good.
 """
 
 # pyright: reportAttributeAccessIssue=false
@@ -12,20 +12,21 @@ import socket
 import struct
 import time
 from collections.abc import Callable, Iterator
-from io import BytesIO, FileIO
+from io import BytesIO
 from pathlib import Path
 
 from tensorboard.compat.proto.event_pb2 import Event, SessionLog
+from tensorboard.compat.proto.summary_pb2 import Summary
 from tensorboard.compat.tensorflow_stub.pywrap_tensorflow import masked_crc32c
 from tensorboard.summary.writer.record_writer import RecordWriter
 
-from ppo_tbptt.run.files import replacing
+from ppo_tbptt.run.files import AppendFile, replacing
 
 PATTERN = "events.out.tfevents.*"
 
 
-class EventFile:
-    """A new event file, created with its first record.
+class EventFile(AppendFile):
+    """A new event file, created with its first event.
 
     Args:
         folder: folder of the file.
@@ -36,48 +37,15 @@ class EventFile:
     def __init__(self, folder: Path, *, purge_from: int | None = None) -> None:
         if purge_from is None and not any(folder.glob(PATTERN)):
             purge_from = 0
-        self.path = folder / _new_name(folder)
-        self._head = _record(Event(wall_time=time.time(), file_version="brain.Event:2"))
+        head = _record(Event(wall_time=time.time(), file_version="brain.Event:2"))
         if purge_from is not None:
             start = SessionLog(status=SessionLog.START)
-            self._head += _record(Event(wall_time=time.time(), step=purge_from, session_log=start))
-        self._file: FileIO | None = None
-        self._size = 0  # bytes of whole records in the file
+            head += _record(Event(wall_time=time.time(), step=purge_from, session_log=start))
+        super().__init__(folder / _new_name(folder), head)
 
-    def append(self, event: Event) -> None:
-        """Append an event.
-
-        Raises:
-            OSError: writing failed. The next call overwrites what was written of the record.
-        """
-        try:
-            file = self._open()
-            left = memoryview((b"" if self._size else self._head) + _record(event))
-            size = self._size + len(left)
-            while left:
-                left = left[file.write(left) :]
-            self._size = size
-        except OSError as error:
-            self.close()
-            raise OSError(error.errno, error.strerror, str(self.path)) from error
-
-    def _open(self) -> FileIO:
-        """Open the file at the end of its last whole record; a failed write may have left a part of one."""
-        if self._file is None:
-            self._file = FileIO(self.path, "a")
-            self._size = min(self._size, os.fstat(self._file.fileno()).st_size)
-            self._file.truncate(self._size)
-        return self._file
-
-    def close(self) -> None:
-        """Close the file without raising. May be called again; :meth:`append` reopens it."""
-        file, self._file = self._file, None
-        if file is not None:
-            try:
-                file.truncate(self._size)
-                file.close()
-            except OSError:
-                pass
+    def add(self, content: Summary, step: int) -> None:
+        """Append an event. Raises like `append`."""
+        self.append(_record(Event(wall_time=time.time(), step=step, summary=content)))
 
 
 def read_events(path: Path) -> Iterator[tuple[Event, bytes]]:

@@ -1,26 +1,26 @@
-"""Files that are written whole or not at all."""
+"""Files and records that are written whole or not at all, and JSON that may hold anything."""
 
 import json
 import math
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from io import BufferedRandom, FileIO
 from pathlib import Path
-from typing import Any, BinaryIO, NoReturn
+from typing import Any
 
 from ppo_tbptt.runtime.errors import InputError
 
 
 @contextmanager
-def replacing(path: Path) -> Iterator[BinaryIO]:
-    """Open a file to write that becomes ``path`` in one step at the end.
+def replacing(path: Path) -> Iterator[BufferedRandom]:
+    """Open a temporary file that is flushed to the disk and renamed to ``path`` at the end.
 
-    It lies beside ``path`` under a temporary name and is flushed to the disk before it takes the final one: a failed or
-    interrupted write leaves the old file as it was.
+    A failed or interrupted write leaves the old file as it was.
     """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        with temporary.open("wb") as file:
+        with temporary.open("w+b") as file:
             yield file
             file.flush()
             os.fsync(file.fileno())
@@ -38,6 +38,52 @@ def write_text(path: Path, text: str) -> None:
     """Replace the contents of ``path``, in UTF-8."""
     with replacing(path) as file:
         file.write(text.encode())
+
+
+class AppendFile:
+    """Appends records to a file, whole or not at all; those that can't be written yet are kept for the next call."""
+
+    def __init__(self, path: Path, head: bytes = b"") -> None:
+        """Take ``path``, which is opened with the first record; ``head`` comes before it."""
+        self.path = path
+        self._pending = head
+        self._file: FileIO | None = None
+        self._size = 0  # bytes of whole records in the file
+
+    def append(self, record: bytes) -> None:
+        """Append a record.
+
+        Raises:
+            OSError: writing failed; the record is pending.
+        """
+        self._pending += record
+        try:
+            if self._file is None:
+                self._file = FileIO(self.path, "a")
+                self._size = os.fstat(self._file.fileno()).st_size
+            self._file.truncate(self._size)  # removes what a failed write left of a record
+            left = memoryview(self._pending)
+            while left:
+                left = left[self._file.write(left) :]
+        except OSError as error:
+            raise OSError(error.errno, error.strerror, str(self.path)) from error
+        self._size += len(self._pending)
+        self._pending = b""
+
+    def sync(self) -> None:
+        """Write what is pending and flush it to the disk. Raises like `append`."""
+        self.append(b"")
+        if self._file is not None:
+            os.fsync(self._file.fileno())
+
+    def close(self) -> None:
+        """Write what is pending, if that is possible, and close the file. May be called again."""
+        if self._file is not None and not self._file.closed:
+            with suppress(OSError):
+                self.append(b"")
+            with suppress(OSError):
+                self._file.truncate(self._size)
+            self._file.close()
 
 
 MAX_BYTES = 2**28
@@ -76,7 +122,7 @@ def parse_json(data: bytes) -> dict[str, Any]:
         ValueError: anything else, in one line.
     """
     try:
-        tree = json.loads(data.decode(), parse_int=_whole, parse_float=_finite, parse_constant=_refuse)
+        tree = json.loads(data.decode(), parse_int=_number, parse_float=_number, parse_constant=_number)
         json.dumps(tree, ensure_ascii=False).encode()  # a lone surrogate can be neither printed nor written
     except UnicodeError:
         raise ValueError("not valid UTF-8") from None
@@ -89,17 +135,10 @@ def parse_json(data: bytes) -> dict[str, Any]:
     return tree
 
 
-def _whole(text: str) -> int:
-    if len(text) > 20 or not -(2**63) <= (value := int(text)) < 2**63:
-        _refuse(text)
-    return value
-
-
-def _finite(text: str) -> float:
-    if not math.isfinite(value := float(text)):
-        _refuse(text)
-    return value
-
-
-def _refuse(text: str) -> NoReturn:
+def _number(text: str) -> float:
+    if text.lstrip("-").isdecimal():
+        if len(text) <= 20 and -(2**63) <= int(text) < 2**63:
+            return int(text)
+    elif math.isfinite(value := float(text)):
+        return value
     raise ValueError(f"{text[:20]}{'...' * (len(text) > 20)} is not a finite number of at most 64 bits")

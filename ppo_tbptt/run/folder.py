@@ -4,16 +4,28 @@ import fcntl
 import os
 import re
 import warnings
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 from ppo_tbptt.run.checkpoint import CheckpointError, load_verified, verify_checkpoint
 from ppo_tbptt.runtime.errors import InputError
 
+LOCK_FILE = ".lock"
+
 
 class RunDirError(InputError):
     """One line that names the folder and its fault."""
+
+
+@contextmanager
+def reporting(path: Path, doing: str) -> Iterator[None]:
+    """Raise an ``OSError`` as a `RunDirError` of the run folder ``path``."""
+    try:
+        yield
+    except OSError as error:
+        raise RunDirError(f"{path}: can't {doing} ({error.strerror})") from error
 
 
 class RunDir:
@@ -36,14 +48,11 @@ class RunDir:
             RunDirError: it exists and is not empty, or can't be created.
         """
         run = cls(path)
-        try:
+        with reporting(path, "make this run folder"):
             if path.exists() and (not path.is_dir() or any(entry.name != LOCK_FILE for entry in path.iterdir())):
-                raise RunDirError(
-                    f"{path}: exists already; choose another --run-dir, or go on with it: --resume {path}"
-                )
+                remedy = f"choose another --run-dir, or go on with it: --resume {path}"
+                raise RunDirError(f"{path}: exists already; {remedy}")
             run.checkpoints.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise RunDirError(f"{path}: can't make this run folder ({error.strerror})") from error
         return run
 
     @classmethod
@@ -54,12 +63,9 @@ class RunDir:
             RunDirError: ``path`` is not a run folder, or can't be read.
         """
         run = cls(path)
-        try:
-            is_run = run.config.is_file()
-        except OSError as error:
-            raise RunDirError(f"{path}: can't read this run folder ({error.strerror})") from error
-        if not is_run:
-            raise RunDirError(f"{path}: not a run folder (it has no config.toml)")
+        with reporting(path, "read this run folder"):
+            if not run.config.is_file():
+                raise RunDirError(f"{path}: not a run folder (it has no config.toml)")
         return run
 
     def checkpoint(self, iteration: int) -> Path:
@@ -68,17 +74,20 @@ class RunDir:
 
     def periodic(self) -> list[Path]:
         """List the periodic checkpoints, oldest first."""
-        found = {path: re.fullmatch(r"iteration_(\d{7,})\.pt", path.name, re.ASCII) for path in self._entries()}
-        numbers = {path: int(name[1]) for path, name in found.items() if name and path.is_file()}
-        return sorted(numbers, key=lambda path: numbers[path])
-
-    def _entries(self) -> list[Path]:
-        return list(self.checkpoints.iterdir()) if self.checkpoints.is_dir() else []
+        entries = list(self.checkpoints.iterdir()) if self.checkpoints.is_dir() else []
+        names = [(re.fullmatch(r"iteration_(\d{7,})\.pt", path.name, re.ASCII), path) for path in entries]
+        return [path for _, path in sorted((int(name[1]), path) for name, path in names if name and path.is_file())]
 
     def prune(self, keep: int) -> None:
         """Delete all periodic checkpoints except for the newest ``keep``."""
         for path in self.periodic()[:-keep]:
             path.unlink(missing_ok=True)
+
+    def remove_temporary_files(self) -> None:
+        """Delete the temporary files of a killed process. The caller must hold the lock."""
+        for folder in (self.path, self.checkpoints, self.evaluations, self.videos):
+            for path in folder.glob(".*.tmp"):
+                path.unlink(missing_ok=True)
 
     def newest(self) -> Path:
         """Find the newest valid checkpoint, ``best.pt`` last, and warn about each newer one that is damaged.
@@ -89,31 +98,26 @@ class RunDir:
         paths = self.periodic()[::-1]
         if not paths:
             raise CheckpointError(f"{self.path}: no checkpoint in this run yet")
+        if self.best.is_file():
+            paths.append(self.best)
         refused: list[CheckpointError] = []
-        for path in [*paths, *([self.best] if self.best.is_file() else [])]:
+        for path in paths:
             try:
                 verify_checkpoint(path)
             except CheckpointError as error:
                 refused.append(error)
-                continue
-            for error in refused:
-                warnings.warn(f"{error}; {path.name} is used instead", stacklevel=2)
-            return path
+            else:
+                for error in refused:
+                    warnings.warn(f"{error}; {path.name} is used instead", stacklevel=2)
+                return path
         raise CheckpointError(
-            f"{self.path}: none of its {len(refused)} checkpoints can be used; the newest: {refused[0]}"
+            f"{self.path}: none of its {len(paths)} checkpoints can be used; the newest: {refused[0]}"
         )
 
     def load_newest(self) -> tuple[Path, dict[str, Any]]:
-        """Load the `newest` checkpoint. Return its path and its tree.
-
-        Raises:
-            CheckpointError: there is no checkpoint, or none is valid.
-        """
+        """Load the `newest` checkpoint, and return its path and its tree. Raises like `newest`."""
         path = self.newest()
         return path, load_verified(path)
-
-
-LOCK_FILE = ".lock"
 
 
 class RunLock:
@@ -125,11 +129,9 @@ class RunLock:
         Raises:
             RunDirError: another process holds it, or the folder can't be written.
         """
-        try:
+        with reporting(path, "write in this run folder"):
             path.mkdir(parents=True, exist_ok=True)
             self._file = (path / LOCK_FILE).open("ab+", buffering=0)
-        except OSError as error:
-            raise RunDirError(f"{path}: can't write in this run folder ({error.strerror})") from error
         try:
             fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
@@ -144,13 +146,6 @@ class RunLock:
     def release(self) -> None:
         """Release the lock. May be called again."""
         self._file.close()
-
-
-def remove_temporary_files(run: RunDir) -> None:
-    """Delete the temporary files of a killed process. The caller must hold the lock."""
-    for folder in (run.path, run.checkpoints, run.evaluations, run.videos):
-        for path in folder.glob(".*.tmp"):
-            path.unlink(missing_ok=True)
 
 
 def resolve_checkpoint(path: Path) -> Path:
@@ -169,12 +164,9 @@ def run_at(path: Path) -> RunDir | None:
     Raises:
         CheckpointError, RunDirError: ``path`` does not exist, can't be read, or is a folder without a run.
     """
-    try:
-        is_folder, exists = path.is_dir(), path.exists()
-    except OSError as error:
-        raise CheckpointError(f"{path}: cannot be read ({error.strerror})") from error
-    if is_folder:
-        return RunDir.open(path)
-    if not exists:
-        raise CheckpointError(f"{path}: no such run folder or checkpoint")
+    with reporting(path, "be read"):
+        if path.is_dir():
+            return RunDir.open(path)
+        if not path.exists():
+            raise CheckpointError(f"{path}: no such run folder or checkpoint")
     return None

@@ -1,14 +1,11 @@
 """Reports, and ``metrics.jsonl`` with one JSON object per iteration."""
 
-import errno
 import json
 import math
-import os
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from ppo_tbptt.run.files import parse_json, write_text
+from ppo_tbptt.run.files import AppendFile, parse_json, write_text
 from ppo_tbptt.runtime.errors import InputError
 
 MAX_LINE_BYTES = 2**20
@@ -36,50 +33,22 @@ class Report:
         return {"iteration": self.iteration, "env_steps": self.env_steps, **self.scalars}
 
 
-class MetricsWriter:
+class MetricsWriter(AppendFile):
     """Appends reports to ``metrics.jsonl`` in ``folder``; rows after iteration ``resume_from`` are removed first."""
 
     def __init__(self, folder: Path, *, resume_from: int | None = None) -> None:
-        self._path = folder / "metrics.jsonl"
-        if self._path.is_symlink():
-            raise MetricsError(f"{self._path}: is a link; must be a file, as what is written must stay in the run")
-        if resume_from is not None and self._path.exists():
-            kept = [row for row in read_metrics(self._path) if row["iteration"] <= resume_from]
-            write_text(self._path, "".join(_line(row) for row in kept))
-        self._file = self._path.open("ab", buffering=0)
-        self._whole = self._path.stat().st_size  # bytes of whole rows in the file
-        self._pending = b""  # rows that could not be written yet
+        path = folder / "metrics.jsonl"
+        if path.is_symlink():
+            raise MetricsError(f"{path}: is a link; must be a file, as what is written must stay in the run")
+        if resume_from is not None and path.exists():
+            kept = [row for row in read_metrics(path) if row["iteration"] <= resume_from]
+            write_text(path, "".join(_line(row) for row in kept))
+        path.touch()
+        super().__init__(path)
 
     def write(self, report: Report) -> None:
-        """Append a row, after those that are pending.
-
-        Raises:
-            OSError: writing failed; the row is pending until a later call.
-        """
-        self._pending += _line(report.row()).encode()
-        self.flush()
-
-    def flush(self) -> None:
-        """Write the pending rows. Raises like `write`."""
-        if not self._pending:
-            return
-        os.ftruncate(self._file.fileno(), self._whole)  # removes half a row of a failed write
-        written = self._file.write(self._pending)
-        if written != len(self._pending):
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self._path))
-        self._whole += written
-        self._pending = b""
-
-    def sync(self) -> None:
-        """Write the pending rows and fsync. Raises like `write`."""
-        self.flush()
-        os.fsync(self._file.fileno())
-
-    def close(self) -> None:
-        """Close the file, with the pending rows if they can be written."""
-        with suppress(OSError):
-            self.flush()
-        self._file.close()
+        """Append a row. Raises like `append`."""
+        self.append(_line(report.row()).encode())
 
 
 def read_metrics(path: Path) -> list[dict[str, float]]:
@@ -95,22 +64,20 @@ def read_metrics(path: Path) -> list[dict[str, float]]:
             raise MetricsError(f"{path}: no such metrics file")
         with path.open("rb") as file:
             while line := file.readline(MAX_LINE_BYTES + 1):
+                if len(line) > MAX_LINE_BYTES:
+                    wrong = wrong or f"{path}:{len(rows) + 1}: more than {MAX_LINE_BYTES:,} bytes; must be one row"
                 if wrong:
                     raise MetricsError(wrong)
                 try:
                     rows.append(_row(line))
                 except ValueError as error:
                     wrong = f"{path}:{len(rows) + 1}: {error}"
-                    if len(line) > MAX_LINE_BYTES:
-                        raise MetricsError(wrong) from None
     except OSError as error:
         raise MetricsError(f"{path}: cannot be read: {error.strerror}") from None
     return rows
 
 
 def _row(line: bytes) -> dict[str, float]:
-    if len(line) > MAX_LINE_BYTES:
-        raise ValueError(f"a line of more than {MAX_LINE_BYTES:,} bytes; must be the figures of one iteration")
     row = parse_json(line)
     for key in ("iteration", "env_steps"):
         if type(row.get(key)) is not int or row[key] < 0:

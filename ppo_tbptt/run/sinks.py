@@ -12,7 +12,7 @@ from ppo_tbptt.config import Config
 from ppo_tbptt.envs import EnvSpec
 from ppo_tbptt.run.checkpoint import save_checkpoint
 from ppo_tbptt.run.files import write_text
-from ppo_tbptt.run.folder import RunDir, RunDirError, RunLock, remove_temporary_files
+from ppo_tbptt.run.folder import RunDir, RunLock, reporting
 from ppo_tbptt.run.metrics import MetricsWriter, Report
 from ppo_tbptt.run.tensorboard import TensorBoard
 from ppo_tbptt.runtime.device import versions
@@ -79,23 +79,19 @@ class RunWriter:
         self.run = RunDir.create(path) if resumed_from is None else RunDir.open(path)
         self._lock = RunLock(path)
         try:
-            remove_temporary_files(self.run)
-            write_text(self.run.config, config.to_toml())
-            self._metrics = MetricsWriter(path, resume_from=resumed_from)
-            self._board = TensorBoard(path, after=None if resumed_from is None else env_steps)
-        except OSError as error:
-            self._lock.release()
-            raise RunDirError(f"{path}: can't write in this run folder ({error.strerror})") from error
+            with reporting(path, "write in this run folder"):
+                self.run.remove_temporary_files()
+                write_text(self.run.config, config.to_toml())
+                self._metrics = MetricsWriter(path, resume_from=resumed_from)
+                self._board = TensorBoard(path, after=None if resumed_from is None else env_steps)
         except BaseException:
             self._lock.release()
             raise
-        self._keep = config.train.keep_checkpoints
-        self._minutes = config.train.checkpoint_minutes
+        self._train = config.train
         self._guard = WriteGuard(config.train.max_unwritable_minutes)
         self.saved = resumed_from
         self._saved_at = self._tried_at = monotonic()
         self._last_failed = False  # writing the last checkpoint
-        self._unwritten: list[Report] = []  # to TensorBoard
 
     def write_run_info(self, spec: EnvSpec, config: Config, device: torch.device, env_steps: int) -> None:
         """Write the layout of charts, the config and the versions to TensorBoard."""
@@ -113,25 +109,20 @@ class RunWriter:
         return taken
 
     def report(self, report: Report) -> None:
-        """Write a report to the metrics and TensorBoard; where that fails, a later report retries."""
+        """Write a report to the metrics and TensorBoard."""
         self._guard.try_write("metrics", lambda: self._metrics.write(report))
-        self._unwritten.append(report)
-        self._guard.try_write("TensorBoard's file", self._write_reports)
-
-    def _write_reports(self) -> None:
-        while self._unwritten:
-            self._board.write(self._unwritten[0])
-            del self._unwritten[0]
+        self.write_tensorboard(lambda board: board.write(report))
 
     def write_tensorboard(self, write: Callable[[TensorBoard], None]) -> None:
-        """Call ``write`` with the TensorBoard writer; a failed write is not repeated."""
+        """Call ``write`` with the TensorBoard writer."""
         self._guard.try_write("TensorBoard's file", lambda: write(self._board))
 
     def checkpoint_due(self) -> bool:
         """Return whether ``train.checkpoint_minutes`` are over, or a failed checkpoint is to be retried."""
         if self._last_failed:
             return monotonic() - self._tried_at >= RETRY_SECONDS
-        return self._minutes is not None and monotonic() - self._saved_at >= 60 * self._minutes
+        minutes = self._train.checkpoint_minutes
+        return minutes is not None and monotonic() - self._saved_at >= 60 * minutes
 
     def save(self, iteration: int, tree: dict[str, Any]) -> bool:
         """Write the checkpoint of ``iteration``, delete the oldest ones, and return whether that succeeded."""
@@ -139,7 +130,7 @@ class RunWriter:
         def write() -> None:
             self._metrics.sync()
             save_checkpoint(self.run.checkpoint(iteration), tree)
-            self.run.prune(self._keep)
+            self.run.prune(self._train.keep_checkpoints)
 
         self._tried_at = monotonic()
         self._last_failed = not self._guard.try_write("checkpoints", write)
@@ -158,13 +149,12 @@ class RunWriter:
             UnwritableError: it failed for ``train.max_unwritable_minutes``.
         """
         while not self.save(iteration, tree):
-            for note in self._guard.notes:  # no report follows that could contain them
+            for note in self.take_notes():  # no report follows that could contain them
                 warnings.warn(note, stacklevel=2)
-            self._guard.notes.clear()
             sleep(min(RETRY_SECONDS, 1.0))
 
     def close(self) -> None:
-        """Flush the metrics and release the lock. May be called again."""
+        """Write what is pending where that is possible, and release the lock. May be called again."""
         self._metrics.close()
         self._board.close()
         self._lock.release()

@@ -3,7 +3,6 @@
 # pyright: reportAttributeAccessIssue=false
 # protobuf creates its classes at import.
 
-import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -13,18 +12,8 @@ import torch
 from tensorboard.compat.proto.event_pb2 import Event
 from tensorboard.compat.proto.summary_pb2 import Summary, SummaryMetadata
 from tensorboard.plugins.hparams import metadata as plugin
-from tensorboard.plugins.hparams.api_pb2 import (
-    STATUS_SUCCESS,
-    Experiment,
-    HParamInfo,
-    MetricInfo,
-    MetricName,
-)
-from tensorboard.plugins.hparams.plugin_data_pb2 import (
-    HParamsPluginData,
-    SessionEndInfo,
-    SessionStartInfo,
-)
+from tensorboard.plugins.hparams.api_pb2 import STATUS_SUCCESS, Experiment, HParamInfo, MetricInfo, MetricName
+from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData, SessionEndInfo, SessionStartInfo
 from torch import Tensor
 from torch.utils.tensorboard import summary
 
@@ -41,11 +30,10 @@ FINAL_PREFIX = "final/"
 """Prefix of the tags of a finished run's measures."""
 
 
-class TensorBoard:
+class TensorBoard(EventFile):
     """Writes a run's event file in ``folder``.
 
-    Calls write synchronously. Every method except for :meth:`close` raises an ``OSError`` that names the file where
-    writing fails; nothing of that call is in the file then, and later calls may succeed.
+    Calls write synchronously and raise an ``OSError`` where that fails; later calls write it then.
 
     Args:
         folder: the run folder.
@@ -55,12 +43,12 @@ class TensorBoard:
     def __init__(self, folder: Path, *, after: int | None = None) -> None:
         if after is not None:
             filter_events(folder, lambda event: _is_kept(event, after))
-        self._file = EventFile(folder, purge_from=None if after is None else after + 1)
+        super().__init__(folder, purge_from=None if after is None else after + 1)
 
     def write(self, report: Report) -> None:
         """Write all scalars of an iteration."""
         values = [Summary.Value(tag=tag, simple_value=value) for tag, value in report.scalars.items()]
-        self._append(Summary(value=values), report.env_steps)
+        self.add(Summary(value=values), report.env_steps)
 
     def layout(self, headline: str, env_steps: int, *, held_out: bool) -> None:
         """Write the layout of the custom scalars page.
@@ -88,14 +76,14 @@ class TensorBoard:
             for title, page in pages.items()
             if held_out or title != "Does it hold on new levels?"
         }
-        self._append(summary.custom_scalars(layout), env_steps)
+        self.add(summary.custom_scalars(layout), env_steps)
 
     def text(self, tag: str, text: str, env_steps: int) -> None:
         """Write preformatted text."""
         block = "\n".join("    " + line for line in text.splitlines())  # a code block in Markdown
         content = summary.text(tag, block)
         content.value[0].tag = tag  # without torch's suffix
-        self._append(content, env_steps)
+        self.add(content, env_steps)
 
     def histograms(self, tensors: Mapping[str, Tensor], env_steps: int) -> None:
         """Write ``hist/NAME`` of each tensor, from the finite ones of :data:`SAMPLE_SIZE` values.
@@ -110,12 +98,12 @@ class TensorBoard:
             if len(finite):
                 values += summary.histogram(f"hist/{name}", finite.numpy().astype(np.float64), bins=64).value
         if values:
-            self._append(Summary(value=values), env_steps)
+            self.add(Summary(value=values), env_steps)
 
     def gif(self, tag: str, data: bytes, width: int, height: int, env_steps: int) -> None:
         """Write an encoded GIF; it plays in the Images tab."""
         image = Summary.Image(encoded_image_string=data, width=width, height=height, colorspace=3)
-        self._append(Summary(value=[Summary.Value(tag=tag, image=image)]), env_steps)
+        self.add(Summary(value=[Summary.Value(tag=tag, image=image)]), env_steps)
 
     def hparams(self, config: Mapping[str, Any], measures: Mapping[str, float], env_steps: int) -> None:
         """Write the run's row of the HParams table, and ``final/NAME`` of each measure.
@@ -134,14 +122,7 @@ class TensorBoard:
             _hparams_value(plugin.SESSION_START_INFO_TAG, session_start_info=start),
             _hparams_value(plugin.SESSION_END_INFO_TAG, session_end_info=SessionEndInfo(status=STATUS_SUCCESS)),
         ]
-        self._append(Summary(value=table + metrics), env_steps)
-
-    def close(self) -> None:
-        """Close the file without raising."""
-        self._file.close()
-
-    def _append(self, content: Summary, env_steps: int) -> None:
-        self._file.append(Event(wall_time=time.time(), step=env_steps, summary=content))
+        self.add(Summary(value=table + metrics), env_steps)
 
 
 def histograms_due(iteration: int, num_iterations: int) -> bool:

@@ -33,25 +33,22 @@ def prepare_device(name: str, *, deterministic: bool = False) -> torch.device:
     """
     if not re.fullmatch(r"auto|cpu|cuda(:\d{1,3})?", name, re.ASCII):
         raise DeviceError(f"device: {name!r}: use 'auto', 'cpu', 'cuda' or 'cuda:N'")
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
-    device = torch.device(name)
-    if device.type == "cuda":
-        count = torch.cuda.device_count()
-        if not torch.cuda.is_available():
-            raise DeviceError(f"device: {name!r}: this machine or this build of torch has no CUDA; use 'cpu' or 'auto'")
-        if device.index is not None and device.index >= count:
-            raise DeviceError(f"device: {name!r}: this machine has {count} CUDA device(s), counted from 0")
-        device = torch.device("cuda", torch.cuda.current_device() if device.index is None else device.index)
-        torch.cuda.set_device(device)  # streams and graphs are created on the current device
-        if deterministic:
-            # cuBLAS reads it at its first matrix product. Of the two values that make such products deterministic,
-            # recurrent cores accept only this one.
-            os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":16:8")
-            torch.use_deterministic_algorithms(True)
-            torch.backends.cudnn.benchmark = False
-    if device.type == "cpu":
+    if name == "cpu" or (name == "auto" and not torch.cuda.is_available()):
         _keep_freed_memory()
+        return torch.device("cpu")
+    if not torch.cuda.is_available():
+        raise DeviceError(f"device: {name!r}: this machine or this build of torch has no CUDA; use 'cpu' or 'auto'")
+    index = int(name[5:]) if ":" in name else torch.cuda.current_device()
+    if index >= (count := torch.cuda.device_count()):
+        raise DeviceError(f"device: {name!r}: this machine has {count} CUDA device(s), counted from 0")
+    device = torch.device("cuda", index)
+    torch.cuda.set_device(device)  # streams and graphs are created on the current device
+    if deterministic:
+        # cuBLAS reads it at its first matrix product. Of the two values that make such products deterministic,
+        # recurrent cores accept only this one.
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":16:8")
+        torch.use_deterministic_algorithms(True)
+        torch.backends.cudnn.benchmark = False
     return device
 
 
@@ -89,35 +86,26 @@ def versions(device: torch.device) -> str:
     for name in ("ppo-tbptt", "torch", "numpy", "gymnasium", "memory-gym"):
         with suppress(PackageNotFoundError):
             lines.append(f"{name} {version(name)}")
-    return "\n".join([*lines, f"{device}: {_hardware(device)}"])
-
-
-def _hardware(device: torch.device) -> str:
-    if device.type == "cuda":
-        return torch.cuda.get_device_name(device)
     names = [line.split(":", 1)[1].strip() for line in _cpuinfo() if line.startswith("model name")]
-    return names[0] if names else platform.machine()
+    cpu = names[0] if names else platform.machine()
+    return "\n".join([*lines, f"{device}: {torch.cuda.get_device_name(device) if device.type == 'cuda' else cpu}"])
 
 
 def _cpuinfo() -> list[str]:
     """Read the lines of ``/proc/cpuinfo``; empty on systems without it."""
-    try:
-        return Path("/proc/cpuinfo").read_text(encoding="ascii", errors="replace").splitlines()
-    except OSError:
-        return []
-
-
-STORAGE_SHARE = 0.5
-"""Share of a GPU's free memory for a rollout's observations; the update needs the rest."""
+    path = Path("/proc/cpuinfo")
+    return path.read_text(encoding="ascii", errors="replace").splitlines() if path.exists() else []
 
 
 def storage_device(name: str, num_bytes: int, device: torch.device) -> torch.device:
-    """Choose where ``num_bytes`` of observations are stored, ``device`` or the host; ``name`` is ``Config.storage``."""
+    """Choose where ``num_bytes`` of observations are stored, ``device`` or the host; ``name`` is ``Config.storage``.
+
+    ``auto`` takes up to half of a GPU's free memory; the update needs the rest.
+    """
     if device.type == "cpu" or name == "device":
         return device
-    if name == "auto" and num_bytes <= STORAGE_SHARE * torch.cuda.mem_get_info(device)[0]:
-        return device
-    return torch.device("cpu")
+    fits = name == "auto" and num_bytes <= 0.5 * torch.cuda.mem_get_info(device)[0]
+    return device if fits else torch.device("cpu")
 
 
 def has_fast_bfloat16() -> bool:
@@ -131,9 +119,7 @@ def _keep_freed_memory() -> None:
     By default each large tensor is mapped anew and the kernel zeroes its pages, which can cost as much as the
     arithmetic of a convolution. 32 MiB is the highest mmap threshold that malloc accepts.
     """
-    if not sys.platform.startswith("linux"):
-        return
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
-    if mallopt is not None:
+    if sys.platform.startswith("linux") and mallopt is not None:
         mallopt(_M_MMAP_THRESHOLD, 2**25)
         mallopt(_M_TRIM_THRESHOLD, 2**31 - 1)

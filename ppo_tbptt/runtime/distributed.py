@@ -15,7 +15,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from datetime import timedelta
 from importlib import import_module
-from types import TracebackType
 from typing import Any
 
 import torch
@@ -49,7 +48,7 @@ class World:
     """Rank within this machine, and index of its GPU."""
     local_size: int = 1
     nccl: dist.ProcessGroup | None = None
-    """Process group for tensors on GPUs; see :meth:`with_device`."""
+    """Process group for tensors on GPUs."""
 
     @classmethod
     def join(cls) -> "World":
@@ -96,8 +95,7 @@ class World:
     def sum_(self, x: Tensor) -> Tensor:
         """All-reduce ``x`` in place to its sum over all ranks, with the same bits on each."""
         if self.size > 1:
-            with self._communicating():
-                dist.all_reduce(x, group=self.nccl if x.is_cuda else None)
+            self.start_sum_(x)()
         return x
 
     def start_sum_(self, x: Tensor) -> Callable[[], None]:
@@ -167,9 +165,7 @@ class World:
     def __enter__(self) -> "World":
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         # After an error NCCL could wait for a lost rank; the end of the process closes the group as well.
         if self.size > 1 and (kind is None or not torch.cuda.is_initialized()):
             dist.destroy_process_group()

@@ -7,7 +7,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Float64
 from torch import Tensor
 
 from ppo_tbptt.runtime.distributed import World
@@ -34,15 +33,15 @@ class TrainingRNG:
 
     def seed(self, env_steps: int) -> None:
         """Seed all generators, except for torch's on rank 0 of a new run, which goes on after drawing the weights."""
-        own = noise = self._seed
-        permutation = self._seed + 1
-        if self._world.rank or env_steps:
+        own, noise, permutation = self._seed, self._seed, self._seed + 1
+        is_new = not self._world.rank and not env_steps
+        if not is_new:
             entropy = np.random.SeedSequence((self._seed, self._world.rank, env_steps))
             own, noise, permutation = entropy.generate_state(3).tolist()
         self.noise.manual_seed(noise)
         self.permutation.manual_seed(permutation)
         with self.installed():
-            if self._world.rank or env_steps:
+            if not is_new:
                 torch.manual_seed(own)
             random.seed(own)
             np.random.seed(own)
@@ -90,7 +89,14 @@ def _preserved_globals(device: torch.device) -> Iterator[None]:
 
 
 def _get_globals(device: torch.device) -> State:
-    states = {"torch": torch.get_rng_state(), "numpy": _numpy_state(), "python": _python_state()}
+    """Return the states; those of NumPy and Python as f64 [627], which holds their 32-bit words exactly."""
+    _, key, position, has_gauss, gauss = np.random.get_state(legacy=True)
+    _, words, python_gauss = random.getstate()
+    states = {
+        "torch": torch.get_rng_state(),
+        "numpy": torch.tensor([*map(int, key), position, has_gauss, gauss], dtype=torch.float64),
+        "python": torch.tensor([*words, python_gauss is not None, python_gauss or 0.0], dtype=torch.float64),
+    }
     return states | ({"cuda": torch.cuda.get_rng_state(device)} if device.type == "cuda" else {})
 
 
@@ -102,14 +108,3 @@ def _set_globals(states: State, device: torch.device) -> None:
     random.setstate((3, tuple(map(int, words)), gauss if has_gauss else None))
     if device.type == "cuda" and "cuda" in states:
         torch.cuda.set_rng_state(states["cuda"], device)
-
-
-def _numpy_state() -> Float64[Tensor, "627"]:
-    """Return NumPy's Mersenne Twister state: 624 words (exact in float64), position, and the cached normal number."""
-    _, key, position, has_gauss, gauss = np.random.get_state(legacy=True)
-    return torch.tensor([*map(int, key), position, has_gauss, gauss], dtype=torch.float64)
-
-
-def _python_state() -> Float64[Tensor, "627"]:
-    _, words, gauss = random.getstate()
-    return torch.tensor([*words, gauss is not None, gauss or 0.0], dtype=torch.float64)

@@ -1,6 +1,7 @@
 """Recordings of episodes: observations, the agent's outputs and its recurrent state at every step."""
 
 import zlib
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -10,21 +11,13 @@ from ppo_tbptt.evaluation.policy import Policy
 from ppo_tbptt.models.agent import check_fits
 from ppo_tbptt.watch.environment import Env
 
+_Compressed = Callable[[], np.ndarray]
+"""Restores an array: frames compress well, and a long episode has thousands of them."""
 
-@dataclass(frozen=True, slots=True)
-class _Compressed:
-    """A compressed array: frames compress well, and a long episode has thousands of them."""
 
-    data: bytes
-    shape: tuple[int, ...]
-    dtype: str
-
-    @classmethod
-    def of(cls, array: np.ndarray) -> "_Compressed":
-        return cls(zlib.compress(np.ascontiguousarray(array).tobytes(), 1), array.shape, array.dtype.str)
-
-    def array(self) -> np.ndarray:
-        return np.frombuffer(zlib.decompress(self.data), self.dtype).reshape(self.shape)
+def _compress(array: np.ndarray) -> _Compressed:
+    data, dtype, shape = zlib.compress(array.tobytes(), 1), array.dtype, array.shape
+    return lambda: np.frombuffer(zlib.decompress(data), dtype).reshape(shape)
 
 
 @dataclass(slots=True, kw_only=True, eq=False)
@@ -65,17 +58,23 @@ class Recording:
 
     def obs(self, index: int) -> dict[str, np.ndarray]:
         """Return the observation after ``index`` steps."""
-        return {key: packed.array() for key, packed in self._views[index][0].items()}
+        return {key: restore() for key, restore in self._views[index][0].items()}
 
     def rendered(self, index: int) -> np.ndarray | None:
         """Return the environment's rendering after ``index`` steps, u8 ``[height, width, 3]``, or None without one."""
-        packed = self._views[index][1]
-        return None if packed is None else packed.array()
+        restore = self._views[index][1]
+        return None if restore is None else restore()
 
-    def add_view(self, obs: dict[str, np.ndarray], rendered: np.ndarray | None) -> None:
-        """Append the observation and rendering after the last step."""
-        picture = None if rendered is None else _Compressed.of(rendered)
-        self._views.append(({key: _Compressed.of(array) for key, array in obs.items()}, picture))
+    def add(self, policy: Policy, env: Env, obs: dict[str, np.ndarray]) -> None:
+        """Append the observation and rendering after the last step and, unless the episode has ended, an action."""
+        picture = env.render()
+        views = {key: _compress(array) for key, array in obs.items()}
+        self._views.append((views, None if picture is None else _compress(picture)))
+        if self.episode is None:
+            self.actions.append(np.atleast_1d(np.asarray(policy.act(obs, greedy=self.greedy), dtype=np.int64)))
+            self.probs.append(policy.probs)
+            self.values.append(float(policy.value))  # type: ignore[arg-type]
+            self.states.append(policy.state)
 
 
 def begin_episode(policy: Policy, env: Env, seed: int, *, greedy: bool = False) -> Recording:
@@ -88,9 +87,7 @@ def begin_episode(policy: Policy, env: Env, seed: int, *, greedy: bool = False) 
         check_fits(policy.agent, env.spec)
     policy.reset(seed=seed)
     recording = Recording(spec=policy.spec, seed=seed, greedy=greedy)
-    obs = env.reset(seed)
-    recording.add_view(obs, env.render())
-    _choose_action(policy, recording, obs)
+    recording.add(policy, env, env.reset(seed))
     return recording
 
 
@@ -98,18 +95,8 @@ def step_episode(policy: Policy, env: Env, recording: Recording, *, max_steps: i
     """Step with the last action, and choose the next one unless the episode has ended."""
     obs, reward, _, _, recording.episode = env.step(recording.actions[-1])
     recording.rewards.append(reward)
-    recording.add_view(obs, env.render())
-    if recording.episode is None:
-        recording.capped = recording.num_steps >= max_steps
-        _choose_action(policy, recording, obs)
-
-
-def _choose_action(policy: Policy, recording: Recording, obs: dict[str, np.ndarray]) -> None:
-    action = policy.act(obs, greedy=recording.greedy)
-    recording.actions.append(np.atleast_1d(np.asarray(action, dtype=np.int64)))
-    recording.probs.append(policy.probs)
-    recording.values.append(float(policy.value))  # type: ignore[arg-type]
-    recording.states.append(policy.state)
+    recording.capped = recording.episode is None and recording.num_steps >= max_steps
+    recording.add(policy, env, obs)
 
 
 def record_episode(policy: Policy, env: Env, *, seed: int, greedy: bool = False, max_steps: int = 16_384) -> Recording:
@@ -121,15 +108,11 @@ def record_episode(policy: Policy, env: Env, *, seed: int, greedy: bool = False,
 
 
 def failed(recording: Recording) -> bool | None:
-    """Whether the headline measure or "success" is below its maximum.
-
-    Returns:
-        None where the episode was capped or the task has no maximum.
-    """
+    """Whether the headline measure or "success" is below its maximum; None where capped, or without a maximum."""
     if recording.episode is None:
         return None
     spec, measures = recording.spec, recording.episode.measures
-    if "success" in measures and measures["success"] < 1:
+    if measures.get("success", 1) < 1:
         return True
     if spec.headline_max is None:
         return False if "success" in measures else None

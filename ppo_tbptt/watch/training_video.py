@@ -34,20 +34,16 @@ class RecordVideos(Callback):
 
     def after_iteration(self, iteration: Iteration) -> None:
         """Record an episode if one is due."""
-        train, began = iteration.trainer.config.train, perf_counter()
-        every = train.video_every
-        if (
-            self._failed
-            or iteration.trainer.writer is None
-            or not every
-            or (iteration.number % every and not iteration.last)
-        ):
+        trainer, began = iteration.trainer, perf_counter()
+        train, every = trainer.config.train, trainer.config.train.video_every
+        if self._failed or trainer.writer is None or not every:
             return
-        if not iteration.last and self._spent > MOST_TIME * (began - self._began):
+        due = iteration.number % every == 0 and self._spent <= MOST_TIME * (began - self._began)
+        if not due and not iteration.last:
             return
         level = train.eval_first_seed + (-(-iteration.number // every) - 1) % train.eval_num_seeds
         try:
-            _record(iteration.trainer, iteration.trainer.writer, level)
+            _record(trainer, trainer.writer, level)
         except Exception as error:  # an environment's rendering may raise anything
             reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
             print(f"warning: no more videos of this run ({reason})", file=sys.stderr)

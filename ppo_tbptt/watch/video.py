@@ -77,16 +77,13 @@ def _write_mp4(path: str, frames: Sequence[Frame], fps: float) -> None:
         process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=log, stderr=log, process_group=0)
         assert process.stdin is not None
         try:
-            for frame in frames:
-                process.stdin.write(np.ascontiguousarray(frame()).tobytes())
-        except BrokenPipeError:
-            pass  # the log says why
+            with suppress(BrokenPipeError), process.stdin:  # the log says why
+                for frame in frames:
+                    process.stdin.write(frame().tobytes())
         except BaseException:
             process.kill()
             raise
         finally:
-            with suppress(BrokenPipeError):
-                process.stdin.close()
             code = process.wait()
         if code:
             log.seek(0)

@@ -30,12 +30,7 @@ def has_screen() -> bool:
 class Viewer:
     """The position in an episode, and what keys (``press``) and time (``tick``) do to it.
 
-    Args:
-        levels: level seeds that the page keys select.
-        first: index in ``levels`` to start with.
-        episodes: how many to play in a row before pausing.
-        greedy: take the most probable action instead of sampling.
-        max_steps: cap on the steps of an episode.
+    The page keys select among the level seeds ``levels``. From the index ``first`` on ``episodes`` are played in a row.
     """
 
     def __init__(
@@ -51,10 +46,8 @@ class Viewer:
     ) -> None:
         self._policy, self._env, self._greedy, self._max_steps = policy, env, greedy, max_steps
         self._levels, self._place, self._last = levels, first, first + episodes - 1
-        self.playing = True
         self.open = True
         self.recording: Recording
-        self.index = 0
         self._select_level(first)
 
     def press(self, key: str) -> None:
@@ -81,12 +74,10 @@ class Viewer:
 
     def tick(self) -> bool:
         """Advance one step while playing. Returns whether an episode has just ended."""
-        if not self.playing:
-            return False
-        if not self._at_end():
+        if self.playing and not self._at_end():
             self._forward()
             return self._at_end()
-        if self._place < self._last:
+        if self.playing and self._place < self._last:
             self._select_level(self._place + 1)
         else:
             self.playing = False
@@ -129,7 +120,10 @@ def show_window(viewer: Viewer, fps: float, title: str) -> None:
         if pygame.display.get_driver() in ("offscreen", "dummy") and "SDL_VIDEODRIVER" not in os.environ:
             raise pygame.error("no screen answers")  # SDL falls back to these drivers without an error
         picture = viewer.picture()
-        size = _window_size(picture, pygame.display.get_desktop_sizes()[0])
+        height, width, _ = picture.shape
+        desktop = pygame.display.get_desktop_sizes()[0]
+        scale = min(1.0, 0.95 * desktop[0] / width, 0.9 * desktop[1] / height)  # for small screens
+        size = round(width * scale), round(height * scale)
         screen = pygame.display.set_mode(size)
     except pygame.error as error:
         pygame.display.quit()
@@ -157,10 +151,3 @@ def show_window(viewer: Viewer, fps: float, title: str) -> None:
             clock.tick(60)
     finally:
         pygame.display.quit()
-
-
-def _window_size(picture: np.ndarray, desktop: tuple[int, int]) -> tuple[int, int]:
-    """Return the picture's width and height, scaled down to a small screen."""
-    height, width, _ = picture.shape
-    scale = min(1.0, 0.95 * desktop[0] / width, 0.9 * desktop[1] / height)
-    return round(width * scale), round(height * scale)

@@ -1,15 +1,14 @@
 """Episode replays: environments go on as if they had never stopped, and what cannot is told."""
 
-import json
 from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pytest
-from fixture_envs import GivenLevels
+from fixture_envs import GivenLevels, ended, play
 
-from ppo_tbptt.envs import Episode, FaultBudget, LevelSeeds, LevelSource, VectorEnv, make_env
-from ppo_tbptt.envs.workers.replay import EpisodeReplay, pack
+from ppo_tbptt.envs import FaultBudget, LevelSeeds, LevelSource, VectorEnv, make_env
+from ppo_tbptt.envs.workers.replay import EpisodeRecorder, EpisodeReplay, pack, unpack
 
 FAULTY, TRACER = "fixture_envs:fixture/Faulty-v0", "fixture_envs:fixture/Tracer-v0"
 POC = "ppo_tbptt/PocMemory-v0"
@@ -24,27 +23,6 @@ def vector(env_id: str, levels: LevelSource, num_workers: int = 0, **kwargs: Any
 
 def same(a: State, b: State) -> bool:
     return a.keys() == b.keys() and all(np.array_equal(a[key], b[key]) for key in a)
-
-
-def play(envs: VectorEnv, rng: np.random.Generator, steps: int) -> list[Any]:
-    """Random actions, often repeated; everything that the vector gives out, as bytes and plain values."""
-    stream: list[Any] = []
-    nvec = envs.spec.action_nvec
-    action = np.zeros((N, len(nvec)), np.int64)
-    for step in range(steps):
-        if step % 3 == 0:
-            action = rng.integers(0, nvec, (N, len(nvec)))
-        result = envs.step(action)
-        end = result.terminated | result.truncated
-        stream += [array.tobytes() for array in (result.reward, result.terminated, result.truncated)]
-        stream += [array.tobytes() for array in envs.obs.values()]
-        stream += [array[end].tobytes() for array in result.final_obs.values()]
-        stream.append(result.episodes)
-    return stream
-
-
-def episodes(stream: list[Any]) -> list[Episode]:
-    return [episode for entry in stream if isinstance(entry, list) for episode in entry]
 
 
 @pytest.mark.parametrize(
@@ -64,28 +42,25 @@ def episodes(stream: list[Any]) -> list[Episode]:
         ("Endless-MysteryPath-v0", {"max_episode_steps": 60}, 90, 2, 2),
     ],
 )
-def test_nobody_can_tell_the_interruption(
+def test_nobody_can_tell_the_interruption_nor_workers_nor_groups(
     env_id: str, kwargs: dict[str, Any], steps: int, workers: int, then: int
 ) -> None:
     levels = LevelSeeds(3, N, 0, 1000)
     with vector(env_id, levels, workers, **kwargs) as envs:
-        envs.reset()
+        assert len(envs.worker_pids) == workers and envs.reset() is envs.obs
         rng = np.random.default_rng(5)
         play(envs, rng, steps)
         state, counts, numbers = envs.state_dict(), levels.state_dict(), rng.bit_generator.state
-        obs = {key: array.copy() for key, array in envs.obs.items()}
         expected = play(envs, rng, steps)
         after = envs.state_dict()
-    assert episodes(expected) and state["steps"].any()
+    assert ended(expected) and state["steps"].any()
     levels.load_state_dict(counts)
-    with vector(env_id, levels, then, two_groups=True, **kwargs) as envs:
+    with vector(env_id, levels, then, two_groups=workers != 1, **kwargs) as envs:
+        assert len(envs.worker_pids) == sum(min(then, rows.stop - rows.start) for rows in envs.groups)
         seen: list[tuple[int, int]] = []
         assert envs.load_state_dict(state, lambda done, total: seen.append((done, total))).all()
         assert seen == [(done, N) for done in range(1, N + 1)]
-        assert all(np.array_equal(envs.obs[key], obs[key]) for key in obs)
         assert same(envs.state_dict(), state) and levels.state_dict() == counts
-    with vector(env_id, levels, then, **kwargs) as envs:
-        assert envs.load_state_dict(state).all()
         rng.bit_generator.state = numbers
         assert play(envs, rng, steps) == expected
         assert same(envs.state_dict(), after)
@@ -118,14 +93,16 @@ def test_what_a_state_holds(num_workers: int) -> None:
         assert envs.state_dict() == {}, "not asked for"
 
 
-def test_actions_beyond_a_byte() -> None:
-    actions = np.array([[0, 65_536], [1, 256], [0, 255]])
-    for choices, dtype in ((256, "uint8"), (257, "uint16"), (65_537, "int64")):
-        spec = replace(make_env(TRACER).spec, action_nvec=(2, choices))
-        episode = EpisodeReplay(3, actions.clip(max=choices - 1).astype(dtype), 2**64 - 1)
-        again = EpisodeReplay.from_json(json.loads(json.dumps(episode.to_json())), spec)
-        assert (again.seed, again.hash, again.actions.dtype) == (3, 2**64 - 1, dtype)
-        assert np.array_equal(again.actions, episode.actions)
+@pytest.mark.parametrize(("choices", "dtype"), [(256, "uint8"), (257, "uint16"), (65_537, "int64")])
+def test_actions_take_few_bytes(choices: int, dtype: str) -> None:
+    spec = replace(make_env(TRACER).spec, action_nvec=(2, choices))
+    recorder = EpisodeRecorder(spec)
+    recorder.begin(3, {})
+    for action in ([0, choices - 1], [1, 5]):
+        recorder.add(np.array(action), {}, 0.5)
+    (replay,) = unpack(pack([recorder.replay]), spec, 1)
+    assert (replay.seed, replay.digest, replay.actions.dtype) == (3, recorder.replay.digest, dtype)
+    assert replay.actions.tolist() == [[0, choices - 1], [1, 5]]
 
 
 @pytest.mark.parametrize("num_workers", [0, 2])

@@ -40,17 +40,6 @@ def test_uniform_over_the_range_and_different_between_environments_and_seeds() -
             assert 20 < sum(a == b for a, b in zip(one, other, strict=True)) < 85  # 50 expected if independent
 
 
-def test_one_level() -> None:
-    levels = LevelSeeds(3, 1, 7, 1)
-    assert [levels.begin(0) for _ in range(5)] == [7] * 5
-
-
-@pytest.mark.parametrize("arguments", [(-1, 1, 0, 1), (0, 0, 0, 1), (0, 1, -1, 1), (0, 1, 0, 0)])
-def test_refused(arguments: tuple[int, int, int, int]) -> None:
-    with pytest.raises(ValueError, match="must"):
-        LevelSeeds(*arguments)
-
-
 def test_refused_states() -> None:
     levels = LevelSeeds(0, 2, 0, 5)
     for counts in ([1], [1, -1]):

@@ -31,11 +31,10 @@ IDS = [f"{env_id}{'-variant' if place >= len(MEMORY_GYM_IDS) else ''}" for place
 
 
 def as_dict(obs: Any) -> dict[str, np.ndarray]:
-    return obs if isinstance(obs, dict) else {"obs": obs}
+    return {key: x.copy() for key, x in (obs if isinstance(obs, dict) else {"obs": obs}).items()}
 
 
-def equal(ours: dict[str, np.ndarray], theirs: Any) -> bool:
-    theirs = as_dict(theirs)
+def equal(ours: dict[str, np.ndarray], theirs: dict[str, np.ndarray]) -> bool:
     return set(ours) == set(theirs) and all(
         ours[key].dtype == theirs[key].dtype and np.array_equal(ours[key], theirs[key]) for key in ours
     )
@@ -58,11 +57,6 @@ def test_spec(env_id: str) -> None:
     assert env.spec.discrete == (env_id in GRID)
     assert env.spec.headline_max == (None if env_id.startswith("Endless") else 1.0)
     assert env.spec.max_episode_steps == 70 and env.spec.env_id == env_id
-    obs = env.reset(3)
-    for key, array in env.spec.obs.items():
-        assert obs[key].shape == array.shape and obs[key].dtype == array.dtype
-    image = obs["visual_observation" if task_b else "obs"]
-    assert image.max() > 200 or "Spotlights" in env_id
 
 
 @pytest.mark.parametrize(("env_id", "options"), VARIANTS, ids=IDS)
@@ -75,12 +69,11 @@ def test_reused_wrapper_equals_fresh_bare_environments(env_id: str, options: dic
     for seed in (11, 12, 11, 13):
         bare: Any = open_env(env_id, None)
         theirs, _ = bare.reset(seed=seed, options=dict(options))
-        theirs = {key: value.copy() for key, value in as_dict(theirs).items()}
-        assert equal(env.reset(seed), theirs)
+        assert equal(env.reset(seed), as_dict(theirs))
         total, count, done, info, episode = 0.0, 0, False, {}, None
         for count, choice in enumerate(actions(env, seed), 1):
             theirs, reward, done, _, info = bare.step(int(choice[0]) if env.spec.discrete else choice.copy())
-            theirs = {key: value.copy() for key, value in as_dict(theirs).items()}
+            theirs = as_dict(theirs)
             beside.step(np.array([count % 4] if beside.spec.discrete else [count % 3, 1]))
             if count % 15 == 0:
                 beside.reset(count)
@@ -99,15 +92,6 @@ def test_reused_wrapper_equals_fresh_bare_environments(env_id: str, options: dic
             assert episode.ret == pytest.approx(info["reward"]) and episode.length == info["length"]
             assert set(episode.env) == set(info) - {"reward", "length", "ground_truth"}
         assert env.spec.headline in episode.measures
-
-
-@pytest.mark.parametrize("env_id", MEMORY_GYM_IDS)
-def test_seeds_decide_levels(env_id: str) -> None:
-    env, other = make_env(env_id), make_env(env_id)
-    firsts = [env.reset(seed) for seed in range(6)]
-    assert all(equal(other.reset(seed), first) for seed, first in reversed(list(enumerate(firsts))))
-    if not env_id.startswith("Endless-SearingSpotlights"):
-        assert any(not equal(firsts[0], first) for first in firsts[1:])
 
 
 def test_environments_outlive_each_other() -> None:

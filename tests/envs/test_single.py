@@ -152,15 +152,6 @@ def test_wrong_observation_is_an_error(made: Any) -> None:
         env.reset(6)
 
 
-@pytest.mark.parametrize(("key", "says"), [("reward_at", "the reward is nan"), ("obs_at", "not finite")])
-def test_not_a_number(key: str, says: str) -> None:
-    env = make_env("fixture_envs:fixture/Faulty-v0", options={key: 2})
-    env.reset(8)
-    env.step(np.array([0]))
-    with pytest.raises(WorkerError, match=f"fixture_envs:fixture/Faulty-v0, level seed 8, step 2: .*{says}"):
-        env.step(np.array([0]))
-
-
 def test_render_modes(made: Any) -> None:
     arguments = (np.zeros(2, np.float32), BOX, gym.spaces.Discrete(2))
     env = made(*arguments, render_mode="ground_truth")

@@ -4,7 +4,6 @@ import itertools
 
 import numpy as np
 import pytest
-from fixture_envs import tracer_length, tracer_reward, tracer_terminates
 
 from ppo_tbptt.envs import Episode, SingleEnv, make_env
 
@@ -80,42 +79,3 @@ def test_truncate(length: int) -> None:
     env.reset(0)
     results = [env.step(act(0))[1:4] for _ in range(length)]
     assert results == [(1.0, False, False)] * (length - 1) + [(1.0, False, True)]
-
-
-def test_tracer_tells_everything() -> None:
-    env = make_env("fixture_envs:fixture/Tracer-v0", options={"min_length": 2, "max_length": 5})
-    ends = set()
-    for number, seed in enumerate((7, 4, 5, 0, 1, 2, 3)):
-        obs, t, episode = env.reset(seed)["obs"], 0, None
-        while episode is None:
-            assert obs.tolist() == [seed, number, t]
-            action = act(t % 3, t % 2)
-            given, reward, terminated, truncated, episode = env.step(action)
-            obs = given["obs"]
-            assert reward == tracer_reward(t, action) == np.float32(reward)
-            assert terminated == (episode is not None and tracer_terminates(seed, 2, 5))
-            assert truncated == (episode is not None and not terminated)
-            t += 1
-        assert episode.length == tracer_length(seed, 2, 5) == t and episode.env == {"last_t": t}
-        ends.add((episode.length, episode.terminated))
-    assert len(ends) == 7
-
-
-@pytest.mark.parametrize("name", ["ImageToy", "DictToy"])
-def test_recall_toys(name: str) -> None:
-    env = make_env(f"fixture_envs:fixture/{name}-v0", options={"delay": 1})
-    answers = set()
-    for seed in range(16):
-        obs = env.reset(seed)
-        image = obs["image" if name == "DictToy" else "obs"]
-        colour = int(image[0, 0].argmax())
-        answer = (colour, int(obs["vector"][0] == 1)) if name == "DictToy" else (colour,)
-        answers.add(answer)
-        wrong = seed % 2
-        given = act(*(bit ^ wrong for bit in answer)) if seed % 4 < 2 else act(*answer[:-1], answer[-1] ^ wrong)
-        steps = [env.step(given) for _ in range(3)]
-        frames = [step[0]["image" if name == "DictToy" else "obs"] for step in steps]
-        assert (frames[0] == 0).all() and (frames[1] == 255).all()
-        assert [step[1] for step in steps] == [0.0, 0.0, 1.0 - wrong] and [step[2] for step in steps] == [0, 0, 1]
-        assert steps[-1][4] is not None and steps[-1][4].measures == {"success": 1.0 - wrong}
-    assert len(answers) == 2 ** len(env.spec.action_nvec)

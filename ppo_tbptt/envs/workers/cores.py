@@ -19,27 +19,18 @@ def resolve_workers(num_workers: int | Literal["auto"], num_envs: int) -> int:
         EnvError: `num_workers` is negative, or a word other than "auto".
     """
     if num_workers == "auto":
-        num_workers = usable_cores(CGROUPS)
+        num_workers = _usable_cores()
     if not isinstance(num_workers, int) or num_workers < 0:
         raise EnvError(f"num_workers must be 'auto' or at least 0, not {num_workers!r}")
     return min(num_workers, num_envs)
 
 
-def usable_cores(cgroups: Path) -> int:
+def _usable_cores() -> int:
     """Return how many cores the affinity and the CPU quota of the control group allow; part of a core counts as one."""
     affinity = getattr(os, "sched_getaffinity", None)
     cores = len(affinity(0)) if affinity else os.cpu_count() or 1
-    quota, period = _quota(cgroups)
-    return min(cores, max(1, math.ceil(quota / period))) if quota > 0 else cores
-
-
-def _quota(cgroups: Path) -> tuple[int, int]:
-    """CPU time per period, both in microseconds, of control groups of version 2 or 1; not positive without a limit."""
-    with suppress(OSError, ValueError):
-        quota, period = (cgroups / "cpu.max").read_text(encoding="ascii").split()
-        return -1 if quota == "max" else int(quota), int(period)
-    with suppress(OSError, ValueError):
-        names = ("cpu.cfs_quota_us", "cpu.cfs_period_us")
-        quota, period = ((cgroups / "cpu" / name).read_text(encoding="ascii") for name in names)
-        return int(quota), int(period)
-    return -1, 1
+    for names in (["cpu.max"], ["cpu/cpu.cfs_quota_us", "cpu/cpu.cfs_period_us"]):  # version 2, version 1
+        with suppress(OSError, ValueError):
+            quota, period = map(int, " ".join((CGROUPS / name).read_text(encoding="ascii") for name in names).split())
+            return min(cores, math.ceil(quota / period)) if quota > 0 else cores
+    return cores

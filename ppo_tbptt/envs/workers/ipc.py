@@ -1,153 +1,137 @@
-"""Messages between a vector and a worker: a length and so many bytes, JSON or nothing, over a pair of sockets."""
+"""What a batch shares with its worker processes: how they are started, messages, and memory."""
 
+import base64
+import itertools
 import json
+import math
 import mmap
 import os
+import signal
 import socket
-import struct
+import subprocess
+import sys
 import tempfile
-from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from ppo_tbptt.envs.interface import EnvSpec
 
+SIGNALS = {signal.SIGINT, signal.SIGTERM}
+"""What a terminal sends to all of its processes; only the first of them answers it."""
 
-@dataclass(frozen=True, slots=True)
-class EnvRequest:
-    """Arguments that every environment of a vector is made with, as JSON takes them. See `make_env`.
-
-    replay: record every unfinished episode, so that it can be replayed.
-    """
-
-    env_id: str
-    options: Mapping[str, Any] | None
-    max_episode_steps: int | None
-    replay: bool
-
-
-_LENGTH = struct.Struct("<I")
-
-STEP, BEGIN, REPLAYS, RESTORE = b"s", b"b", b"r", b"R"
-"""A vector's commands. BEGIN is followed by a JSON list of (index, level seed), RESTORE by one of replays.
-
-See `EnvGroup.answers` for the answers; any may be an error instead.
-"""
-
-EMPTY = b""
-
-
-class Closed(ConnectionError):
-    """The other end of the connection is gone."""
-
-
-def send(connection: socket.socket, payload: bytes) -> None:
-    """Send one message.
-
-    Raises:
-        Closed: nobody will receive it.
-        TimeoutError: nobody took it within the connection's timeout, if it has one.
-    """
-    try:
-        connection.sendall(_LENGTH.pack(len(payload)) + payload)
-    except TimeoutError:
-        raise
-    except OSError as error:
-        raise Closed(str(error)) from None
-
-
-def receive(connection: socket.socket) -> bytes:
-    """Wait for one message.
-
-    Raises:
-        Closed: none will come.
-        TimeoutError: none came within the connection's timeout, if it has one.
-    """
-    (size,) = _LENGTH.unpack(_exactly(connection, _LENGTH.size))
-    return _exactly(connection, size) if size else EMPTY
-
-
-def send_json(connection: socket.socket, value: Any) -> None:
-    """Send `value`, made of plain dicts, lists, strings and numbers, as JSON. Raises like `send`."""
-    send(connection, json.dumps(value).encode())
-
-
-def receive_json(connection: socket.socket) -> Any:
-    """Wait for a message of JSON; None for an empty one. Raises like `receive`."""
-    payload = receive(connection)
-    return json.loads(payload) if payload else None
-
-
-def _exactly(connection: socket.socket, size: int) -> bytes:
-    chunks: list[bytes] = []
-    while size:
-        try:
-            chunk = connection.recv(size)
-        except TimeoutError:
-            raise
-        except OSError as error:
-            raise Closed(str(error)) from None
-        if not chunk:
-            raise Closed("end of stream")
-        chunks.append(chunk)
-        size -= len(chunk)
-    return chunks[0] if len(chunks) == 1 else b"".join(chunks)
-
+_ONE_THREAD = dict.fromkeys(
+    ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NUMEXPR_NUM_THREADS", "VECLIB_MAXIMUM_THREADS"), "1"
+)
+"""Environment variables that keep the libraries of a process from starting a thread per core."""
 
 _ALIGNMENT = 64
+
+
+def start_process(module: str, *descriptors: int) -> "subprocess.Popen[bytes]":
+    """Start a plain interpreter that calls the `main` of `module` with the open `descriptors`.
+
+    It is neither forked (threads, CUDA) nor started by multiprocessing (which would import the user's `__main__`
+    again), and imports from where this process does. `main` must call :func:`ignore_signals`.
+    """
+    path = [entry or os.getcwd() for entry in sys.path]
+    code = f"import sys; sys.path[:] = {path!r}; from {module} import main; main(*{descriptors!r})"
+    # The signals are blocked until the process ignores them: a Ctrl-C in between must not end it.
+    blocked = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
+    try:
+        return subprocess.Popen(
+            [sys.executable, "-c", code],
+            stdin=subprocess.DEVNULL,
+            pass_fds=descriptors,
+            env={**os.environ, **_ONE_THREAD},
+        )
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
+
+
+def ignore_signals() -> None:
+    """Ignore SIGINT and SIGTERM in a process of :func:`start_process`, which its parent ends."""
+    for number in SIGNALS:
+        signal.signal(number, signal.SIG_IGN)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
+
+
+class Channel:
+    """Messages over a socket, each a line of JSON; arrays in base64.
+
+    Both methods raise ConnectionError where the other end is gone, and TimeoutError where the socket's timeout is over.
+    """
+
+    def __init__(self, connection: socket.socket) -> None:
+        self.socket = connection
+        self._lines = connection.makefile("rb")
+
+    def send(self, message: Any) -> None:
+        """Send numbers, strings and arrays in lists and dicts."""
+        self.socket.sendall(_encode(message).encode() + b"\n")
+
+    def receive(self) -> Any:
+        """Wait for a message."""
+        line = self._lines.readline()
+        if not line.endswith(b"\n"):
+            raise ConnectionResetError("end of stream")
+        return _decode(line.decode())
+
+    def close(self) -> None:
+        """Close the socket. Harmless when repeated."""
+        self._lines.close()
+        self.socket.close()
+
+
+def _from_array(value: Any) -> dict[str, Any]:
+    assert isinstance(value, np.ndarray), f"no message takes a {type(value).__name__}"
+    return {"dtype": value.dtype.str, "shape": value.shape, "base64": base64.b64encode(value.tobytes()).decode()}
+
+
+def _to_array(data: dict[str, Any]) -> Any:
+    if data.keys() != {"dtype", "shape", "base64"}:
+        return data
+    content = bytearray(base64.b64decode(data["base64"]))  # so that the array can be written to
+    return np.frombuffer(content, data["dtype"]).reshape(data["shape"])
+
+
+_encode = json.JSONEncoder(default=_from_array).encode
+_decode = json.JSONDecoder(object_hook=_to_array).decode
+
+
+def anonymous_file() -> int:
+    """Open a file (not inheritable) of nameless memory, so that none is ever left behind."""
+    if hasattr(os, "memfd_create"):
+        return os.memfd_create("ppo_tbptt", os.MFD_CLOEXEC)
+    with tempfile.TemporaryFile() as file:
+        return os.dup(file.fileno())
 
 
 class Blocks:
     """Arrays of N environments in one mapping of memory.
 
-    obs, final_obs: by key, `[N, ...]`.  action i64 `[N, A]`.  next_seeds i64 `[N]`.
+    obs, final_obs: by key, `[N, ...]`.  action i64 `[N, A]`.  next_seeds i64 `[N]`, -1 for none.
     reward f32, terminated bool, truncated bool `[N]`.  memory u8: all of it.
     """
 
-    def __init__(self, spec: EnvSpec, num_envs: int, memory: mmap.mmap) -> None:
-        """Lay the arrays out in `memory`, which must hold `Blocks.size(...)` bytes. Writes nothing."""
-        self.memory = np.frombuffer(memory, np.uint8)
-        self._offset, self._num_envs = 0, num_envs
-        self.obs = {key: self._take(array.shape, array.dtype) for key, array in spec.obs.items()}
-        self.final_obs = {key: self._take(array.shape, array.dtype) for key, array in spec.obs.items()}
-        self.action = self._take((len(spec.action_nvec),), "int64")
-        self.next_seeds = self._take((), "int64")
-        self.reward = self._take((), "float32")
-        self.terminated = self._take((), "bool")
-        self.truncated = self._take((), "bool")
-
-    @staticmethod
-    def size(spec: EnvSpec, num_envs: int) -> int:
-        """Return the bytes that the arrays of `num_envs` environments take."""
-        row = 2 * sum(int(np.prod(array.shape)) * np.dtype(array.dtype).itemsize for array in spec.obs.values())
-        row += 8 * len(spec.action_nvec) + 8 + 4 + 1 + 1
-        return num_envs * row + _ALIGNMENT * (2 * len(spec.obs) + 5)
-
-    def _take(self, shape: tuple[int, ...], dtype: str) -> np.ndarray:
-        full = (self._num_envs, *shape)
-        array = np.ndarray(full, np.dtype(dtype), buffer=self.memory, offset=self._offset)
-        self._offset += -(-array.nbytes // _ALIGNMENT) * _ALIGNMENT
-        return array
+    def __init__(self, spec: EnvSpec, num_envs: int, descriptor: int = -1) -> None:
+        """Map the file `descriptor`, which is made as large as it has to be, or memory of this process alone."""
+        rows = [(array.shape, array.dtype) for array in spec.obs.values()] * 2
+        rows += [((len(spec.action_nvec),), "int64"), ((), "int64"), ((), "float32"), ((), "bool"), ((), "bool")]
+        sizes = [num_envs * math.prod(shape) * np.dtype(dtype).itemsize for shape, dtype in rows]
+        offsets = [0, *itertools.accumulate(-(-size // _ALIGNMENT) * _ALIGNMENT for size in sizes)]
+        if descriptor >= 0:
+            os.ftruncate(descriptor, offsets[-1])
+        self.memory = np.frombuffer(mmap.mmap(descriptor, offsets[-1]), np.uint8)
+        self._arrays = [
+            np.ndarray((num_envs, *shape), dtype, self.memory, offset)
+            for (shape, dtype), offset in zip(rows, offsets, strict=False)
+        ]
+        *observations, self.action, self.next_seeds, self.reward, self.terminated, self.truncated = self._arrays
+        self.obs = dict(zip(spec.obs, observations, strict=False))
+        self.final_obs = dict(zip(spec.obs, observations[len(spec.obs) :], strict=True))
 
     def poison(self) -> None:
-        """Fill what environments will write with what cannot pass for it: 0xAB bytes, NaN, and True as flags."""
-        for array in (*self.obs.values(), *self.final_obs.values()):
-            array.fill(0xAB if array.dtype == np.uint8 else np.nan)
-        self.action.fill(-1)
-        self.next_seeds.fill(-1)
-        self.reward.fill(np.nan)
-        self.terminated.fill(True)
-        self.truncated.fill(True)
-
-
-def anonymous_file(size: int) -> int:
-    """Open a descriptor (not inheritable) of `size` bytes of nameless memory, so that none is ever left behind."""
-    if hasattr(os, "memfd_create"):
-        descriptor = os.memfd_create("ppo_tbptt", os.MFD_CLOEXEC)
-    else:
-        with tempfile.TemporaryFile() as file:
-            descriptor = os.dup(file.fileno())
-    os.ftruncate(descriptor, size)
-    return descriptor
+        """Fill everything with what cannot pass for data: 0xAB bytes, NaN, -1, and True as flags."""
+        for array in self._arrays:
+            array.fill({"u": 0xAB, "f": np.nan, "i": -1, "b": True}[array.dtype.kind])

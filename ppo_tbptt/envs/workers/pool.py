@@ -1,22 +1,16 @@
-"""The worker processes of one vector: start them, exchange messages with them, restart and end them."""
+"""The worker processes of one batch: start them, exchange messages with them, restart and end them."""
 
-import json
-import mmap
 import os
 import signal
 import socket
 import subprocess
-import sys
 import time
 import weakref
 from collections.abc import Sequence
-from dataclasses import asdict
 from typing import Any
 
 from ppo_tbptt.envs.interface import EnvError, EnvSpec, WorkerError
-from ppo_tbptt.envs.workers import ipc
-from ppo_tbptt.envs.workers.ipc import Blocks, EnvRequest, anonymous_file
-from ppo_tbptt.envs.workers.worker import BOOTSTRAP, THREADS
+from ppo_tbptt.envs.workers.ipc import Blocks, Channel, anonymous_file, start_process
 
 START_PATIENCE_S = 300.0
 """How long a worker may take to import what it needs and to make its environments."""
@@ -28,99 +22,70 @@ _GRACE_S = 2.0
 class WorkerPool:
     """One process per range of `slices`, each with the environments of that range.
 
-    Workers are plain interpreters, neither forked (threads, CUDA) nor started by multiprocessing (which would import
-    the user's `__main__` again); they get numbers and text over a socket, and arrays through shared memory.
-
     spec: what the environments look like.  blocks: the shared arrays.  slices: the environments of each worker.
+    dead: workers that have failed, with the reason; nothing reaches them until `restart` succeeds.
     """
 
-    spec: EnvSpec
-    blocks: Blocks
-
-    def __init__(self, request: EnvRequest, slices: Sequence[range], step_timeout: float | None) -> None:
-        """Start the workers and wait until all have made their environments.
-
-        Raises:
-            EnvError: the request cannot be met.
-            WorkerError: an environment or a worker failed.
-        """
-        self.slices = list(slices)
-        self._request, self._timeout = request, step_timeout
-        self._num_envs = slices[-1].stop
+    def __init__(
+        self, arguments: dict[str, Any], slices: Sequence[range], replay: bool, step_timeout: float | None
+    ) -> None:
+        """Start the workers and wait until all have made their environments. See `EnvGroup`."""
+        self.slices, self._timeout = slices, step_timeout
+        self.dead: dict[int, EnvError | WorkerError] = {}
+        self._task = {"env": arguments, "replay": replay, "num_envs": slices[-1].stop}
         self._processes: list[subprocess.Popen[bytes]] = []
-        self._connections: list[socket.socket] = []
-        self._lifeline, ours = os.pipe()
-        self._descriptors = [self._lifeline, ours]
-        self._finalizer = weakref.finalize(
-            self, _end, self._processes, self._connections, self._descriptors, os.getpid()
-        )
+        self._channels: list[Channel] = []
+        lifeline, ours = os.pipe()
+        memory = anonymous_file()
+        self._inherited = (lifeline, memory)
+        descriptors = [*self._inherited, ours]
+        self._finalizer = weakref.finalize(self, _end, self._processes, self._channels, descriptors, os.getpid())
         try:
-            for worker in range(len(self.slices)):
-                self._spawn(worker)
-            specs = [self._greet(worker) for worker in range(len(self.slices))]
-            self.spec = specs[0]
-            if any(spec != self.spec for spec in specs):
-                raise WorkerError(f"{self.spec.env_id} looks different in every worker: {specs}")
-            size = Blocks.size(self.spec, self._num_envs)
-            self._memory = anonymous_file(size)
-            self._descriptors.append(self._memory)
-            self.blocks = Blocks(self.spec, self._num_envs, mmap.mmap(self._memory, size))
-            self.blocks.poison()
-            for worker in range(len(self.slices)):
-                self._share(worker)
+            for worker in range(len(slices)):
+                self._start(worker)
+            self.spec = EnvSpec.from_json(self._receive(0))
+            for worker in range(1, len(slices)):
+                self._check_spec(worker)
+            self.blocks = Blocks(self.spec, slices[-1].stop, memory)
+            for worker in range(len(slices)):
+                self._attach(worker)
         except BaseException:
             self.close()
             raise
 
-    def send(self, worker: int, command: bytes) -> None:
-        """Send a command to a worker.
-
-        Raises:
-            WorkerError: the worker is gone.
-        """
-        try:
-            ipc.send(self._connections[worker], command)
-        except ipc.Closed:
-            raise self._death(worker) from None
-        except TimeoutError:
-            raise self._silence(worker) from None
+    def send(self, worker: int, *command: Any) -> None:
+        """Send a command of `EnvGroup.answers`, unless the worker is dead."""
+        if worker not in self.dead:
+            try:
+                self._send(worker, command)
+            except WorkerError as error:
+                self.dead[worker] = error
 
     def receive(self, worker: int) -> Any:
-        """Wait for the next answer of a worker, for `step_timeout` at most.
-
-        Raises:
-            EnvError: the environments cannot be made as they were asked for.
-            WorkerError: an environment or the worker failed, or gave no answer in time.
-        """
-        try:
-            answer = ipc.receive_json(self._connections[worker])
-        except ipc.Closed:
-            raise self._death(worker) from None
-        except TimeoutError:
-            raise self._silence(worker) from None
-        if answer and "error" in answer:
-            if answer["blame"] == "user":
-                raise EnvError(answer["error"])
-            about = f"{self._name(worker)} failed:\n" if answer["blame"] == "worker" else ""
-            raise WorkerError(about + answer["error"])
-        return answer
+        """Wait for the next answer, for `step_timeout` at most; None, too, where the worker is dead or dies."""
+        if worker not in self.dead:
+            try:
+                return self._receive(worker)
+            except (EnvError, WorkerError) as error:
+                self.dead[worker] = error
+        return None
 
     def restart(self, worker: int) -> None:
-        """Kill a worker, whatever it does, and start another with the same environments on the same memory.
+        """Kill a dead worker, whatever it does, and start another with the same environments on the same memory.
 
-        Raises:
-            EnvError, WorkerError: the new worker failed, or its environments look different.
+        The worker stays dead where that fails, or where its environments look different.
         """
-        if not self._finalizer.alive:
-            raise WorkerError("the workers have been ended")
-        self._connections[worker].close()
+        self._channels[worker].close()
         self._processes[worker].kill()
         self._processes[worker].wait()  # from here on nobody writes to its part of the memory
-        self._spawn(worker)
-        spec = self._greet(worker)
-        if spec != self.spec:
-            raise WorkerError(f"{self._name(worker)} was restarted, and looks different: {spec}, not {self.spec}")
-        self._share(worker)
+        try:
+            self._start(worker)
+            self._check_spec(worker)
+            self._attach(worker)
+        except (EnvError, WorkerError) as error:
+            self.dead[worker] = error
+        else:
+            del self.dead[worker]
 
     @property
     def pids(self) -> list[int]:
@@ -131,49 +96,54 @@ class WorkerPool:
         """End the workers, gently if they listen, and reap them. Harmless when repeated."""
         self._finalizer()
 
-    def _spawn(self, worker: int) -> None:
+    def _start(self, worker: int) -> None:
         ours, theirs = socket.socketpair()
         ours.settimeout(START_PATIENCE_S)
-        self._connections[worker : worker + 1] = [ours]
-        path = [entry or os.getcwd() for entry in sys.path]
-        argument = json.dumps([path, [theirs.fileno(), self._lifeline]])
-        # The signals are blocked until the worker ignores them: a Ctrl-C in between must not end it.
-        blocked = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
+        self._channels[worker : worker + 1] = [Channel(ours)]
+        with theirs:
+            try:
+                process = start_process("ppo_tbptt.envs.workers.worker", theirs.fileno(), *self._inherited)
+                self._processes[worker : worker + 1] = [process]
+            except OSError as error:
+                raise WorkerError(f"{self._name(worker)} could not be started: {error}") from error
+        self._send(worker, {**self._task, "indices": [self.slices[worker].start, self.slices[worker].stop]})
+
+    def _check_spec(self, worker: int) -> None:
+        spec = EnvSpec.from_json(self._receive(worker))
+        if spec != self.spec:
+            raise WorkerError(f"{self._name(worker)} has environments that look different: {spec}, not {self.spec}")
+
+    def _attach(self, worker: int) -> None:
+        self._send(worker, "attach")
+        self._channels[worker].socket.settimeout(self._timeout)
+
+    def _send(self, worker: int, message: Any) -> None:
         try:
-            process = subprocess.Popen(
-                [sys.executable, "-c", BOOTSTRAP, argument],
-                stdin=subprocess.DEVNULL,
-                pass_fds=(theirs.fileno(), self._lifeline),
-                env={**os.environ, **dict.fromkeys(THREADS, "1")},
-            )
-            self._processes[worker : worker + 1] = [process]
+            self._channels[worker].send(message)
         except OSError as error:
-            raise WorkerError(f"{self._name(worker)} could not be started: {error}") from error
-        finally:
-            signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
-            theirs.close()
-        indices = self.slices[worker]
-        task = {"request": asdict(self._request), "num_envs": self._num_envs}
-        self.send(worker, json.dumps({**task, "indices": [indices.start, indices.stop]}).encode())
+            raise self._failure(worker, error) from None
 
-    def _greet(self, worker: int) -> EnvSpec:
-        return EnvSpec.from_json(self.receive(worker)["spec"])
-
-    def _share(self, worker: int) -> None:
+    def _receive(self, worker: int) -> Any:
         try:
-            socket.send_fds(self._connections[worker], [b"m"], [self._memory])
-        except OSError:
-            raise self._death(worker) from None
-        self._connections[worker].settimeout(self._timeout)
+            answer = self._channels[worker].receive()
+        except OSError as error:
+            raise self._failure(worker, error) from None
+        if isinstance(answer, dict) and "error" in answer:
+            if answer["blame"] == "user":
+                raise EnvError(answer["error"])
+            about = f"{self._name(worker)} failed:\n" if answer["blame"] == "worker" else ""
+            raise WorkerError(about + answer["error"])
+        return answer
 
     def _name(self, worker: int) -> str:
         indices = self.slices[worker]
         return f"worker {worker} (environments {indices.start} to {indices.stop - 1})"
 
-    def _silence(self, worker: int) -> WorkerError:
-        return WorkerError(f"{self._name(worker)} did not answer within {self._connections[worker].gettimeout():g} s")
-
-    def _death(self, worker: int) -> WorkerError:
+    def _failure(self, worker: int, error: OSError) -> WorkerError:
+        """Say why a worker cannot be reached."""
+        if isinstance(error, TimeoutError):
+            patience = self._channels[worker].socket.gettimeout()
+            return WorkerError(f"{self._name(worker)} did not answer within {patience:g} s")
         _wait([self._processes[worker]], _GRACE_S)
         code = self._processes[worker].returncode
         how = "hung up"
@@ -192,13 +162,11 @@ def _wait(processes: Sequence[subprocess.Popen[bytes]], seconds: float) -> bool:
     return True
 
 
-def _end(
-    processes: list[subprocess.Popen[bytes]], connections: list[socket.socket], descriptors: list[int], owner: int
-) -> None:
+def _end(processes: list[subprocess.Popen[bytes]], channels: list[Channel], descriptors: list[int], owner: int) -> None:
     if os.getpid() != owner:
-        return  # a fork of the vector's process has no say over its workers
-    for connection in connections:
-        connection.close()
+        return  # a fork of the batch's process has no say over its workers
+    for channel in channels:
+        channel.close()
     ended = _wait(processes, _GRACE_S)
     for descriptor in descriptors:
         os.close(descriptor)

@@ -2,9 +2,8 @@
 
 import struct
 from array import array
-from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 import xxhash
@@ -14,58 +13,31 @@ from ppo_tbptt.envs.interface import EnvSpec, Observation
 _float32 = struct.Struct("<f").pack
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class EpisodeReplay:
+class EpisodeReplay(NamedTuple):
     """An unfinished episode: a reset with `seed`, then `actions`, lead to where its environment is.
 
     seed: level seed, -1 where the environment is idle.
-    actions: [steps, A], each branch counting from 0, u8 where no branch has more than 256 choices, else u16 or i64.
-    hash: of all observations and rewards since the reset; 0 where nobody knows, which no replay matches.
+    actions: integers [steps, A], each branch counting from 0.
+    digest: hash of all observations and rewards since the reset; 0 where nobody knows, which no replay matches.
     """
 
     seed: int
     actions: np.ndarray
-    hash: int
-
-    @property
-    def idle(self) -> bool:
-        """Whether the environment plays no episode."""
-        return self.seed < 0
-
-    def to_json(self) -> list[Any]:
-        """Convert to plain numbers and text; `from_json` with the same spec gives it back."""
-        return [self.seed, self.actions.tobytes().hex(), self.hash]
-
-    @classmethod
-    def from_json(cls, data: list[Any], spec: EnvSpec) -> "EpisodeReplay":
-        """Invert `to_json`."""
-        seed, actions, digest = data
-        flat = np.frombuffer(bytes.fromhex(actions), action_dtype(spec))
-        return cls(seed, flat.reshape(-1, len(spec.action_nvec)), digest)
-
-    @classmethod
-    def unknown(cls, spec: EnvSpec) -> "EpisodeReplay":
-        """Stand for an episode whose worker has died."""
-        return cls(0, np.empty((0, len(spec.action_nvec)), action_dtype(spec)), 0)
-
-
-def action_dtype(spec: EnvSpec) -> np.dtype[Any]:
-    """Return the dtype of a replay's actions."""
-    most = max(spec.action_nvec)
-    return np.dtype("uint8" if most <= 2**8 else "uint16" if most <= 2**16 else "int64")
+    digest: int
 
 
 class EpisodeRecorder:
     """Records the replay of one environment: well under a microsecond per step, and a byte per action branch."""
 
     def __init__(self, spec: EnvSpec) -> None:
-        self._shape, self._dtype = (-1, len(spec.action_nvec)), action_dtype(spec)
+        self._branches, choices = len(spec.action_nvec), max(spec.action_nvec)
+        self._typecode = "B" if choices <= 2**8 else "H" if choices <= 2**16 else "l"
         self.begin(-1, {})
 
     def begin(self, seed: int, obs: Observation) -> None:
         """Begin an episode of the level `seed` with its first observation; -1 without one for an idle environment."""
         self._seed = seed
-        self._actions = array(self._dtype.char)
+        self._actions = array(self._typecode)
         self._hash = xxhash.xxh3_64()
         for value in obs.values():
             self._hash.update(value.data)
@@ -80,17 +52,17 @@ class EpisodeRecorder:
 
     @property
     def replay(self) -> EpisodeReplay:
-        """The episode so far; later steps do not change it."""
-        actions = np.array(self._actions, self._dtype).reshape(self._shape)
+        """The episode so far; later steps do not change it. Actions are u8 where that suffices, else u16 or i64."""
+        actions = np.array(self._actions).reshape(-1, self._branches)
         return EpisodeReplay(self._seed, actions, self._hash.intdigest())
 
 
-def pack(replays: list[EpisodeReplay]) -> dict[str, np.ndarray]:
+def pack(replays: Sequence[EpisodeReplay]) -> dict[str, np.ndarray]:
     """Convert to arrays: `seed`, `steps`, `digest` i64 [N], and `actions` [sum of steps, A] in the order of N."""
     return {
         "seed": np.array([replay.seed for replay in replays], np.int64),
         "steps": np.array([len(replay.actions) for replay in replays], np.int64),
-        "digest": np.array([replay.hash for replay in replays], np.uint64).view(np.int64),
+        "digest": np.array([replay.digest for replay in replays], np.uint64).view(np.int64),
         "actions": np.concatenate([replay.actions for replay in replays]),
     }
 
@@ -107,7 +79,6 @@ def unpack(state: Mapping[str, Any], spec: EnvSpec, num_envs: int) -> list[Episo
     if actions.ndim != 2 or actions.shape[1] != len(spec.action_nvec) or actions.dtype.kind not in "iu":
         expected = f"(steps, {len(spec.action_nvec)})"
         raise ValueError(f"actions must be integers of shape {expected}, not {actions.dtype} of shape {actions.shape}")
-    parts = np.split(actions.astype(action_dtype(spec)), np.cumsum(steps)[:-1])
-    hashes = digests.astype(np.int64).view(np.uint64).tolist()
-    rows = zip(seeds.tolist(), parts, hashes, strict=True)
-    return [EpisodeReplay(seed=seed, actions=part, hash=digest) for seed, part, digest in rows]
+    parts = np.split(actions, np.cumsum(steps)[:-1])
+    digests = digests.astype(np.int64).view(np.uint64)
+    return [EpisodeReplay(*row) for row in zip(seeds.tolist(), parts, digests.tolist(), strict=True)]
