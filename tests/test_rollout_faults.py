@@ -124,7 +124,7 @@ def test_every_row_of_a_rollout_with_failures(fault: str, num_workers: int, two_
             assert result.cut_episodes == int(rollout.truncated.sum())
             assert len(result.episodes) == int(rollout.terminated.sum())
             texts += len(result.faults)
-            assert carry.obs["obs"].tolist() == [list(x) for x in zip(simulation.t, simulation.level, strict=True)]
+            assert envs.obs["obs"].tolist() == [list(x) for x in zip(simulation.t, simulation.level, strict=True)]
             torch.testing.assert_close(carry.state, state_out)
     assert levels.state_dict() == simulation.levels.state_dict()
     assert budget.count == texts == simulation.faults > 1

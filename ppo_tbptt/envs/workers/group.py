@@ -7,7 +7,7 @@ from contextlib import suppress
 from dataclasses import astuple, dataclass, replace
 from typing import Any
 
-from ppo_tbptt.envs.interface import EnvError, Observation, WorkerError
+from ppo_tbptt.envs.interface import EnvError, WorkerError
 from ppo_tbptt.envs.single import SingleEnv, make_env
 from ppo_tbptt.envs.workers.ipc import Blocks
 from ppo_tbptt.envs.workers.replay import EpisodeRecorder, EpisodeReplay
@@ -94,11 +94,12 @@ class EnvGroup:
                 continue
             rewards[index] = reward
             if episode is None:
-                _write(blocks.obs, index, obs)
+                blocks.show(index, obs)
                 if replay:
                     slot.recorder.add(action, obs, reward)
             else:
-                _write(blocks.final_obs, index, obs)
+                for key, value in obs.items():
+                    blocks.final_obs[key][index] = value
                 episodes.append(astuple(replace(episode, index=index)))
                 self._begin(slot, int(blocks.next_seeds[index]), faults)
         return (episodes, faults) if episodes or faults else None
@@ -107,8 +108,7 @@ class EnvGroup:
         slot.idle = seed < 0
         if slot.idle:
             slot.recorder.begin(-1, {})
-            for array in self._blocks.obs.values():
-                array[slot.index] = 0
+            self._blocks.show(slot.index, None)
             return
         try:
             if slot.broken:
@@ -119,7 +119,7 @@ class EnvGroup:
             return
         if self._replay:
             slot.recorder.begin(seed, obs)
-        _write(self._blocks.obs, slot.index, obs)
+        self._blocks.show(slot.index, obs)
 
     def _make_anew(self, slot: _Slot) -> None:
         with suppress(Exception):  # it has failed already
@@ -150,7 +150,7 @@ class EnvGroup:
             slot.broken = True
             return False  # a new episode will tell whether the environment works
         slot.idle = False
-        _write(self._blocks.obs, slot.index, obs)
+        self._blocks.show(slot.index, obs)
         return slot.recorder.replay.digest == replay.digest
 
 
@@ -161,11 +161,6 @@ def _fault(slot: _Slot, doing: str, error: BaseException) -> Fault:
         return slot.index, f"environment {slot.index}: {error}"
     where = f"environment {slot.index} ({slot.env.where()}) raised in its {doing}"
     return slot.index, f"{where}:\n{traceback.format_exc()}"
-
-
-def _write(arrays: dict[str, Any], index: int, obs: Observation) -> None:
-    for key, value in obs.items():
-        arrays[key][index] = value
 
 
 class InProcess:

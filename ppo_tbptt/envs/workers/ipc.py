@@ -14,8 +14,9 @@ import tempfile
 from typing import Any
 
 import numpy as np
+import xxhash
 
-from ppo_tbptt.envs.interface import EnvSpec
+from ppo_tbptt.envs.interface import EnvSpec, Observation
 
 SIGNALS = {signal.SIGINT, signal.SIGTERM}
 """What a terminal sends to all of its processes; only the first of them answers it."""
@@ -110,13 +111,15 @@ def anonymous_file() -> int:
 class Blocks:
     """Arrays of N environments in one mapping of memory.
 
-    obs, final_obs: by key, `[N, ...]`.  action i64 `[N, A]`.  next_seeds i64 `[N]`, -1 for none.
+    obs, final_obs: by key, `[N, ...]`.  hashes u64 `[N, 2]`: of the images in obs, by key.
+    action i64 `[N, A]`.  next_seeds i64 `[N]`, -1 for none.
     reward f32, terminated bool, truncated bool `[N]`.  memory u8: all of it.
     """
 
     def __init__(self, spec: EnvSpec, num_envs: int, descriptor: int = -1) -> None:
         """Map the file `descriptor`, which is made as large as it has to be, or memory of this process alone."""
-        rows = [(array.shape, array.dtype) for array in spec.obs.values()] * 2
+        images = [key for key, array in spec.obs.items() if array.dtype == "uint8"]
+        rows = [(array.shape, array.dtype) for array in spec.obs.values()] * 2 + [((2,), "uint64")] * len(images)
         rows += [((len(spec.action_nvec),), "int64"), ((), "int64"), ((), "float32"), ((), "bool"), ((), "bool")]
         sizes = [num_envs * math.prod(shape) * np.dtype(dtype).itemsize for shape, dtype in rows]
         offsets = [0, *itertools.accumulate(-(-size // _ALIGNMENT) * _ALIGNMENT for size in sizes)]
@@ -129,7 +132,15 @@ class Blocks:
         ]
         *observations, self.action, self.next_seeds, self.reward, self.terminated, self.truncated = self._arrays
         self.obs = dict(zip(spec.obs, observations, strict=False))
-        self.final_obs = dict(zip(spec.obs, observations[len(spec.obs) :], strict=True))
+        self.final_obs = dict(zip(spec.obs, observations[len(spec.obs) :], strict=False))
+        self.hashes = dict(zip(images, observations[2 * len(spec.obs) :], strict=True))
+
+    def show(self, index: int, obs: Observation | None) -> None:
+        """Write what environment `index` shows, with hashes; None is all zero."""
+        for key, array in self.obs.items():
+            array[index] = 0 if obs is None else obs[key]
+        for key, hashes in self.hashes.items():
+            hashes[index] = np.frombuffer(xxhash.xxh3_128_digest(self.obs[key][index]), np.uint64)
 
     def poison(self) -> None:
         """Fill everything with what cannot pass for data: 0xAB bytes, NaN, -1, and True as flags."""

@@ -82,7 +82,7 @@ class VectorEnv(BatchedEnv):
             self._pool = InProcess(arguments, slices, replay)
         self.spec, self._blocks = self._pool.spec, self._pool.blocks
         self._blocks.poison()
-        self.obs, self.host_memory = self._blocks.obs, self._blocks.memory
+        self.obs, self.hashes, self.host_memory = self._blocks.obs, self._blocks.hashes, self._blocks.memory
         self._final_obs = [{key: x[rows] for key, x in self._blocks.final_obs.items()} for rows in self.groups]
         self._nvec = np.array(self.spec.action_nvec, np.int64)
         self._idle = np.ones(num_envs, np.bool_)
@@ -188,8 +188,8 @@ class VectorEnv(BatchedEnv):
                         if progress is not None:
                             progress(self.num_envs - sum(left.values()), self.num_envs)
             self._idle[:] = [replay.seed < 0 for replay in replays]
-            for x in self.obs.values():
-                x[self._idle] = 0
+            for index in np.flatnonzero(self._idle):
+                self._blocks.show(int(index), None)
             for index in range(self.num_envs):
                 self._peek_level(index)
             waiting = set(np.flatnonzero(~exact & ~self._idle).tolist())
