@@ -1,9 +1,13 @@
 """MemoryGym through make_env: the same numbers as a fresh bare environment, whatever was played before or beside it."""
 
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import gymnasium as gym
 import numpy as np
+import pygame
 import pytest
 
 from ppo_tbptt.envs import MEMORY_GYM_IDS, ArraySpec, SingleEnv, make_env
@@ -59,6 +63,20 @@ def test_spec(env_id: str) -> None:
     assert env.spec.max_episode_steps == 70 and env.spec.env_id == env_id
 
 
+@contextmanager
+def own_pygame() -> Iterator[None]:
+    """MemoryGym as it comes, without the faster functions for its surfaces."""
+    modules: list[Any] = [x for name, x in sys.modules.items() if name.startswith("memory_gym.")]
+    modules = [module for module in modules if hasattr(module, "pygame")]
+    fast = [module.pygame for module in modules]
+    assert pygame not in fast
+    for module in modules:
+        module.pygame = pygame
+    yield
+    for module, own in zip(modules, fast, strict=True):
+        module.pygame = own
+
+
 @pytest.mark.parametrize(("env_id", "options"), VARIANTS, ids=IDS)
 def test_reused_wrapper_equals_fresh_bare_environments(env_id: str, options: dict[str, Any]) -> None:
     """Several episodes in one wrapper, with one action buffer, beside another environment, each against a fresh one."""
@@ -67,12 +85,14 @@ def test_reused_wrapper_equals_fresh_bare_environments(env_id: str, options: dic
     beside.reset(0)
     buffer = np.zeros(len(env.spec.action_nvec), np.int64)
     for seed in (11, 12, 11, 13):
-        bare: Any = open_env(env_id, None)
-        theirs, _ = bare.reset(seed=seed, options=dict(options))
+        with own_pygame():
+            bare: Any = open_env(env_id, None)
+            theirs, _ = bare.reset(seed=seed, options=dict(options))
         assert equal(env.reset(seed), as_dict(theirs))
         total, count, done, info, episode = 0.0, 0, False, {}, None
         for count, choice in enumerate(actions(env, seed), 1):
-            theirs, reward, done, _, info = bare.step(int(choice[0]) if env.spec.discrete else choice.copy())
+            with own_pygame():
+                theirs, reward, done, _, info = bare.step(int(choice[0]) if env.spec.discrete else choice.copy())
             theirs = as_dict(theirs)
             beside.step(np.array([count % 4] if beside.spec.discrete else [count % 3, 1]))
             if count % 15 == 0:
