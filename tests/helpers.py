@@ -100,7 +100,7 @@ def worst_replay(
 
 def run_core(core: Core, x: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
     """Outputs [L, B, H] and state [B, D] after features [L, B, F]."""
-    inputs = core.join([core.project(x.flatten(0, 1), slice(0, x.shape[2]))])
+    inputs = core.join_inputs([core.project_input(x.flatten(0, 1), slice(0, x.shape[2]))])
     return core(inputs.unflatten(0, x.shape[:2]), state)
 
 

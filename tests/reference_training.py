@@ -139,6 +139,10 @@ class Reference:
         targets = np.array([step.value_target for step in everything])
         errors = targets - np.array([step.value for step in everything])
         figures["policy/explained_variance"] = 1 - errors.var() / targets.var()
+        images = [key for key, shape in self.agent.obs_shapes.items() if len(shape) == 3]
+        if images:
+            pairs = zip(rollout, self.players, strict=True)
+            figures["sequences/distinct_fraction"] = float(np.mean([distinct(*pair, images) for pair in pairs]))
         figures |= self.update(rollout)
         self.env_steps += len(everything)
         return figures | dict.fromkeys(
@@ -331,6 +335,12 @@ class Reference:
             m += 0.1 * (g - m)
             v += 0.001 * (g**2 - v)
             p -= learning_rate * (m / (1 - 0.9**self.updates)) / ((v / (1 - 0.999**self.updates)).sqrt() + 1e-8)
+
+
+def distinct(steps: list[list[Step]], players: list[Player], images: list[str]) -> float:
+    """The share of frames of a rank that are equal to no earlier one, those that its environments show now included."""
+    shown = [step.obs for steps_of_env in steps for step in steps_of_env] + [player.obs for player in players]
+    return sum(len({bytes(obs[key].numpy()) for obs in shown}) for key in images) / (len(images) * len(shown))
 
 
 def tensors(obs: Any) -> dict[str, Tensor]:

@@ -1,19 +1,23 @@
 """Equal frames are stored and encoded once, and everything comes out as if each were encoded by itself."""
 
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from helpers import fake_targets, tiny_agent
+from configs_for_tests import tiny
+from helpers import collect, fake_targets, tiny_agent, worst_replay
+from test_resume import assert_same, results, timeless
 from torch import Tensor
 
-from ppo_tbptt.config import PPOConfig
+from ppo_tbptt.config import Config, PPOConfig
 from ppo_tbptt.models import Agent
 from ppo_tbptt.ppo.collector import empty_rollout
 from ppo_tbptt.ppo.frames import FeatureCache, FrameTable
 from ppo_tbptt.ppo.learner import Learner
 from ppo_tbptt.ppo.sequences import cut, gather
+from ppo_tbptt.training.trainer import Trainer
 from ppo_tbptt.types import Frames, Minibatch, Rollout
 
 SHAPE = (36, 36, 3)
@@ -150,3 +154,48 @@ def test_gradients_in_bfloat16_survive_many_repetitions() -> None:
         found.append(torch.cat([p.grad.flatten() for p in agent.encoder.parameters() if p.grad is not None]))
     assert torch.nn.functional.cosine_similarity(found[0], found[1], dim=0) > 0.999
     assert float(found[1].norm() / found[0].norm()) == pytest.approx(1, abs=0.05)
+
+
+# --- in a training -------------------------------------------------------------------------------------------------
+
+GRID = tiny(
+    total_steps=192,
+    env={"id": "MortarMayhemB-Grid-v0", "num_workers": 2},
+    model={"hidden_size": 16, "cnn_channels": [4, 4, 4]},
+    train={"checkpoint_every": 1},
+)
+SPOTLIGHTS = GRID.replace(env={"id": "SearingSpotlights-v0"})
+
+
+def rows(config: Config) -> list[dict[str, float]]:
+    with Trainer(config) as trainer:
+        return [timeless(report.scalars) for report in trainer]
+
+
+@pytest.mark.parametrize("double_buffering", ["off", "on"])
+def test_a_training_depends_on_it_by_rounding_alone(double_buffering: str) -> None:
+    config = GRID.replace(env={"double_buffering": double_buffering}, ppo={"learning_rate": 1e-4})
+    for once, each in zip(*(rows(config.replace(distinct_frames=x)) for x in ("on", "off")), strict=True):
+        assert once["sequences/distinct_fraction"] <= 0.5
+        assert once == pytest.approx(each, rel=1e-3, abs=1e-5)
+
+
+def test_collected_rollouts_are_replayed() -> None:
+    with Trainer(GRID) as trainer:
+        collected = collect(trainer.collector, trainer.carry, 16)
+        frames = collected.rollout.obs["visual_observation"]
+        assert isinstance(frames, Frames) and len(frames.table) == len(frames.table.flatten(1).unique(dim=0))
+        assert len(frames.table) <= 0.5 * frames.number.numel()
+        assert max(worst_replay(trainer.agent, collected.rollout, cut(collected.rollout.start, 8))) < 1e-5
+
+
+def test_where_frames_hardly_repeat_they_are_not_numbered_and_a_resumed_run_knows(tmp_path: Path) -> None:
+    with Trainer(SPOTLIGHTS, tmp_path / "whole") as trainer:
+        notes = [report.notes for report in trainer]
+        assert isinstance(frames := trainer.storage.obs["obs"], Frames) and len(frames.table) == 17 * 4
+    assert notes[0][0].endswith("of the frames differ, so every one is stored and encoded") and notes[1:] == [(), ()]
+    with Trainer(SPOTLIGHTS, tmp_path / "parts") as trainer:
+        next(trainer)
+    with Trainer.resume(tmp_path / "parts") as trainer:
+        assert [report.notes for report in trainer] == [(), ()]
+    assert_same(results(tmp_path / "whole"), results(tmp_path / "parts"))

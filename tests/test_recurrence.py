@@ -36,9 +36,9 @@ def compare(kind: str, lengths: list[int], num_layers: int, dropout: float, dtyp
     state = torch.randn(len(lengths), core.state_size, dtype=dtype, requires_grad=True)
 
     edges = [6 * part // parts for part in range(parts + 1)]
-    pieces = [core.project(x[:, a:b], slice(a, b)) for a, b in itertools.pairwise(edges)]
+    pieces = [core.project_input(x[:, a:b], slice(a, b)) for a, b in itertools.pairwise(edges)]
     torch.manual_seed(1)
-    y, after = core.unroll(core.join(pieces), state, sequences_per_step)
+    y, after = core.unroll(core.join_inputs(pieces), state, sequences_per_step)
 
     h = state.view(len(lengths), -1, num_layers, 7).permute(1, 2, 0, 3)
     torch.manual_seed(1)

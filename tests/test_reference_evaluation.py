@@ -91,8 +91,8 @@ def play(
         if forget_every is not None and len(rewards) % forget_every == 0:
             state = torch.zeros(1, agent.core.state_size)
         arrays = obs if isinstance(obs, Mapping) else {"obs": obs}
-        features = agent.encoder({key: torch.as_tensor(array)[None] for key, array in arrays.items()})
-        y, state = agent.core(agent.core.join([*agent.project(features).values()])[None], state)
+        projected = agent.project({key: torch.as_tensor(array)[None] for key, array in arrays.items()})
+        y, state = agent.core(agent.core.join_inputs([*projected.values()])[None], state)
         logits = agent.heads(y[0])[0][0].double().numpy()
         action = choose(logits, agent.action_nvec, noise)
         discrete = isinstance(env.action_space, gym.spaces.Discrete)

@@ -56,19 +56,19 @@ class Agent(nn.Module):
         return self.heads.value.weight.device
 
     def project(self, obs: Mapping[str, Tensor]) -> dict[str, Float[Tensor, "_ P"]]:
-        """Encode observations, and compute what the core makes of them without memory (:meth:`.Core.project`)."""
+        """Encode observations, and compute what the core makes of them without memory (:meth:`.Core.project_input`)."""
         with self.arithmetic():
             return self._project(self.encoder(obs))
 
     def _project(self, features: Mapping[str, Tensor]) -> dict[str, Float[Tensor, "_ P"]]:
         # In float32, because gradients of repetitions are added in this type.
         columns = self.encoder.columns
-        return {key: at_least_float32(self.core.project(x, columns[key])) for key, x in features.items()}
+        return {key: at_least_float32(self.core.project_input(x, columns[key])) for key, x in features.items()}
 
     def step(self, obs: Mapping[str, Tensor | Projected], state: Float[Tensor, "N D"]) -> AgentOutput:
         """Take one step of N environments from ``state``, which is reset already where an episode starts.
 
-        Of frames that were seen before ``obs`` may hold what :meth:`project` made of them.
+        Of frames that were seen before ``obs`` may hold what :meth:`project_input` made of them.
         """
         with self.arithmetic():
             known = {key: x.values.index_select(0, x.number) for key, x in obs.items() if isinstance(x, Projected)}
@@ -102,14 +102,14 @@ class Agent(nn.Module):
         """
         with self.arithmetic():
             tables = {key: x.table if isinstance(x, Frames) else x for key, x in obs.items()}
-            encoded = (encode or self.encoder)(tables)
+            encoded = self.encoder(tables) if encode is None else encode(tables)
             projected = {key: per_step(x, obs[key]) for key, x in self._project(encoded).items()}
             y, state_out = self.core.unroll(self._join(projected), state, sequences_per_step)
             by_step = torch.cat([per_step(encoded[key], obs[key]) for key in self.obs_shapes], 1) if features else None
             return self._output(by_step, y, state_out)
 
     def _join(self, projected: Mapping[str, Float[Tensor, "M _"]]) -> Float[Tensor, "M P"]:
-        return self.core.join([projected[key] for key in self.obs_shapes])
+        return self.core.join_inputs([projected[key] for key in self.obs_shapes])
 
     def _output(
         self, features: Float[Tensor, "M F"] | None, y: Float[Tensor, "M H"], state_out: Float[Tensor, "S D"]

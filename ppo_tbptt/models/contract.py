@@ -55,9 +55,12 @@ class _Check:
         """Project features and join them, which must be the same for their columns in two parts."""
         core, size = self.core, x.shape[-1]
         half = size // 2
-        whole = core.join([core.project(x, slice(0, size))])
-        parts = [core.project(x[..., :half], slice(0, half)), core.project(x[..., half:], slice(half, size))]
-        self.equal(core.join(parts), whole, "project and join must be the same for features in parts")
+        whole = core.join_inputs([core.project_input(x, slice(0, size))])
+        parts = [
+            core.project_input(x[..., :half], slice(0, half)),
+            core.project_input(x[..., half:], slice(half, size)),
+        ]
+        self.equal(core.join_inputs(parts), whole, "project and join must be the same for features in parts")
         return whole
 
     def forward(self, x: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:

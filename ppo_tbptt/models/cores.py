@@ -40,16 +40,16 @@ class Core(nn.Module, ABC):
         """Return the state at the start of an episode: zeros."""
         return self.get_buffer("_like").new_zeros(batch, self.state_size)
 
-    def project(self, x: Float[Tensor, "U _"], columns: slice) -> Float[Tensor, "U _"]:
+    def project_input(self, x: Float[Tensor, "U _"], columns: slice) -> Float[Tensor, "U _"]:
         """Compute what the core makes of these columns of its input without memory; by default the features themselves.
 
-        Called once for each distinct frame, while :meth:`forward` and :meth:`unroll` take what :meth:`join` returns for
-        every step.
+        Called once for each distinct frame; :meth:`forward` and :meth:`unroll` take what :meth:`join_inputs` returns
+        for every step.
         """
         return x
 
-    def join(self, parts: Sequence[Float[Tensor, "M _"]]) -> Float[Tensor, "M P"]:
-        """Join what :meth:`project` returned for all columns; by default they are concatenated."""
+    def join_inputs(self, parts: Sequence[Float[Tensor, "M _"]]) -> Float[Tensor, "M P"]:
+        """Join what :meth:`project_input` returned for all columns; by default they are concatenated."""
         return parts[0] if len(parts) == 1 else torch.cat(list(parts), 1)
 
     @abstractmethod
@@ -104,7 +104,7 @@ class NoMemory(Core):
 class TorchCore(Core):
     """The weights of ``torch.nn``'s RNN, GRU or LSTM. The state is laid out as ``[part, layer, hidden]`` (parts: h, c).
 
-    On a GPU the module itself runs, by cuDNN. Elsewhere inputs are projected by :meth:`project`, and
+    On a GPU the module itself runs, by cuDNN. Elsewhere inputs are projected by :meth:`project_input`, and
     :mod:`ppo_tbptt.models.recurrence` does the rest.
     """
 
@@ -126,16 +126,16 @@ class TorchCore(Core):
             else:
                 nn.init.orthogonal_(parameter, 2**0.5)
 
-    def project(self, x: Float[Tensor, "U _"], columns: slice) -> Float[Tensor, "U _"]:
+    def project_input(self, x: Float[Tensor, "U _"], columns: slice) -> Float[Tensor, "U _"]:
         """Multiply by these columns of the first layer's input weights; the first ones bring the bias with them."""
         if x.is_cuda:
             return x
         weight, _, bias, _ = self._weights(0)
         return F.linear(x, weight[:, columns], None if columns.start else bias)
 
-    def join(self, parts: Sequence[Float[Tensor, "M _"]]) -> Float[Tensor, "M P"]:
+    def join_inputs(self, parts: Sequence[Float[Tensor, "M _"]]) -> Float[Tensor, "M P"]:
         """Add the projections, which are concatenated features on a GPU."""
-        return super().join(parts) if parts[0].is_cuda else sum(parts[1:], parts[0])
+        return super().join_inputs(parts) if parts[0].is_cuda else sum(parts[1:], parts[0])
 
     def forward(
         self, x: Float[Tensor, "L B P"], state: Float[Tensor, "B D"]

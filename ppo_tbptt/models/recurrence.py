@@ -1,7 +1,7 @@
 """Recurrent layers over packed sequences whose inputs are projected already: the equations of ``torch.nn``'s cells.
 
 ``torch.nn.GRU`` and its kin multiply the input of every step by the input weights. Where inputs repeat, that is done
-once for each distinct one (:meth:`~ppo_tbptt.models.cores.Core.project`), and a layer is left with its recurrence:
+once for each distinct one (:meth:`~ppo_tbptt.models.cores.Core.project_input`). A layer is left with its recurrence:
 
     p_t = W_ih x_t + b_ih  (given)      q_t = W_hh h_{t-1} + b_hh      state_t = step(p_t, q_t, state_{t-1})
 
