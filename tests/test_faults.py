@@ -192,9 +192,28 @@ def test_a_disk_that_is_full_for_a_while(tmp_path: Path, monkeypatch: pytest.Mon
         assert [path.stem for path in run.periodic()] == ["iteration_0000001"], "the old checkpoint stays"
         disk.full = False
         notes += [note for report in finish(trainer) for note in report.notes]
-    assert len(notes) == 2 and "No space left" in notes[0] and "again" in notes[1]
+    assert len(notes) == 2 and "No space left" in notes[0] and notes[1].endswith("checkpoints could be written again")
     assert [path.stem[-1] for path in run.periodic()] == ["1", "5", "6"]
     assert len(read_metrics(run.metrics)) == 6
+
+
+def test_a_disk_that_stays_full_ends_the_run_when_its_minutes_are_over() -> None:
+    now = 0.0
+    guard = sinks.WriteGuard(30, clock=lambda: now)
+
+    def write() -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    assert not guard.try_write("metrics", write)
+    assert guard.try_write("metrics", lambda: None)
+    now = 10_000
+    assert not guard.try_write("metrics", write), "its time begins anew"
+    now += 29 * 60
+    assert not guard.try_write("metrics", write)
+    now += 60
+    with pytest.raises(sinks.UnwritableError, match=r"could not write metrics for 30 minutes.*No space"):
+        guard.try_write("metrics", write)
+    assert len(guard.notes) == 3
 
 
 def test_a_disk_that_is_full_at_the_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
