@@ -29,25 +29,18 @@ valid_trees = st.fixed_dictionaries(
         "env": st.fixed_dictionaries(
             {"id": st.just("A-v0")},
             optional={
-                "num_envs": st.integers(1, 100),
                 "num_workers": st.just("auto") | st.integers(0, 8),
-                "max_episode_steps": st.integers(1, 10**9),
                 "options": st.dictionaries(texts, plain_values, max_size=4),
             },
         ),
     },
     optional={
-        "seed": st.integers(0, 2**31 - 1),
-        "core": st.fixed_dictionaries(
-            {}, optional={"kind": st.sampled_from(["none", "lstm"]), "num_layers": st.just(2)}
-        ),
+        "core": st.fixed_dictionaries({"kind": st.sampled_from(["none", "lstm"]), "num_layers": st.just(2)}),
         "model": st.fixed_dictionaries({"vector_hidden_sizes": st.lists(st.integers(1, 9), min_size=1, max_size=4)}),
         "ppo": st.fixed_dictionaries(
             {},
             optional={
                 "sequence_length": st.integers(1, 512),
-                "gamma": st.floats(0, 1),
-                "clip_range": schedules,
                 "learning_rate": schedules,
                 "normalize_advantage": st.booleans(),
                 "target_kl": st.floats(1e-9, 1e6),

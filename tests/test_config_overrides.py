@@ -19,9 +19,10 @@ id = "Some-v0"
 options = { a = 1, command_count = [10] }
 [ppo]
 sequence_length = 16
-learning_rate = { initial = 1e-3, final = 1e-4, power = 2, over_steps = 500 }
+learning_rate = { initial = 1e-3, final = 1e-4, over_steps = 500 }
 entropy_coef = 0.5
 """
+RATE = "ppo.learning_rate"
 
 
 @pytest.mark.parametrize(
@@ -36,22 +37,10 @@ entropy_coef = 0.5
         (["--ppo.sequence-length", "none"], "ppo.sequence_length", None),
         (["--ppo.normalize-advantage", "True"], "ppo.normalize_advantage", True),
         (["--model.cnn-channels", "[1, 2, 3]"], "model.cnn_channels", (1, 2, 3)),
-        (["--ppo.learning-rate", "1e-4"], "ppo.learning_rate", Schedule(initial=1e-4)),
-        (
-            ["--ppo.learning-rate.initial", "3e-4"],
-            "ppo.learning_rate",
-            Schedule(initial=3e-4, final=1e-4, power=2.0, over_steps=500),
-        ),
-        (
-            ["--ppo.learning-rate.over-steps", "none", "--ppo.learning-rate.power", "1"],
-            "ppo.learning_rate",
-            Schedule(initial=1e-3, final=1e-4),
-        ),
-        (
-            ["--ppo.learning-rate", ".1", "--ppo.learning-rate.final", "0"],
-            "ppo.learning_rate",
-            Schedule(initial=0.1, final=0.0),
-        ),
+        (["--ppo.learning-rate", "1e-4"], RATE, Schedule(initial=1e-4)),
+        (["--ppo.learning-rate.initial", "1"], RATE, Schedule(initial=1.0, final=1e-4, over_steps=500)),
+        (["--ppo.learning-rate.over-steps", "none"], RATE, Schedule(initial=1e-3, final=1e-4)),
+        (["--ppo.learning-rate", ".1", "--ppo.learning-rate.final", "0"], RATE, Schedule(initial=0.1, final=0.0)),
         (["--ppo.entropy-coef.final", "0.1"], "ppo.entropy_coef", Schedule(initial=0.5, final=0.1)),
         (["--ppo.clip-range.final", "0.05"], "ppo.clip_range", Schedule(initial=0.1, final=0.05)),  # a default
         (["--env.options.command-count", "[2]"], "env.options", {"a": 1, "command_count": [2]}),

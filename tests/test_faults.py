@@ -19,7 +19,6 @@ from helpers import poison
 from test_resume import assert_same, results
 
 from ppo_tbptt.cli import main
-from ppo_tbptt.config import Config
 from ppo_tbptt.envs import VectorEnv, WorkerError
 from ppo_tbptt.evaluation import evaluate as evaluation
 from ppo_tbptt.ppo.advantages import compute_targets
@@ -56,20 +55,21 @@ def start(config: Path, run: Path) -> subprocess.Popen[bytes]:
     return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
 
 
-def kill_at_random_moments(config: Config, folder: Path, kills: int, seed: int) -> None:
+@pytest.mark.parametrize("kills", [2, pytest.param(50, marks=pytest.mark.slow)])
+def test_kill_9_of_the_trainer_at_random_moments(kills: int, tmp_path: Path) -> None:
     """Kill a run again and again until it is finished; it must then equal one that was left alone.
 
     The checkpoints are large and frequent for the task's size, so that many kills hit the writing of one. A run that
     finishes before all kills are done is repeated.
     """
-    moments = random.Random(seed)
-    path = folder / "config.toml"
-    path.write_text(config.to_toml())
-    with Trainer(config, folder / "whole") as trainer:
+    moments = random.Random(0)
+    path = tmp_path / "config.toml"
+    path.write_text(KILLED.to_toml())
+    with Trainer(KILLED, tmp_path / "whole") as trainer:
         list(trainer)
     done = number = 0
     while done < kills:
-        run = folder / f"run_{number}"
+        run = tmp_path / f"run_{number}"
         number += 1
         while True:
             process = start(path, run)
@@ -85,17 +85,8 @@ def kill_at_random_moments(config: Config, folder: Path, kills: int, seed: int) 
                 _, error = process.communicate()
                 assert not error.decode().strip(), error.decode()
                 done += 1
-        assert_same(results(folder / "whole"), results(run))
+        assert_same(results(tmp_path / "whole"), results(run))
         assert not list(run.rglob(".*.tmp"))
-
-
-def test_kill_9_of_the_trainer(tmp_path: Path) -> None:
-    kill_at_random_moments(KILLED, tmp_path, kills=2, seed=0)
-
-
-@pytest.mark.slow
-def test_kill_9_of_the_trainer_at_50_random_moments(tmp_path: Path) -> None:
-    kill_at_random_moments(KILLED, tmp_path, kills=50, seed=1)
 
 
 # --- workers --------------------------------------------------------------------------------------------------------
