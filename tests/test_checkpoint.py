@@ -11,6 +11,7 @@ import pytest
 import torch
 from helpers import train_tiny
 
+from ppo_tbptt.evaluation.policy import Policy
 from ppo_tbptt.run import checkpoint
 from ppo_tbptt.run.checkpoint import CheckpointError, load_checkpoint, save_checkpoint
 from ppo_tbptt.run.folder import RunDir
@@ -128,6 +129,7 @@ def other_moments(tree: Tree) -> Tree:
 SPOILT: dict[str, Callable[[Tree], Tree]] = {
     "iteration is text": lambda t: {"iteration": "x"},
     "huge iteration": lambda t: {"iteration": 10**30},
+    "infinite steps": lambda t: {"env_steps": float("inf")},
     "steps are true": lambda t: {"env_steps": True},
     "best is NaN": lambda t: {"best": float("nan")},
     "results are text": lambda t: {"recent": ["a"]},
@@ -142,6 +144,7 @@ SPOILT: dict[str, Callable[[Tree], Tree]] = {
     "huge level seeds": lambda t: {"level_seeds": [10**30] * 4},
     "no config": lambda t: {"config": {"env": 3}},
     "no weights": lambda t: {"agent": None},
+    "other weights": lambda t: {"agent": {"weight": torch.zeros(1)}},
     "no environment": lambda t: {"spec": 3},
     "no episodes": lambda t: {"environments": None},
     "other states": lambda t: {"environments": [{**first(t), "state": torch.zeros(4, 3)}]},
@@ -153,12 +156,18 @@ SPOILT: dict[str, Callable[[Tree], Tree]] = {
 }
 
 
+READ_TO_PLAY = ("infinite steps", "no config", "no weights", "other weights", "no environment")
+
+
 @pytest.mark.parametrize("kind", SPOILT)
 def test_contents_that_cannot_be(kind: str, run: RunDir) -> None:
     change(run, SPOILT[kind])
     before = {path: path.read_bytes() for path in run.path.rglob("*") if path.is_file()}
     with pytest.raises(InputError) as caught:
         Trainer.resume(run.path, {"total_steps": 256})
+    if kind in READ_TO_PLAY:
+        with pytest.raises(InputError):
+            Policy.load(run.newest())
     assert "\n" not in str(caught.value) and len(str(caught.value)) < 500
     assert before == {path: path.read_bytes() for path in run.path.rglob("*") if path.is_file()}
 

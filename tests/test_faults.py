@@ -30,7 +30,6 @@ from ppo_tbptt.run.metrics import Report, read_metrics
 from ppo_tbptt.training.trainer import Trainer
 
 ROOT = Path(__file__).parent.parent
-IN_WORKERS: dict[str, Any] = {"num_workers": 2}
 FAULTY: dict[str, Any] = {"id": "fixture_envs:fixture/Faulty-v0", "options": {"step_at": 5}}  # of every episode
 
 
@@ -97,7 +96,7 @@ HOW = {signal.SIGKILL: "SIGKILL", signal.SIGSTOP: "did not answer within 1 s"}
 
 @pytest.mark.parametrize("number", HOW)
 def test_a_worker_that_is_killed_or_hangs(number: signal.Signals, tmp_path: Path) -> None:
-    with Trainer(tiny(env={**IN_WORKERS, "step_timeout": 1.0}), tmp_path / "run") as trainer:
+    with Trainer(tiny(env={"num_workers": 2, "step_timeout": 1.0}), tmp_path / "run") as trainer:
         next(trainer)
         assert isinstance(trainer.envs, VectorEnv)
         os.kill(trainer.envs.worker_pids[1], number)

@@ -89,23 +89,6 @@ def test_no_checkpoint_runs_anything(kind: str, run: RunDir, tmp_path: Path, fai
     assert not target.exists()
 
 
-@pytest.mark.parametrize(
-    "changes",
-    [
-        {"config": {"env": {"id": "../../x"}}},
-        {"config": 3},
-        {"agent": {"weight": torch.zeros(1)}},
-        {"spec": None},
-        {"env_steps": float("inf")},
-    ],
-    ids=str,
-)
-def test_checkpoints_of_other_contents_are_refused(changes: dict[str, Any], run: RunDir, fails: Fails) -> None:
-    path = run.newest()
-    save_checkpoint(path, {**load_checkpoint(path), **changes})
-    assert path.name in fails("evaluate", path, "--num-workers", "0")
-
-
 # Metrics
 
 ROW = b'{"iteration": 1, "env_steps": 64, "loss/total": 0.5}\n'
@@ -133,17 +116,20 @@ def test_metrics_that_are_no_rows(line: bytes, tmp_path: Path) -> None:
         assert len(read_metrics(path)) == 3
 
 
-def test_endless_lines_and_what_is_no_file(tmp_path: Path) -> None:
-    """100 GB of nothing is not read to its end, a pipe not waited for."""
-    path = tmp_path / "metrics.jsonl"
-    path.touch()
-    os.truncate(path, 10**11)
+def test_what_is_no_file_is_neither_read_to_its_end_nor_waited_for(tmp_path: Path) -> None:
+    """100 GB of nothing, a pipe, a device."""
+    (tmp_path / "large").touch()
+    os.truncate(tmp_path / "large", 10**11)
     with pytest.raises(MetricsError, match="more than 1,048,576 bytes"):
-        read_metrics(path)
+        read_metrics(tmp_path / "large")
+    with pytest.raises(JsonError, match="larger than 1,000 bytes"):
+        read_json(tmp_path / "large", max_bytes=1000)
     os.mkfifo(tmp_path / "pipe")
-    for name in ("", "pipe", "nowhere", "x" * 300):
+    for name in ("", "pipe", "nowhere", "x" * 300, "/dev/zero"):
         with pytest.raises(MetricsError):
             read_metrics(tmp_path / name)
+        with pytest.raises(JsonError):
+            read_json(tmp_path / name)
 
 
 def test_resume_says_what_is_wrong_with_the_metrics(run: RunDir, fails: Fails) -> None:
@@ -183,17 +169,6 @@ def test_json_that_is_refused(content: bytes, tmp_path: Path) -> None:
         read_json(path)
     assert str(caught.value).startswith(f"{path}: ")
     assert str(caught.value).isprintable() and len(str(caught.value)) < len(str(path)) + 200
-
-
-def test_what_is_no_json_file(tmp_path: Path) -> None:
-    (tmp_path / "large.json").touch()
-    os.truncate(tmp_path / "large.json", 10**11)
-    os.mkfifo(tmp_path / "pipe")
-    for path in (tmp_path, tmp_path / "pipe", tmp_path / "nowhere", tmp_path / ("x" * 300), Path("/dev/zero")):
-        with pytest.raises(JsonError):
-            read_json(path)
-    with pytest.raises(JsonError, match="larger than 1,000 bytes"):
-        read_json(tmp_path / "large.json", max_bytes=1000)
 
 
 def spoil(path: Path, *, key: str, value: Any) -> None:

@@ -9,7 +9,6 @@ from helpers import collect, tiny_agent, worst_replay
 from ppo_tbptt.envs import FaultBudget, LevelSeeds, VectorEnv
 from ppo_tbptt.ppo.collector import RolloutCollector
 from ppo_tbptt.ppo.sequences import cut
-from ppo_tbptt.types import Rollout
 
 STEPS, ENVS, LENGTH = 24, 4, 6
 LEVELS, BAD = range(10, 26), 13
@@ -111,7 +110,10 @@ def test_every_row_of_a_rollout_with_failures(fault: str, num_workers: int, two_
                 assert rollout.reward[t].tolist() == [0.0 if n in failing else 0.25 for n in range(ENVS)]
                 torch.testing.assert_close(rollout.next_value[t, failed], bootstrap[failed])
                 fresh = rollout.terminated[t] | rollout.truncated[t]
-            check_ends(rollout)
+            end = rollout.terminated | rollout.truncated
+            assert (rollout.next_value[rollout.terminated] == 0).all()
+            assert torch.equal(rollout.next_value[:-1][~end[:-1]], rollout.value[1:][~end[:-1]])
+            assert not any(x.isnan().any() for x in (rollout.state, rollout.value, rollout.reward, rollout.next_value))
             for length in (1, 5, None):  # with unchanged weights the update recomputes what the rollout computed
                 assert max(worst_replay(agent, rollout, cut(rollout.start, length))) < 1e-5
             assert result.cut_episodes == int(rollout.truncated.sum())
@@ -122,14 +124,3 @@ def test_every_row_of_a_rollout_with_failures(fault: str, num_workers: int, two_
     assert levels.state_dict() == simulation.levels.state_dict()
     assert budget.count == texts == simulation.faults > 1
     assert (failures > 1) == (fault != "reset")
-
-
-def check_ends(rollout: Rollout) -> None:
-    """What holds for any rollout."""
-    end = rollout.terminated | rollout.truncated
-    assert torch.equal(rollout.start[1:], end[:-1])
-    assert not (rollout.terminated & rollout.truncated).any()
-    assert (rollout.next_value[rollout.terminated] == 0).all()
-    goes_on = ~end[:-1]
-    assert torch.equal(rollout.next_value[:-1][goes_on], rollout.value[1:][goes_on])
-    assert not any(x.isnan().any() for x in (rollout.state, rollout.value, rollout.reward, rollout.next_value))

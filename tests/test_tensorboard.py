@@ -5,6 +5,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import closing
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -96,8 +97,8 @@ class Server:
 @pytest.fixture(scope="module", params=["fast", "slow"])
 def server(runs: Path, request: pytest.FixtureRequest) -> Iterator[Server]:
     """With either of the two programs that read event files; the fast one where there is one for this machine."""
-    server = Server(runs, "--load_fast", "auto" if request.param == "fast" else "false", "--reload_interval", "1")
-    try:
+    load_fast = "auto" if request.param == "fast" else "false"
+    with closing(Server(runs, "--load_fast", load_fast, "--reload_interval", "1")) as server:
         deadline = time.monotonic() + 60
         done: set[str] = set()
         while done != {"plain", "resumed"}:
@@ -106,8 +107,6 @@ def server(runs: Path, request: pytest.FixtureRequest) -> Iterator[Server]:
             tags = server.get("plugin/scalars/tags")  # of which the last one is
             done = {run for run in tags if "final/success" in tags[run]}
         yield server
-    finally:
-        server.close()
 
 
 def test_every_scalar_is_that_of_the_file(server: Server, runs: Path) -> None:
@@ -201,14 +200,11 @@ def test_a_server_that_was_watching_when_a_run_went_on(tmp_path: Path) -> None:
                 answer = server.get("plugin/scalars/scalars", run=".", tag="loss/total")
                 shown = [(step, value) for _, step, value in answer]
 
-    server = Server(tmp_path, "--load_fast", "false", "--reload_interval", "1")
-    try:
+    with closing(Server(tmp_path, "--load_fast", "false", "--reload_interval", "1")) as server:
         play(range(1, 7), 1.0)
         wait([(i, 1.0) for i in range(1, 7)])
         play(range(4, 6), 2.0, after=3)
         wait([(1, 1.0), (2, 1.0), (3, 1.0), (4, 2.0), (5, 2.0)])
-    finally:
-        server.close()
 
 
 def test_histograms_are_of_finite_values_from_everywhere(tmp_path: Path) -> None:
