@@ -52,8 +52,7 @@ def test_a_failure_is_one_line_and_no_more_videos(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr("imageio_ffmpeg.get_ffmpeg_exe", lambda: "false")
-    rows = trained(tiny(train={"video_every": 1}), tmp_path / "run")
-    assert len(rows) == 4
+    assert len(trained(tiny(train={"video_every": 1}), tmp_path / "run")) == 4
     err = capsys.readouterr().err
     assert err.count("\n") == 1 and err.startswith("warning: no more videos")
     assert names(tmp_path / "run") == []

@@ -37,10 +37,9 @@ def played(env_id: str = "ppo_tbptt/PocMemory-v0", *, seed: int = 3, max_steps: 
         return record_episode(policy, env, seed=seed, max_steps=max_steps)
 
 
-def grid(**changes: Any) -> dict[str, Any]:
-    """A MemoryGym task with pictures, and a network that is small."""
-    options = {"command_count": [1]}
-    return {"env_id": "MortarMayhem-Grid-v0", "options": options, "model": {"cnn_channels": [4, 4, 4]}, **changes}
+# A MemoryGym task with pictures, and a network that is small.
+GRID: dict[str, Any] = {"env_id": "MortarMayhem-Grid-v0", "options": {"command_count": [1]}}
+GRID["model"] = {"cnn_channels": [4, 4, 4]}
 
 
 @pytest.mark.parametrize("core", ["gru", "lstm", "none"])
@@ -79,7 +78,7 @@ SHOWN = {
     "many branches": ({"env_id": "fixture_envs:fixture/Tracer-v0"}, 1024),
     "image": ({"env_id": "fixture_envs:fixture/ImageToy-v0"}, 672),
     "image and vector": ({"env_id": "fixture_envs:fixture/DictToy-v0"}, 672),
-    "ground truth": (grid(), 1024),
+    "ground truth": (GRID, 1024),
 }
 
 
@@ -93,7 +92,7 @@ def test_pictures_have_one_even_size(arguments: dict[str, Any], width: int) -> N
 
 def test_the_views_are_the_right_way_round() -> None:
     """What MemoryGym's agent sees is (column, row); beside it the ground truth, which shows more, is not."""
-    recording = played(**grid())
+    recording = played(**GRID)
     picture = draw(recording, 5)
     seen = recording.obs(5)["obs"].transpose(1, 0, 2).repeat(4, 0).repeat(4, 1)
     np.testing.assert_array_equal(picture[84 : 84 + 336, 24 : 24 + 336], seen)
@@ -120,7 +119,7 @@ def test_colours_are_even_about_white() -> None:
 
 
 def test_actions_have_their_names_and_those_of_grids_do_what_they_say() -> None:
-    assert action_labels(played(**grid()).spec) == (("", ("stay", "turn left", "turn right", "forward")),)
+    assert action_labels(played(**GRID).spec) == (("", ("stay", "turn left", "turn right", "forward")),)
     assert action_labels(played("fixture_envs:fixture/Tracer-v0").spec) == (
         ("branch 0", ("0", "1", "2")),
         ("branch 1", ("0", "1")),
@@ -260,7 +259,7 @@ def test_no_screen_is_one_line(monkeypatch: pytest.MonkeyPatch, env: Env) -> Non
 
 
 def test_an_environment_in_another_process_is_the_same() -> None:
-    policy, config = untrained(**grid())
+    policy, config = untrained(**GRID)
     with remote_env(config.env) as env:
         there = record_episode(policy, env, seed=7)
     with watched_env(config.env) as env:
