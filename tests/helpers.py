@@ -178,9 +178,10 @@ def train_tiny(path: Path, **changes: Any) -> Path:
     return path
 
 
-def refusal(capsys: pytest.CaptureFixture[str], *arguments: str | Path) -> str:
+def refusal(capsys: pytest.CaptureFixture[str], *arguments: object) -> str:
     """What a command says about wrong input: one line, and exit code 2."""
+    capsys.readouterr()
     assert main([str(argument) for argument in arguments]) == 2, arguments
     error = capsys.readouterr().err
-    assert error.count("\n") == 1
+    assert error.startswith("error: ") and error.count("\n") == 1 and error.strip().isprintable(), error
     return error
