@@ -12,7 +12,7 @@ from configs_for_tests import tiny
 from torch import Tensor
 
 from ppo_tbptt.cli import main
-from ppo_tbptt.config import CoreConfig, ModelConfig
+from ppo_tbptt.config import Config, CoreConfig, ModelConfig
 from ppo_tbptt.envs import LevelSeeds, VectorEnv
 from ppo_tbptt.models import Agent
 from ppo_tbptt.models.heads import log_prob_and_entropy, sample
@@ -171,10 +171,20 @@ def tracers(num_envs: int, num_workers: int = 0, *, two_groups: bool = False) ->
     return VectorEnv(env_id, num_envs=num_envs, levels=levels, num_workers=num_workers, two_groups=two_groups)
 
 
+def timeless(row: Mapping[str, float]) -> dict[str, float]:
+    """What does not depend on the clock."""
+    return {tag: value for tag, value in row.items() if not tag.startswith("time/")}
+
+
+def train(config: Config, run: Path | None = None) -> list[dict[str, float]]:
+    """The timeless rows of a whole training."""
+    with Trainer(config, run) as trainer:
+        return [timeless(report.row()) for report in trainer]
+
+
 def train_tiny(path: Path, **changes: Any) -> Path:
     """A finished run of the tiny config with ``changes``."""
-    with Trainer(tiny(**changes), path) as trainer:
-        list(trainer)
+    train(tiny(**changes), path)
     return path
 
 
