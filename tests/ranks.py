@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from configs_for_tests import tiny
+from helpers import timeless
 
 from ppo_tbptt.ppo import all_reduce
 from ppo_tbptt.runtime.distributed import World
@@ -51,24 +52,12 @@ def _rank(function: Callable[[World, Path], Any], folder: Path, rank: int, port:
     assert not [name for name in names if "gloo" in name]  # what is left of a group can crash the process's end
 
 
-def talk(world: World, folder: Path) -> dict[str, Any]:
-    x = torch.arange(4.0) + 10 * world.rank
-    weights = torch.full((3,), float(world.rank))
-    world.broadcast_(weights)
-    return {
-        "json": world.gather_json({"rank": world.rank, "text": "ä" * world.rank, "number": 0.1}),
-        "largest": world.largest(5 - world.rank),
-        "variance": world.variance(x),
-        "broadcast": weights.tolist(),
-    }
-
-
 def train(world: World, folder: Path) -> dict[str, Any]:
     """Two iterations, and the same run resumed for one more."""
     config = tiny(
         train={"checkpoint_every": 1, "eval_every": 2}, total_steps=384, core={"num_layers": 2, "dropout": 0.2}
     )
-    out: dict[str, Any] = {}
+    out: dict[str, Any] = {"heard": world.gather_json({"rank": world.rank, "text": "ä" * world.rank, "number": 0.1})}
     with Trainer(config, folder / "run", world=world) as trainer:
         assert trainer.levels is not None
         out["first seeds"] = [trainer.levels.peek(env) for env in range(trainer.envs.num_envs)]
@@ -80,12 +69,3 @@ def train(world: World, folder: Path) -> dict[str, Any]:
         out["rows"] += [timeless(report.row()) for report in trainer]
         out["parameters"] = torch.cat([p.detach().flatten() for p in trainer.agent.parameters()])
     return out
-
-
-def timeless(row: dict[str, float]) -> dict[str, float]:
-    return {key: value for key, value in row.items() if not key.startswith("time/")}
-
-
-def everything(world: World, folder: Path) -> dict[str, Any]:
-    """One start of two ranks for all of it: a start takes seconds."""
-    return {"talk": talk(world, folder), "train": train(world, folder)}
