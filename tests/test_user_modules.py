@@ -5,16 +5,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 from configs_for_tests import TINY
-from test_resume import assert_same, results
+from test_resume import assert_equal_runs
 
 from ppo_tbptt.config import Config, ConfigError
 from ppo_tbptt.evaluation.evaluate import evaluate
 from ppo_tbptt.evaluation.policy import Policy
 from ppo_tbptt.models.contract import check_core
-from ppo_tbptt.run.checkpoint import load_checkpoint
-from ppo_tbptt.run.folder import RunDir
 from ppo_tbptt.training.trainer import Trainer
 
 MODULE = '''
@@ -87,9 +84,7 @@ def test_train_checkpoint_resume_and_evaluate(module: Any, tmp_path: Path) -> No
         trainer.save()
     with Trainer.resume(tmp_path / "parts") as trainer:
         list(trainer)
-    assert_same(results(tmp_path / "whole"), results(tmp_path / "parts"))
-    whole, parts = (load_checkpoint(RunDir(tmp_path / name).newest())["losses"] for name in ("whole", "parts"))
-    assert torch.equal(whole["Decoder"]["linear.weight"], parts["Decoder"]["linear.weight"])
+    assert_equal_runs(tmp_path / "whole", tmp_path / "parts")
     policy = Policy.load(tmp_path / "parts")
     assert not any("Decoder" in name for name in policy.agent.state_dict())
     outcome = evaluate(policy.agent, settings.env, seeds=range(200_000, 200_003), repeats=1, num_workers=0)
