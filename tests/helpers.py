@@ -17,6 +17,7 @@ from ppo_tbptt.envs import LevelSeeds, VectorEnv
 from ppo_tbptt.models import Agent
 from ppo_tbptt.models.heads import log_prob_and_entropy, sample
 from ppo_tbptt.ppo.collector import CollectedRollout, RolloutCollector, empty_rollout
+from ppo_tbptt.ppo.learner import Learner, UpdateStats
 from ppo_tbptt.ppo.losses import AuxiliaryLoss
 from ppo_tbptt.ppo.sequences import cut, gather
 from ppo_tbptt.runtime.timing import Timer
@@ -82,6 +83,13 @@ def fake_targets(rollout: Rollout, seed: int = 1) -> Targets:
     advantage, error = (torch.randn(rollout.value.shape, generator=generator) for _ in range(2))
     device = rollout.value.device
     return Targets(advantage=advantage.to(device), value_target=rollout.value + error.to(device))
+
+
+def update_once(learner: Learner) -> UpdateStats:
+    """An update on the same 23 steps of 4 environments each time."""
+    start = torch.rand(23, 4, generator=torch.Generator().manual_seed(3)) < 0.15
+    rollout = fake_rollout(small_agent(), start)
+    return learner.update(rollout, fake_targets(rollout), 0, Timer())
 
 
 def worst_replay(

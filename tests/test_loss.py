@@ -2,14 +2,13 @@
 
 import pytest
 import torch
-from helpers import fake_rollout, fake_targets, small_agent
+from helpers import small_agent, update_once
 from torch import Tensor, nn
 
 from ppo_tbptt.config import ConfigError, PPOConfig
 from ppo_tbptt.models import Agent
 from ppo_tbptt.ppo.learner import Learner
 from ppo_tbptt.ppo.losses import build_losses
-from ppo_tbptt.runtime.timing import Timer
 from ppo_tbptt.types import AgentOutput, Minibatch
 
 
@@ -39,18 +38,17 @@ def learner(coefs: dict[str, float]) -> Learner:
     return Learner(agent, config, total_steps=1000, generator=generator, auxiliary=build_losses(coefs, agent))
 
 
-def train(learner: Learner) -> dict[str, float]:
-    rollout = fake_rollout(small_agent(), torch.rand(23, 4, generator=torch.Generator().manual_seed(3)) < 0.15)
-    return learner.update(rollout, fake_targets(rollout), 0, Timer()).scalars
-
-
 def test_auxiliary_losses_train_the_agent_and_their_own_weights_and_report_by_name() -> None:
     with_aux, without = learner(HERE), learner({})
     decoder = with_aux.loss_modules["Decoder"]
     before = decoder.state_dict()["linear.weight"].clone()
-    figures = train(with_aux)
+    figures = update_once(with_aux).scalars
     assert not torch.equal(decoder.state_dict()["linear.weight"], before)
-    assert figures.keys() - train(without).keys() == {"loss/Decoder", "decoder/largest_error", "loss/small_values"}
+    assert figures.keys() - update_once(without).scalars.keys() == {
+        "loss/Decoder",
+        "decoder/largest_error",
+        "loss/small_values",
+    }
     weights = [torch.cat([p.detach().flatten() for p in x.agent.parameters()]) for x in (with_aux, without)]
     assert not torch.equal(*weights)
     parts = figures["loss/policy"] + 0.5 * figures["loss/value"] - 1e-4 * figures["policy/entropy"]
@@ -58,23 +56,15 @@ def test_auxiliary_losses_train_the_agent_and_their_own_weights_and_report_by_na
     assert figures["loss/total"] == pytest.approx(total, rel=1e-5)
 
 
-def test_the_state_of_a_learner_goes_on() -> None:
-    """With its losses; without what was saved of others."""
-    whole, parts = learner(HERE), learner(HERE)
-    train(whole)
-    expected = train(whole)
-    train(parts)
-    again = learner(HERE)
-    again.agent.load_state_dict(parts.agent.state_dict())
-    again.generator.set_state(parts.generator.get_state())
-    again.load_state_dict(parts.state_dict())
-    assert train(again) == expected
-
-    saved, plain = parts.state_dict(), learner({})
+def test_what_was_saved_of_other_losses_is_left_and_of_other_networks_refused() -> None:
+    """Learners with the same losses go on bit for bit: see test_user_modules.py."""
+    with_aux, plain = learner(HERE), learner({})
+    update_once(with_aux)
+    saved = with_aux.state_dict()
     plain.load_state_dict(saved)
     assert len(plain.optimizer.state) == len(plain.parameters())
-    again.load_state_dict({"optimizer": plain.optimizer.state_dict()})  # a checkpoint from before there were losses
-    train(again)
+    with_aux.load_state_dict({"optimizer": plain.optimizer.state_dict()})  # a checkpoint from before there were losses
+    update_once(with_aux)
     with pytest.raises(ValueError, match="of another network"):
         Learner(small_agent("lstm"), PPOConfig(), total_steps=1, generator=torch.Generator()).load_state_dict(saved)
 

@@ -167,32 +167,14 @@ def test_curves_are_those_of_the_recorded_episodes(double_buffering: str, tmp_pa
     assert {step.action for played in log for step in played.steps} == {(i, j) for i in range(3) for j in range(2)}
 
 
-def test_evaluations_play_other_environments_and_leave_the_curves_alone(tmp_path: Path) -> None:
-    config = LONG.replace(train={"eval_every": 5})
-    with Trainer(config, tmp_path / "run") as trainer:
-        reports = list(trainer)
-    log = Log.take()
-    assert_rows([about_episodes(report.row()) for report in reports], curves(log, config))
-    assert_shown(tmp_path / "run")
-    held_out = Counter(played.seed for played in log if played.env >= 3)
-    assert held_out == dict.fromkeys((200_000, 200_001, 200_002), 2 * 2)  # repeats, evaluations
-    assert [row["iteration"] for row in metrics(tmp_path / "run") if "eval/return" in row] == [5, 10]
-    for number, row in enumerate(metrics(tmp_path / "run")[i] for i in (4, 9)):
-        # Six episodes run side by side, each in an environment of its own.
-        own = [played for played in log if 3 + 6 * number <= played.env < 9 + 6 * number]
-        assert row["eval/length"] == pytest.approx(np.mean([len(played.steps) for played in own]))
-        assert row["eval/return"] == pytest.approx(np.mean([sum(s.reward for s in played.steps) for played in own]))
-
-
-@pytest.mark.parametrize("stops", [[6], [5, 7, 11]])
-def test_a_resumed_run_has_the_curves_of_one_that_was_left_alone(stops: list[int], tmp_path: Path) -> None:
+def test_a_resumed_run_has_the_curves_of_one_that_was_left_alone(tmp_path: Path) -> None:
     """It is left after these iterations, which are in the metrics and in no checkpoint."""
     parts = tmp_path / "parts"
     whole = train(LONG)
     log = Log.take()
 
     trainer = Trainer(LONG, parts)
-    for stop in stops:
+    for stop in (5, 7, 11):
         with trainer:
             while trainer.iteration < stop:
                 next(trainer)
@@ -223,8 +205,7 @@ def from_step(own: list[Played], steps: int) -> list[tuple[int, list[Step]]]:
     return [(played.seed, played.steps) for played in own[ended:]]
 
 
-@pytest.mark.parametrize("stops", [[24], [8, 17, 24]])
-def test_the_mean_of_100_episodes_decides_which_weights_are_best(stops: list[int], tmp_path: Path) -> None:
+def test_the_mean_of_100_episodes_decides_which_weights_are_best(tmp_path: Path) -> None:
     """Where there are no evaluations. A run that is left and resumed counts the episodes from before."""
     train(SHORT)
     expected = bests(Log.take(), SHORT)
@@ -232,7 +213,7 @@ def test_the_mean_of_100_episodes_decides_which_weights_are_best(stops: list[int
 
     file = tmp_path / "run" / "checkpoints" / "best.pt"
     weights: dict[int, dict[str, torch.Tensor]] = {}
-    for stop in stops:
+    for stop in (8, 17, 24):
         trainer = Trainer.resume(tmp_path / "run") if weights else Trainer(SHORT, tmp_path / "run")
         with trainer:
             while trainer.iteration < stop:
