@@ -91,7 +91,7 @@ def test_train_checkpoint_resume_and_evaluate(module: Any, tmp_path: Path) -> No
 
 
 def test_what_cannot_be_built_is_one_line_before_anything_is_written(module: Any, tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="^core.kind: .*ValueError: tau must be at least 1") as caught:
+    with pytest.raises(ConfigError, match=r"^core\.kind: .*ValueError: tau must be at least 1") as caught:
         Trainer(config({"kind": "users_own:Leaky", "width": 6, "tau": 0.5}), tmp_path / "run")
     assert "\n" not in str(caught.value)
     assert not (tmp_path / "run").exists()
