@@ -39,7 +39,6 @@ def ranks(folder: Path) -> list[dict[str, Any]]:
 
 def test_whole_runs_agree_on_all_but_the_clock(ranks: list[dict[str, Any]], folder: Path) -> None:
     first, second = ranks
-    assert first["heard"] == second["heard"] == [{"rank": r, "text": "ä" * r, "number": 0.1} for r in range(2)]
     assert first["rows"] == second["rows"]
     assert torch.equal(first["parameters"], second["parameters"])
     assert first["iterations"] == 3

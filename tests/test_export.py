@@ -4,6 +4,7 @@ import json
 import re
 import subprocess
 import sys
+import tomllib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -86,8 +87,7 @@ def test_onnx_metadata_and_names(tmp_path: Path) -> None:
     assert [port.name for port in exported.inputs] == ["state", "value", "agent_state"]
     assert [port.name for port in exported.outputs] == ["logits", "agent_value", "next_state"]
     properties = {p.key: p.value for p in onnx.load(tmp_path / "a.onnx").metadata_props}
-    (tmp_path / "config.toml").write_text(properties["config"])
-    assert Config.load(tmp_path / "config.toml") == policy.config
+    assert Config.from_dict(tomllib.loads(properties["config"])) == policy.config
     assert properties["env_id"] == "ppo_tbptt/PocMemory-v0"
     assert (properties["action_nvec"], properties["state_size"], properties["env_steps"]) == ("[2]", "8", "7")
     assert json.loads(properties["observations"]) == spec.to_json()["obs"]
@@ -186,6 +186,7 @@ def test_wrong_input_is_one_line(run: Path, tmp_path: Path, capsys: pytest.Captu
     assert "gamma" in refusal(capsys, "export", run, "--ppo.gamma", "1")
 
 
+SPEC = make_env(POC).spec.to_json()
 HOSTILE: dict[str, dict[str, str | None]] = {
     "another format": {"format": "ppo_tbptt weights 2"},
     "no config": {"config": None},
@@ -194,15 +195,13 @@ HOSTILE: dict[str, dict[str, str | None]] = {
     "config of a giant": {"config": json.dumps(tiny(core={"hidden_size": 65_536, "num_layers": 8}).to_dict())},
     "spec without fields": {"spec": "{}"},
     "steps are words": {"env_steps": "many"},
-}
-SPECS: dict[str, dict[str, Any]] = {
-    "huge observations": {"obs": [["obs", [10**6, 10**6, 3], "uint8"]]},
-    "observations beyond 64 bits": {"obs": [["obs", [10**40], "float32"]]},
-    "an unknown field": {"colour": 1},
+    "huge observations": {"spec": json.dumps({**SPEC, "obs": [["obs", [10**6, 10**6, 3], "uint8"]]})},
+    "observations beyond 64 bits": {"spec": json.dumps({**SPEC, "obs": [["obs", [10**40], "float32"]]})},
+    "an unknown field": {"spec": json.dumps({**SPEC, "colour": 1})},
 }
 
 
-@pytest.mark.parametrize("case", [*HOSTILE, *SPECS])
+@pytest.mark.parametrize("case", HOSTILE)
 def test_hostile_weights_are_refused_in_one_line(case: str, tmp_path: Path) -> None:
     policy = untrained(POC, "gru")
     good, bad = tmp_path / "good.safetensors", tmp_path / "bad.safetensors"
@@ -211,7 +210,7 @@ def test_hostile_weights_are_refused_in_one_line(case: str, tmp_path: Path) -> N
     metadata: dict[str, str | None] = {
         "format": "ppo_tbptt weights 1",
         "config": json.dumps(policy.config.to_dict()),
-        "spec": json.dumps({**policy.spec.to_json(), **SPECS.get(case, {})}),
+        "spec": json.dumps(policy.spec.to_json()),
         "env_steps": "7",
         **HOSTILE.get(case, {}),
     }

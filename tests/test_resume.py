@@ -2,13 +2,12 @@
 
 import time
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
-import gymnasium as gym
-import numpy as np
 import pytest
 import torch
 from configs_for_tests import tiny
+from fixture_envs import tracer_length
 from helpers import timeless, train, train_tiny
 
 from ppo_tbptt.config import Config, ConfigError
@@ -201,42 +200,19 @@ def test_what_is_not_exact_is_said(key: str, value: Any, reason: str, tmp_path: 
 
 
 def test_environments_that_do_not_repeat_themselves_are_named(tmp_path: Path) -> None:
-    """Of 16 environments 11 played levels that are others now: ten are named."""
-    run = tmp_path / "run"
-    config = tiny(env={"id": "test_resume:changing/Counter-v0", "num_envs": 16})
-    with Trainer(config, run) as trainer:
+    """Tracers number their episodes from 0, so a later one looks different in a new instance: ten are named."""
+    tracer = {"id": "fixture_envs:fixture/Tracer-v0", "options": {"min_length": 3, "max_length": 6}, "num_envs": 16}
+    with Trainer(tiny(env=tracer, ppo={"rollout_steps": 5, "sequence_length": 5}), tmp_path / "run") as trainer:
+        levels = trainer.state_dict()["environments"][0]["seed"].tolist()
         next(trainer)
         trainer.save()
-        others = trainer.state_dict()["environments"][0]["seed"].tolist()[5:]
-    Counter.others = others
-    try:
-        with Trainer.resume(run) as trainer:
-            assert trainer.notes == [
-                "not exact: 11 of 16 environments (number 5, 6, 7, 8, 9, 10, 11, 12, 13, 14) did not repeat their "
-                "episodes when played again, and begin new ones"
-            ]
-    finally:
-        Counter.others = []
-
-
-class Counter(gym.Env[Any, Any]):
-    """Endless; the observation is the step, or one more in the levels ``others``."""
-
-    others: ClassVar[list[int]] = []
-    observation_space = gym.spaces.Box(-np.inf, np.inf, (1,), np.float32)
-    action_space: gym.spaces.Space[Any] = gym.spaces.Discrete(2)
-
-    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> Any:
-        self.t = float(seed in self.others)
-        return np.array([self.t], np.float32), {}
-
-    def step(self, action: int) -> Any:
-        self.t += 1
-        return np.array([self.t], np.float32), 0.0, False, False, {}
-
-
-if "changing/Counter-v0" not in gym.registry:
-    gym.register("changing/Counter-v0", entry_point=lambda **_: Counter(), disable_env_checker=True)
+    later = [number for number, level in enumerate(levels) if tracer_length(level, 3, 6) <= 5]
+    assert 10 < len(later) < 16
+    with Trainer.resume(tmp_path / "run") as trainer:
+        assert trainer.notes == [
+            f"not exact: {len(later)} of 16 environments (number {', '.join(map(str, later[:10]))}) did not repeat "
+            "their episodes when played again, and begin new ones"
+        ]
 
 
 def test_progress_of_going_back_into_the_episodes_is_told(tmp_path: Path) -> None:
