@@ -54,6 +54,11 @@ def small_agent(core: str = "gru", num_layers: int = 1, dropout: float = 0.0, se
     return agent
 
 
+def starts() -> Tensor:
+    """Of 23 steps of 4 environments, [T, N]."""
+    return torch.rand(23, 4, generator=torch.Generator().manual_seed(3)) < 0.15
+
+
 @torch.no_grad()
 def fake_rollout(agent: Agent, start: Tensor, *, seed: int = 0, store: str = "before") -> Rollout:
     """A rollout of ``agent`` over random observations with the given ``start`` pattern [T, N].
@@ -86,9 +91,8 @@ def fake_targets(rollout: Rollout, seed: int = 1) -> Targets:
 
 
 def update_once(learner: Learner) -> UpdateStats:
-    """An update on the same 23 steps of 4 environments each time."""
-    start = torch.rand(23, 4, generator=torch.Generator().manual_seed(3)) < 0.15
-    rollout = fake_rollout(small_agent(), start)
+    """An update on the same steps each time."""
+    rollout = fake_rollout(small_agent(), starts())
     return learner.update(rollout, fake_targets(rollout), 0, Timer())
 
 

@@ -138,21 +138,6 @@ def test_another_number_of_workers_changes_nothing(tmp_path: Path) -> None:
         assert [timeless(report.row()) for report in trainer] == whole[1:]
 
 
-def test_a_damaged_newest_checkpoint_costs_only_the_time_since_the_one_before(tmp_path: Path) -> None:
-    train(CONFIGS["toy"], tmp_path / "whole")
-    with Trainer(CONFIGS["toy"], tmp_path / "parts") as trainer:
-        for _ in range(3):
-            next(trainer)
-    newest = tmp_path / "parts" / "checkpoints" / "iteration_0000003.pt"
-    newest.write_bytes(newest.read_bytes()[:-1000])
-    with pytest.warns(UserWarning, match=r"0000003\.pt.*0000002\.pt is used instead"):
-        trainer = Trainer.resume(tmp_path / "parts")
-    with trainer:
-        assert trainer.iteration == 2
-        list(trainer)
-    assert_equal_runs(tmp_path / "whole", tmp_path / "parts")
-
-
 def test_more_steps_go_on_with_the_schedules_as_they_were_and_other_settings_as_they_are(tmp_path: Path) -> None:
     run = train_tiny(tmp_path / "run", ppo={"learning_rate": {"initial": 1e-3, "final": 0.0}})
     with Trainer.resume(run, {"total_steps": 384, "ppo.weight_decay": 0.5}) as trainer:
