@@ -59,9 +59,7 @@ def check(result: dict[str, Any]) -> None:
     assert result["peak_memory_mb"]["device"] is None
 
 
-def test_figures_of_both_settings_and_their_ratio_fit_together(
-    capsys: pytest.CaptureFixture[str],
-) -> None:
+def test_figures_of_both_settings_and_their_ratio_fit_together(capsys: pytest.CaptureFixture[str]) -> None:
     result = benchmark(capsys, "--iterations", "2", "--vs", "--core.kind=none --precision bfloat16")
     check(result)
     assert result["iterations"] == 2

@@ -101,7 +101,9 @@ def test_a_training_leaves_the_global_generators_alone() -> None:
     with Trainer(config) as trainer:
         for report, row in zip(trainer, rows, strict=True):
             assert timeless(report.row()) == row
-            torch.rand(3), np.random.rand(3), random.random()
+            torch.rand(3)
+            np.random.rand(3)
+            random.random()
 
 
 def test_checkpoints_of_format_2_are_resumed(tmp_path: Path) -> None:
