@@ -32,6 +32,7 @@ CONFIGS = {
         total_steps=192,
     ),
 }
+CONFIGS["endless"] = CONFIGS["frames"].replace(env={"id": "Endless-MortarMayhem-v0", "num_workers": 1})
 
 
 def results(run: Path) -> tuple[list[dict[str, float]], dict[str, Any], Any]:
@@ -69,6 +70,20 @@ def test_interrupted_at_every_iteration(name: str, tmp_path: Path) -> None:
         with Trainer.resume(tmp_path / "parts") as trainer:
             assert trainer.notes == []
             next(trainer)
+    assert_equal_runs(tmp_path / "whole", tmp_path / "parts")
+
+
+def test_a_damaged_newest_checkpoint_costs_only_the_time_since_the_one_before(tmp_path: Path) -> None:
+    train(CONFIGS["toy"], tmp_path / "whole")
+    with Trainer(CONFIGS["toy"], tmp_path / "parts") as trainer:
+        for _ in range(3):
+            next(trainer)
+    newest = tmp_path / "parts" / "checkpoints" / "iteration_0000003.pt"
+    newest.write_bytes(newest.read_bytes()[:-1000])
+    with pytest.warns(UserWarning, match=r"0000003\.pt.*0000002\.pt is used instead"):
+        trainer = Trainer.resume(tmp_path / "parts")
+    with trainer:
+        list(trainer)
     assert_equal_runs(tmp_path / "whole", tmp_path / "parts")
 
 

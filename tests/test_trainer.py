@@ -37,6 +37,13 @@ def test_ranks_divide_the_cores_of_their_machine(monkeypatch: pytest.MonkeyPatch
             assert len(pids(trainer)) == workers
 
 
+@pytest.mark.parametrize("env_id", ["ppo_tbptt/PocMemory-v0", "MortarMayhem-Grid-v0"])
+def test_the_number_of_workers_changes_nothing(env_id: str) -> None:
+    small = {"total_steps": 128, "model": {"hidden_size": 16, "cnn_channels": [4, 4, 4]}}
+    runs = [train(tiny(env={"id": env_id, "num_workers": n}, **small)) for n in (0, 1, 3)]
+    assert runs[0] == runs[1] == runs[2]
+
+
 def test_double_buffering_changes_nothing_but_rounding() -> None:
     """Five environments make uneven halves, each with two workers of its own."""
     rows = []
