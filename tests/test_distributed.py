@@ -71,6 +71,7 @@ def test_resume_with_another_number_of_ranks(ranks: list[dict[str, Any]], folder
     shutil.copytree(folder / "run", run)
     tree = load_checkpoint(run / "checkpoints" / "iteration_0000003.pt")
     with Trainer.resume(run, {"total_steps": 500}) as trainer:
+        assert "not exact: all environments begin new episodes, because the number of ranks is another" in trainer.notes
         assert any("the checkpoint is of 2 rank(s)" in note for note in trainer.notes)
         assert trainer.env_steps == 384
         assert trainer.num_iterations == 3 + 2

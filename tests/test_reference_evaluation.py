@@ -19,7 +19,7 @@ from scipy import stats
 
 import ppo_tbptt.envs.toy  # noqa: F401 (registers the toys)
 from ppo_tbptt.config import Config, EnvConfig
-from ppo_tbptt.envs import WorkerError, make_env
+from ppo_tbptt.envs import EnvError, WorkerError, make_env
 from ppo_tbptt.evaluation.evaluate import evaluate
 from ppo_tbptt.models import Agent
 from ppo_tbptt.run.checkpoint import load_checkpoint
@@ -314,6 +314,20 @@ def test_arguments_of_an_evaluation_come_before_the_settings() -> None:
         found = trainer.evaluate(seeds=[7, 5], repeats=1, greedy=True, sampling_seed=2, max_steps=6, forget_every=2)
         how = {"repeats": 1, "greedy": True, "sampling_seed": 2, "max_steps": 6, "forget_every": 2}
         assert_equal(asdict(found), reference(trainer.agent, trainer.config.env, seeds=[7, 5], **how))
+
+
+ONES = EnvConfig(id="ppo_tbptt/ProbeConstant-v0")
+
+
+@pytest.mark.parametrize(("shapes", "nvec"), [({"obs": (2,)}, (2,)), ({"obs": (1,)}, (3,))])
+def test_another_environments_agent_is_refused(shapes: dict[str, tuple[int, ...]], nvec: tuple[int, ...]) -> None:
+    with pytest.raises(EnvError, match=r"^ppo_tbptt/ProbeConstant-v0: observations .* don't fit this agent"):
+        evaluate(tiny_agent(shapes, nvec), ONES, seeds=[1, 2], num_workers=0)
+
+
+def test_a_return_that_is_1_everywhere_is_no_proportion() -> None:
+    agent = tiny_agent({"obs": (1,)}, (2,))
+    assert evaluate(agent, ONES, seeds=[1, 2], num_workers=0).measures["return"].ci95 == (1.0, 1.0)
 
 
 def test_what_is_logged_is_the_evaluation_of_that_iterations_weights() -> None:
