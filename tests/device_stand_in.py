@@ -16,15 +16,7 @@ DEVICE = torch.device("meta")
 WAITS = {"aten::_local_scalar_dense", "aten::nonzero", "aten::masked_select", "aten::is_nonzero", "aten::equal"}
 """Operations whose result the host needs, be it the number of its elements."""
 
-
-NOT_DETERMINISTIC = {
-    "aten::cumsum",
-    "aten::histc",
-    "aten::median",
-    "aten::put_",
-    "aten::scatter_reduce",
-    "aten::kthvalue",
-}
+NOT_DETERMINISTIC = {f"aten::{name}" for name in ("cumsum", "histc", "median", "put_", "scatter_reduce", "kthvalue")}
 """Operations on CUDA's floats that raise where only deterministic algorithms are allowed."""
 
 

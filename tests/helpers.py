@@ -12,11 +12,12 @@ from configs_for_tests import tiny
 from torch import Tensor
 
 from ppo_tbptt.cli import main
-from ppo_tbptt.config import CoreConfig, ModelConfig
+from ppo_tbptt.config import Config, CoreConfig, ModelConfig
 from ppo_tbptt.envs import LevelSeeds, VectorEnv
 from ppo_tbptt.models import Agent, Core
 from ppo_tbptt.models.heads import log_prob_and_entropy, sample
 from ppo_tbptt.ppo.collector import CollectedRollout, RolloutCollector, empty_rollout
+from ppo_tbptt.ppo.learner import Learner, UpdateStats
 from ppo_tbptt.ppo.losses import AuxiliaryLoss
 from ppo_tbptt.ppo.sequences import cut, gather
 from ppo_tbptt.runtime.timing import Timer
@@ -53,6 +54,11 @@ def small_agent(core: str = "gru", num_layers: int = 1, dropout: float = 0.0, se
     return agent
 
 
+def starts() -> Tensor:
+    """Of 23 steps of 4 environments, [T, N]."""
+    return torch.rand(23, 4, generator=torch.Generator().manual_seed(3)) < 0.15
+
+
 @torch.no_grad()
 def fake_rollout(agent: Agent, start: Tensor, *, seed: int = 0, store: str = "before") -> Rollout:
     """A rollout of ``agent`` over random observations with the given ``start`` pattern [T, N].
@@ -82,6 +88,12 @@ def fake_targets(rollout: Rollout, seed: int = 1) -> Targets:
     advantage, error = (torch.randn(rollout.value.shape, generator=generator) for _ in range(2))
     device = rollout.value.device
     return Targets(advantage=advantage.to(device), value_target=rollout.value + error.to(device))
+
+
+def update_once(learner: Learner) -> UpdateStats:
+    """An update on the same steps each time."""
+    rollout = fake_rollout(small_agent(), starts())
+    return learner.update(rollout, fake_targets(rollout), 0, Timer())
 
 
 def worst_replay(
@@ -177,16 +189,27 @@ def tracers(num_envs: int, num_workers: int = 0, *, two_groups: bool = False) ->
     return VectorEnv(env_id, num_envs=num_envs, levels=levels, num_workers=num_workers, two_groups=two_groups)
 
 
+def timeless(row: Mapping[str, float]) -> dict[str, float]:
+    """What does not depend on the clock."""
+    return {tag: value for tag, value in row.items() if not tag.startswith("time/")}
+
+
+def train(config: Config, run: Path | None = None) -> list[dict[str, float]]:
+    """The timeless rows of a whole training."""
+    with Trainer(config, run) as trainer:
+        return [timeless(report.row()) for report in trainer]
+
+
 def train_tiny(path: Path, **changes: Any) -> Path:
     """A finished run of the tiny config with ``changes``."""
-    with Trainer(tiny(**changes), path) as trainer:
-        list(trainer)
+    train(tiny(**changes), path)
     return path
 
 
-def refusal(capsys: pytest.CaptureFixture[str], *arguments: str | Path) -> str:
+def refusal(capsys: pytest.CaptureFixture[str], *arguments: object) -> str:
     """What a command says about wrong input: one line, and exit code 2."""
+    capsys.readouterr()
     assert main([str(argument) for argument in arguments]) == 2, arguments
     error = capsys.readouterr().err
-    assert error.count("\n") == 1
+    assert error.startswith("error: ") and error.count("\n") == 1 and error.strip().isprintable(), error
     return error

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from configs_for_tests import tiny
+from helpers import timeless
 
 from ppo_tbptt.ppo import all_reduce
 from ppo_tbptt.runtime.distributed import World
@@ -51,18 +52,6 @@ def _rank(function: Callable[[World, Path], Any], folder: Path, rank: int, port:
     assert not [name for name in names if "gloo" in name]  # what is left of a group can crash the process's end
 
 
-def talk(world: World, folder: Path) -> dict[str, Any]:
-    x = torch.arange(4.0) + 10 * world.rank
-    weights = torch.full((3,), float(world.rank))
-    world.broadcast_(weights)
-    return {
-        "json": world.gather_json({"rank": world.rank, "text": "ä" * world.rank, "number": 0.1}),
-        "largest": world.largest(5 - world.rank),
-        "variance": world.variance(x),
-        "broadcast": weights.tolist(),
-    }
-
-
 def train(world: World, folder: Path) -> dict[str, Any]:
     """Two iterations, and the same run resumed for one more."""
     config = tiny(
@@ -80,12 +69,3 @@ def train(world: World, folder: Path) -> dict[str, Any]:
         out["rows"] += [timeless(report.row()) for report in trainer]
         out["parameters"] = torch.cat([p.detach().flatten() for p in trainer.agent.parameters()])
     return out
-
-
-def timeless(row: dict[str, float]) -> dict[str, float]:
-    return {key: value for key, value in row.items() if not key.startswith("time/")}
-
-
-def everything(world: World, folder: Path) -> dict[str, Any]:
-    """One start of two ranks for all of it: a start takes seconds."""
-    return {"talk": talk(world, folder), "train": train(world, folder)}

@@ -1,19 +1,21 @@
 """What is read from a run's folder, how runs are grouped, and the figures of a group."""
 
 import json
+import tomllib
+from collections.abc import Mapping
 from pathlib import Path
 
-import numpy as np
+import gymnasium as gym
 import pytest
 from configs_for_tests import tiny
 from runs_for_tests import add_evaluation, make_run
 
 from ppo_tbptt.analysis.figures import average
-from ppo_tbptt.analysis.groups import by_task, differences, goal, group_runs, reach, task_titles
+from ppo_tbptt.analysis.groups import Group, by_task, differences, goal, group_runs, reach, task_titles
 from ppo_tbptt.analysis.published import AGENTS, published_curves
-from ppo_tbptt.analysis.runs import read_run
+from ppo_tbptt.analysis.runs import Run, read_run
 from ppo_tbptt.config import Config, EnvConfig
-from ppo_tbptt.evaluation.statistics import iqm_over_runs, mean_over_runs
+from ppo_tbptt.envs.memory_gym import import_memory_gym
 from ppo_tbptt.run.files import JsonError
 from ppo_tbptt.run.folder import RunDirError
 from ppo_tbptt.run.metrics import MetricsError
@@ -31,15 +33,6 @@ def test_a_run_is_read(tmp_path: Path) -> None:
     assert run.hours == pytest.approx(0.33)
     assert run.best == run.held_out[1]
     assert run.last == run.held_out[2]
-
-
-def test_a_run_that_was_never_evaluated(tmp_path: Path) -> None:
-    path = make_run(tmp_path / "run", {10: 0.2})
-    rows = [json.loads(line) for line in (path / "metrics.jsonl").read_text().splitlines()]
-    (path / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows[:-1]))
-    run = read_run(path)
-    assert (run.held_out, run.best, run.last) == ((), None, None)
-    assert len(run.training) == 9
 
 
 def test_which_evaluations_count(tmp_path: Path) -> None:
@@ -68,7 +61,6 @@ BROKEN = {
     "no metrics": ("metrics.jsonl", None, "no such metrics file"),
     "empty metrics": ("metrics.jsonl", "", "no metrics yet"),
     "text for a number": ("metrics.jsonl", '{"iteration": 1, "env_steps": "many"}\n{}\n', "env_steps is missing"),
-    "metrics without steps": ("metrics.jsonl", '{"iteration": 1}\n{}\n', "env_steps is missing"),
     "evaluation of nothing": ("evaluations/a.json", "", "not valid JSON"),
 }
 
@@ -88,11 +80,16 @@ def test_a_broken_file_is_named(case: str, tmp_path: Path) -> None:
     assert "\n" not in str(caught.value)
 
 
+def groups_of(folder: Path, configs: Mapping[str, Config]) -> list[Group]:
+    """Of runs with these names and configs."""
+    return group_runs([read_run(make_run(folder / name, {2: 0.5}, config)) for name, config in configs.items()])
+
+
 def test_groups(tmp_path: Path) -> None:
     """Seed and where it ran don't matter; the core does; a schedule is one setting."""
     other = tiny(core={"kind": "lstm"}, ppo={"learning_rate": {"initial": 1e-3, "final": 0.0}})
-    configs = {"gru_1": tiny(seed=1), "lstm": other, "gru_2": tiny(seed=2, env={"num_workers": 3}, device="cuda")}
-    groups = group_runs([read_run(make_run(tmp_path / name, {2: 0.5}, config)) for name, config in configs.items()])
+    third = tiny(seed=2, env={"num_workers": 3}, device="cuda")
+    groups = groups_of(tmp_path, {"gru_1": tiny(seed=1), "lstm": other, "gru_2": third})
     assert [(g.letter, g.name, len(g.runs)) for g in groups] == [("A", "gru_*", 2), ("B", "lstm", 1)]
     assert differences(groups) == {
         "core.kind": {"A": "gru", "B": "lstm"},
@@ -103,40 +100,43 @@ def test_groups(tmp_path: Path) -> None:
 
 def test_more_ranks_are_another_setting(tmp_path: Path) -> None:
     """The config is that of one rank, so it does not tell; steps per iteration do."""
-    paths = [make_run(tmp_path / f"on_{ranks}", {2: 0.5}, tiny(seed=ranks)) for ranks in (1, 2)]
-    for ranks, path in zip((1, 2), paths, strict=True):
+    runs = []
+    for ranks in (1, 2):
+        path = make_run(tmp_path / f"on_{ranks}", {2: 0.5})
         (path / "metrics.jsonl").write_text(json.dumps({"iteration": 3, "env_steps": 3 * 64 * ranks}) + "\n")
-    groups = group_runs([read_run(path) for path in paths])
+        runs.append(read_run(path))
+    groups = group_runs(runs)
     assert differences(groups) == {"ranks": {"A": 1, "B": 2}}
 
 
 def test_other_options_are_another_task(tmp_path: Path) -> None:
     shown = tiny(env={"options": {"num_show_steps": 2}})
-    runs = [read_run(make_run(tmp_path / name, {2: 0.5}, c)) for name, c in {"a": tiny(), "b": shown}.items()]
-    tasks = by_task(group_runs(runs))
+    tasks = by_task(groups_of(tmp_path, {"a": tiny(), "b": shown}))
     assert [[group.name for group in groups] for groups in tasks] == [["a"], ["b"]]
     assert task_titles(tasks) == ["ppo_tbptt/PocMemory-v0", "ppo_tbptt/PocMemory-v0: num_show_steps = 2"]
 
 
 def test_runs_of_one_name_are_told_apart(tmp_path: Path) -> None:
-    runs = [read_run(make_run(tmp_path / a / "run", {2: 0.5}, tiny(seed=i))) for i, a in enumerate("xy")]
-    assert group_runs(runs[:1])[0].name == "run"
-    assert group_runs(runs)[0].name == "x/run, ..."
+    assert groups_of(tmp_path / "z", {"run": tiny()})[0].name == "run"
+    assert groups_of(tmp_path, {"x/run": tiny(seed=0), "y/run": tiny(seed=1)})[0].name == "x/run, ..."
+
+
+def runs_of(folder: Path, *held_out: Mapping[int, float]) -> list[Run]:
+    """Runs of one config with these results."""
+    return [read_run(make_run(folder / f"run{i}", curve, tiny(seed=i))) for i, curve in enumerate(held_out)]
 
 
 def test_steps_and_hours_to_a_threshold(tmp_path: Path) -> None:
     curves = [{10: 0.4, 20: 0.6, 30: 0.9}, {10: 0.5, 20: 0.8, 40: 0.95}, {10: 0.0, 30: 0.2}]
-    runs = [read_run(make_run(tmp_path / f"run{i}", curve, tiny(seed=i))) for i, curve in enumerate(curves)]
-    (group,) = group_runs(runs)
+    (group,) = group_runs(runs_of(tmp_path, *curves))
     assert goal([group]) == 1
     half = reach(group, 0.5, 1.0)
     assert (half.env_steps, half.runs) == (2000, 2)  # of 2000, 1000 and never
     assert half.hours == pytest.approx(0.22)
     most = reach(group, 0.9, 1.0)
     assert (most.env_steps, most.runs) == (4000, 2)
-    assert reach(group, 0.95, 1.0).env_steps is None  # one of three is no median
-    assert reach(group, 0.95, 1.0).runs == 1
-    assert not reach(group, 0.95, 1.0).at_the_latest
+    never = reach(group, 0.95, 1.0)
+    assert (never.env_steps, never.runs, never.at_the_latest) == (None, 1, False)  # one of three is no median
     assert reach(group, 0.0, 1.0).at_the_latest, "passed by the first result: who knows when"
 
 
@@ -152,30 +152,20 @@ def test_without_a_maximum_the_best_value_is_the_goal(tmp_path: Path) -> None:
 
 
 def test_one_run_keeps_its_interval_over_levels_and_several_get_one_over_runs(tmp_path: Path) -> None:
-    values = [0.1, 0.5, 0.6, 0.7, 1.0]
-    runs = [read_run(make_run(tmp_path / f"run{i}", {2: v}, tiny(seed=i))) for i, v in enumerate(values)]
+    runs = runs_of(tmp_path, *({2: value} for value in (0.1, 0.5, 0.6, 0.7, 1.0)))
     one = group_runs(runs[:1])[0].last
     assert one is not None and (one.ci95, one.iqm) == (None, None)
     all_of_them = group_runs(runs)[0].last
     assert all_of_them is not None and all_of_them.iqm is not None
     assert all_of_them.mean == pytest.approx(0.58)
+    low, high = all_of_them.iqm.ci95 or (1.0, 0.0)
+    assert 0.1 < low < all_of_them.iqm.mean < high < 1.0
     assert all_of_them.iqm.mean == pytest.approx(0.6)  # without the least and the greatest of five
-
-
-def test_intervals_over_runs() -> None:
-    rng = np.random.default_rng(0)
-    scores = rng.normal(3, 1, 200)
-    half = 1.96 * scores.std() / 200**0.5  # what the normal approximation says
-    mean, iqm = mean_over_runs(scores.tolist()), iqm_over_runs(scores.tolist())
-    assert mean.ci95 == pytest.approx((scores.mean() - half, scores.mean() + half), abs=0.02)
-    assert iqm.ci95 is not None and iqm.ci95[0] < iqm.mean < iqm.ci95[1]
-    assert mean_over_runs([0.3]).ci95 is None
 
 
 def test_a_groups_curve_goes_as_far_as_all_its_runs(tmp_path: Path) -> None:
     """The second is evaluated at other steps: it is interpolated, and nothing is made up beyond its last."""
-    curves = [{10: 0.0, 20: 0.4, 30: 0.8}, {10: 0.2, 30: 0.6}, {20: 0.5, 25: 0.5}]
-    runs = [read_run(make_run(tmp_path / f"run{i}", c, tiny(seed=i))) for i, c in enumerate(curves)]
+    runs = runs_of(tmp_path, {10: 0.0, 20: 0.4, 30: 0.8}, {10: 0.2, 30: 0.6}, {20: 0.5, 25: 0.5})
     curve = average([run.held_out for run in runs[:2]])
     assert curve is not None
     assert curve.env_steps.tolist() == [1000, 2000, 3000]
@@ -185,18 +175,16 @@ def test_a_groups_curve_goes_as_far_as_all_its_runs(tmp_path: Path) -> None:
     assert curve is not None and curve.env_steps.tolist() == [2000, 2500]
 
 
-SHIPPED = ["mortar_mayhem", "mortar_mayhem_grid", "mortar_mayhem_b_grid", "mystery_path", "mystery_path_grid"]
-SHIPPED += ["mystery_path_grid_shown", "searing_spotlights", "endless_mortar_mayhem", "endless_mystery_path"]
-SHIPPED += ["endless_searing_spotlights"]
-OTHERS = ["quickstart", "mortar_mayhem_grid_short", "mortar_mayhem_b", "toy_poc_memory"]
+OF_OTHER_TASKS = {"quickstart", "mortar_mayhem_grid_short", "mortar_mayhem_b"}
 
 
-@pytest.mark.parametrize("name", [*SHIPPED, *OTHERS])
+@pytest.mark.parametrize("name", sorted(path.stem for path in (ROOT / "configs").glob("*.toml")))
 def test_shipped_tasks_have_their_published_curves(name: str) -> None:
     curves = published_curves(Config.load(ROOT / "configs" / f"{name}.toml").env)
     assert all(curve.agent in AGENTS and len(curve.means) > 20 for curve in curves)
     assert all(list(curve.env_steps) == sorted(set(curve.env_steps)) for curve in curves)
-    assert [curve.agent for curve in curves][:1] in ([["gru"], ["gru_rec"]] if name in SHIPPED else [[]])
+    published = name not in OF_OTHER_TASKS and not name.startswith("toy_")
+    assert [curve.agent for curve in curves][:1] in ([["gru"], ["gru_rec"]] if published else [[]])
 
 
 def test_published_figures() -> None:
@@ -217,12 +205,6 @@ def test_published_figures() -> None:
 
 def test_the_published_defaults_are_the_environments() -> None:
     """What a run leaves to the environment is known without it, from the data file: it must say the same."""
-    import tomllib
-
-    import gymnasium as gym
-
-    from ppo_tbptt.envs.memory_gym import import_memory_gym
-
     import_memory_gym()
     for task in tomllib.loads((ROOT / "ppo_tbptt" / "analysis" / "published_tasks.toml").read_text())["task"]:
         entry_point = gym.spec(task["env_id"]).entry_point

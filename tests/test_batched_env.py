@@ -110,9 +110,8 @@ def test_a_rollout_of_tensors() -> None:
 
 
 def test_it_is_resumed_in_the_middle_of_its_episodes() -> None:
-    whole, parts = new_agent(), new_agent()
-    levels = LevelSeeds(0, ENVS, 0, 100)
-    collector = RolloutCollector(Recall(levels), whole)
+    agent, levels = new_agent(), LevelSeeds(0, ENVS, 0, 100)
+    collector = RolloutCollector(Recall(levels), agent)
     carry = collect(collector, collector.begin(), STEPS).carry
     collector.envs.step(torch.zeros(ENVS, 1, dtype=torch.int64))
     saved, counts = collector.envs.state_dict(), levels.state_dict()
@@ -120,7 +119,7 @@ def test_it_is_resumed_in_the_middle_of_its_episodes() -> None:
     expected = collect(collector, carry, STEPS, 1)
     levels = LevelSeeds(0, ENVS, 0, 100)
     levels.load_state_dict(counts)
-    collector = RolloutCollector(Recall(levels), parts)
+    collector = RolloutCollector(Recall(levels), agent)
     again, exact = collector.resume(saved, carry.start, carry.state)
     assert exact.all()
     result = collect(collector, again, STEPS, 1)
@@ -130,13 +129,9 @@ def test_it_is_resumed_in_the_middle_of_its_episodes() -> None:
 
 def test_a_trainer_takes_it() -> None:
     """Half of the answers are right without memory; 30 iterations are three times as many as it takes to learn."""
-    ppo = {"rollout_steps": STEPS, "num_epochs": 4, "learning_rate": 1e-2, "entropy_coef": 0.0, "gamma": 0.9}
-    config = tiny(
-        total_steps=30 * STEPS * ENVS,
-        env={"num_envs": ENVS},
-        core={"hidden_size": 16},
-        ppo={**ppo, "sequence_length": None},
-    )
+    ppo = {"num_epochs": 4, "learning_rate": 1e-2, "entropy_coef": 0.0, "gamma": 0.9, "sequence_length": None}
+    ppo["rollout_steps"] = STEPS
+    config = tiny(total_steps=30 * STEPS * ENVS, env={"num_envs": ENVS}, core={"hidden_size": 16}, ppo=ppo)
     with Trainer(config, envs=Recall(LevelSeeds(0, ENVS, 0, 100))) as trainer:
         right = [report.scalars["episode/return"] for report in trainer]
     assert right[0] < 0.7 < 0.95 < np.mean(right[-3:])

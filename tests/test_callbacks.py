@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 import torch
 from configs_for_tests import tiny
-from test_resume import results, timeless
+from helpers import timeless, train
+from test_resume import results
 
 from ppo_tbptt.config import Config
 from ppo_tbptt.evaluation.policy import Policy
@@ -54,7 +55,10 @@ class Count(Callback):
 
 
 def test_a_callback_of_ones_own(tmp_path: Path) -> None:
-    """It is called around epochs and after iterations; its scalars are in the metrics, its state in checkpoints."""
+    """It is called around epochs and after iterations; its scalars are in the metrics, its state in checkpoints.
+
+    It changes no number besides.
+    """
     config = tiny(train={"checkpoint_every": 1})
     with Trainer(config, tmp_path / "run", callbacks=[first := Count()]) as trainer:
         next(trainer)
@@ -62,16 +66,9 @@ def test_a_callback_of_ones_own(tmp_path: Path) -> None:
     assert first.calls == [*epochs, "1 done at 64"]
     with Trainer.resume(tmp_path / "run", callbacks=[Count()]) as trainer:
         list(trainer)
-    rows = read_metrics(tmp_path / "run" / "metrics.jsonl")
-    assert [row["memory/epochs"] for row in rows] == [2, 4, 6, 8]
-
-
-def test_callbacks_change_no_number(tmp_path: Path) -> None:
-    rows = []
-    for callbacks in ([], [Count()]):
-        with Trainer(tiny(), tmp_path / str(len(rows)), callbacks=callbacks) as trainer:
-            rows.append([timeless(report.scalars) for report in trainer])
-    assert rows[0] == [{tag: x for tag, x in row.items() if tag != "memory/epochs"} for row in rows[1]]
+    rows = [timeless(row) for row in read_metrics(tmp_path / "run" / "metrics.jsonl")]
+    assert [row.pop("memory/epochs") for row in rows] == [2, 4, 6, 8]
+    assert rows == train(config)
 
 
 def test_an_agent_that_is_handed_in(tmp_path: Path) -> None:
@@ -95,38 +92,25 @@ def test_an_agent_that_is_handed_in(tmp_path: Path) -> None:
 
 
 def test_a_training_leaves_the_global_generators_alone() -> None:
-    """Those of torch, NumPy and Python draw what they would have drawn without it."""
-
-    def draw() -> list[Any]:
-        return [torch.rand(3).tolist(), np.random.rand(3).tolist(), random.random()]
-
-    def seed() -> None:
-        torch.manual_seed(5)
-        np.random.seed(5)
-        random.seed(5)
-
-    seed()
-    expected = draw()
-    seed()
-    with Trainer(tiny(core={"num_layers": 2, "dropout": 0.5})) as trainer:
-        rows = [timeless(report.scalars) for report in trainer]
-        drawn = draw()
-    assert drawn[:2] == expected[:2]  # what checks types in the tests draws from Python's own
-    with Trainer(tiny(core={"num_layers": 2, "dropout": 0.5})) as trainer:
-        again = []
-        for report in trainer:
-            again.append(timeless(report.scalars))
-            draw()
-    assert again == rows
+    """Neither does it draw from torch's and NumPy's, nor does it matter what others draw from them and Python's."""
+    config = tiny(core={"num_layers": 2, "dropout": 0.5})
+    before = torch.get_rng_state(), str(np.random.get_state())
+    rows = train(config)
+    assert torch.equal(torch.get_rng_state(), before[0])
+    assert str(np.random.get_state()) == before[1]
+    with Trainer(config) as trainer:
+        for report, row in zip(trainer, rows, strict=True):
+            assert timeless(report.row()) == row
+            torch.rand(3)
+            np.random.rand(3)
+            random.random()
 
 
 def test_checkpoints_of_format_2_are_resumed(tmp_path: Path) -> None:
     """The run was stopped after two of four iterations by an earlier version."""
     run = tmp_path / "run"
     shutil.copytree(DATA / "run_of_format_2", run)
-    config = Config.load(run / "config.toml")
-    with Trainer(config, tmp_path / "whole") as trainer:
-        list(trainer)
+    train(Config.load(run / "config.toml"), tmp_path / "whole")
     with Trainer.resume(run) as trainer:
         assert trainer.notes == []
         assert trainer.iteration == 2

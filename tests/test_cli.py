@@ -63,10 +63,12 @@ def test_continue_starts_goes_on_and_reprints(tmp_path: Path, capsys: pytest.Cap
 def test_continue_after_a_kill_before_the_first_checkpoint(tmp_path: Path) -> None:
     run = tmp_path / "run"
     (run / "checkpoints").mkdir(parents=True)
+    (run / "checkpoints" / ".iteration_0000001.pt.123.tmp").write_text("half")
     (run / "config.toml").write_text("seed = 1\n")
     (run / "metrics.jsonl").write_text('{"iteration": 1, "env_steps": 64}\n')
     assert main(["train", POC, "--run-dir", str(run), "--continue", "--total-steps", "64", *SMALL]) == 0
     assert [row["iteration"] for row in read_metrics(run / "metrics.jsonl")] == [1]
+    assert [path.name for path in (run / "checkpoints").iterdir()] == ["iteration_0000001.pt"]
 
 
 def test_evaluate_writes_the_documented_json(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -74,7 +76,6 @@ def test_evaluate_writes_the_documented_json(run: Path, tmp_path: Path, capsys: 
     command = ["evaluate", str(run), "--num-seeds", "5", "--repeats", "2", "--json", str(file)]
     assert main([*command, "--num-workers", "0", "--device", "cpu"]) == 0
     result = json.loads(file.read_text())
-    assert result["env_id"] == "ppo_tbptt/PocMemory-v0"
     assert result["episodes"] == len(result["per_episode"]) == 10
     assert result["seeds"] == list(range(200_000, 200_005))
     assert set(result["measures"]["success"]) == {"mean", "ci95"}
@@ -117,15 +118,13 @@ def test_show(capsys: pytest.CaptureFixture[str]) -> None:
     assert "parameters: 6,472,869" in out
     assert "16,384 steps an iteration, 10,000 iterations" in out
     assert main(["show", "--defaults"]) == 0
-    out = capsys.readouterr().out
-    assert "ppo.gae_lambda" in out
-    assert "0.95" in out
+    assert "ppo.gae_lambda" in capsys.readouterr().out
 
 
 def test_enjoy_writes_videos(tmp_path: Path) -> None:
     """On a task with images: the agent's view and the ground truth side by side."""
     from imageio_ffmpeg import count_frames_and_secs
-    from PIL import Image
+    from PIL import Image, ImageSequence
 
     config = ["--env.id", "MortarMayhem-Grid-v0", "--model.cnn-channels", "[4, 4, 4]", "--train.eval-repeats", "1"]
     config += ["--env.options", "{command_count = [1]}", *[x for x in SMALL if "eval-repeats" not in x]]
@@ -136,14 +135,13 @@ def test_enjoy_writes_videos(tmp_path: Path) -> None:
     assert count_frames_and_secs(tmp_path / "a.mp4")[0] == 17
     with Image.open(tmp_path / "a.gif") as gif:
         assert gif.size == (1024, 784)
-        milliseconds = 0.0
-        for number in range(getattr(gif, "n_frames", 1)):  # equal frames in a row are one long frame
-            gif.seek(number)
-            milliseconds += gif.info["duration"]
-    assert milliseconds == pytest.approx(17 * 1000 / 6, rel=0.1)
+        seconds = sum(frame.info["duration"] for frame in ImageSequence.Iterator(gif)) / 1000
+    assert seconds == pytest.approx(17 / 6, rel=0.1)
 
 
-def test_enjoy_picks_failures(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_enjoy_picks_failures_and_gives_up(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     command = ["enjoy", str(run), "--episodes", "3", "--video", str(tmp_path / "a.mp4"), "--pick"]
     seeds = {}
     for kind, success in (("failures", 0), ("successes", 1)):
@@ -152,13 +150,9 @@ def test_enjoy_picks_failures(run: Path, tmp_path: Path, capsys: pytest.CaptureF
         assert len(lines) == 3 and all(line.endswith(f"success {success}") for line in lines)
         seeds[kind] = {line.split(":")[0] for line in lines}
     assert not seeds["failures"] & seeds["successes"]
-
-
-def test_enjoy_gives_up(
-    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+    (tmp_path / "a.mp4").unlink()
     monkeypatch.setattr("ppo_tbptt.commands.enjoy.MOST_TRIES", 4)
-    command = ["enjoy", str(run), "--video", str(tmp_path / "a.mp4"), "--pick", "successes"]
+    command.append("successes")
     assert main([*command, "--env.max-episode-steps", "1"]) == 1  # too few to arrive anywhere
     assert capsys.readouterr().out == "no successes on the levels 200000 to 200003; gave up\n"
     assert main([*command, "--max-steps", "1"]) == 1
@@ -167,58 +161,39 @@ def test_enjoy_gives_up(
 
 
 WRONG = {
-    "no config": (["train"], "CONFIG is needed"),
     "missing config": (["train", "configs/quickstrat.toml"], "quickstrat.toml"),
     "unknown key": (["train", POC, "--ppo.lerning-rate", "1"], "learning"),
     "out of range": (["train", POC, "--ppo.gamma", "1.5"], "ppo.gamma"),
-    "unknown environment": (["train", POC, "--env.id", "MortarMayhem-Gird-v0"], "MortarMayhem-Grid-v0"),
-    "unknown option": (["train", POC, "--env.options.num-shows", "3"], "num_show"),
     "no CUDA": (["train", POC, "--device", "cuda:7"], "CUDA"),
     "resume nothing": (["train", "--resume", "nowhere"], "not a run folder"),
     "evaluate nothing": (["evaluate", "nowhere.pt"], "nowhere.pt"),
-    "evaluate no checkpoint": (["evaluate", POC], "not a checkpoint"),
     "zero repeats": (["evaluate", POC, "--repeats", "0"], "at least 1"),
     "video of another kind": (["enjoy", POC, "--video", "a.avi"], "--video a.avi: must end in .mp4 or .gif"),
-    "video without a kind": (["enjoy", POC, "--video", "gif"], "--video gif: must end in .mp4 or .gif"),
     "figure that is all suffix": (["plot", POC, "--out", ".png"], "--out .png: must end in .png, .svg or .pdf"),
-    "curves of another kind": (["plot", POC, "--out", "a.jpg"], "--out a.jpg: must end in .png, .svg or .pdf"),
     "figure of another kind": (["probe", POC, "--out", "a.jpeg"], "--out a.jpeg: must end in .png, .svg or .pdf"),
     "graph of another kind": (["export", POC, "--onnx", "a.pt"], "--onnx a.pt: must end in .onnx"),
-    "weights of another kind": (
-        ["export", POC, "--safetensors", "a.onnx"],
-        "--safetensors a.onnx: must end in .safetensors",
-    ),
     "compare nothing": (["compare"], "required: RUN"),
     "compare no run": (["compare", "nowhere"], "nowhere: not a run folder"),
     "plot without a file": (["plot", POC], "--out"),
-    "plot no run": (["plot", "nowhere", "--out", "a.png"], "nowhere: not a run folder"),
     "plot into no folder": (["plot", POC, "--out", "nowhere/a.png"], "there is no folder nowhere"),
     "export nothing": (["export", POC], "--onnx FILE.onnx"),
-    "all of nothing": (["evaluate", "nowhere", "--all"], "not a run folder"),
     "all of a file": (["evaluate", POC, "--all"], "takes a run's folder"),
-    "no workers": (["probe", POC, "--num-workers", "-1"], "at least 0"),
     "no time to soak": (["soak", POC, "--minutes", "0"], "above 0"),
-    "benchmark nothing": (["benchmark"], "CONFIG"),
     "no iterations": (["benchmark", POC, "--iterations", "0"], "at least 1"),
     "wrong override of the second": (["benchmark", POC, "--vs", "--core.kidn lstm"], "core.kind"),
     "open quote": (["benchmark", POC, "--vs", "'--core.kind lstm"], "--vs"),
-    "second without its value": (["benchmark", POC, "--vs"], "--vs"),
-    "profile of another kind": (["benchmark", POC, "--profile", "trace.txt"], ".json"),
     "profile in no folder": (["benchmark", POC, "--profile", "nowhere/trace.json"], "no folder"),
     "unknown command": (["trian"], "train"),
     "unknown flag": (["evaluate", POC, "--nonsense", "1"], "nonsense"),
 }
 
 
-@pytest.mark.parametrize("case", WRONG)
+@pytest.mark.parametrize(("arguments", "says"), WRONG.values(), ids=WRONG)
 def test_wrong_input_is_one_line_and_exit_code_2(
-    case: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    arguments: list[str], says: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    if case == "no CUDA" and os.environ.get("CUDA_VISIBLE_DEVICES") is None:
-        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     monkeypatch.chdir(tmp_path)
-    arguments, text = WRONG[case]
-    assert text in refusal(capsys, *arguments)
+    assert says in refusal(capsys, *arguments)
     assert not any(tmp_path.iterdir())  # nothing was written
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 from configs_for_tests import tiny
-from helpers import refusal
+from helpers import refusal, train_tiny
 from runs_for_tests import add_evaluation, make_run
 
 from ppo_tbptt.analysis.figures import learning_curves
@@ -14,7 +14,6 @@ from ppo_tbptt.analysis.groups import by_task, group_runs
 from ppo_tbptt.analysis.runs import read_run
 from ppo_tbptt.cli import main
 from ppo_tbptt.config import Config
-from ppo_tbptt.training.trainer import Trainer
 
 ROOT = Path(__file__).parent.parent
 LONG = "a_run_whose_name_somebody_typed_in_a_hurry_with_all_of_its_settings_in_it_and_then_some_more_of_them"
@@ -104,17 +103,6 @@ def test_training_episodes_only_where_there_is_nothing_held_out(runs: list[str],
     assert shown(at_the_end)[0] == ["end (gru): training episodes", "end (gru)"]
 
 
-@pytest.fixture
-def trained(tmp_path: Path) -> Path:
-    """Checkpoints after iterations 2 and 4, and the best one after iteration 4."""
-    config = tiny(train={"eval_every": 4})
-    with Trainer(config, tmp_path / "run") as trainer:
-        for report in trainer:
-            if report.iteration == 4:
-                break
-    return tmp_path / "run"
-
-
 def evaluate_all(run: Path, *arguments: str) -> dict[str, int]:
     """Steps by the names of the files that there are then, and whether they were written now."""
     files = {path.name: path.stat().st_mtime_ns for path in (run / "evaluations").glob("*.json")}
@@ -126,7 +114,11 @@ def evaluate_all(run: Path, *arguments: str) -> dict[str, int]:
     }
 
 
-def test_all_checkpoints_are_evaluated_once(trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_all_checkpoints_are_evaluated_once_and_as_one_by_one(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Checkpoints are from after iterations 2 and 4, and the best one from after iteration 4."""
+    trained = train_tiny(tmp_path / "run", train={"eval_every": 4})
     steps = {"iteration_0000002": 128, "iteration_0000004": 256, "best": 256}
     assert evaluate_all(trained, "--json", str(tmp_path / "all.json")) == steps
     out = capsys.readouterr().out
@@ -138,6 +130,9 @@ def test_all_checkpoints_are_evaluated_once(trained: Path, tmp_path: Path, capsy
 
     assert evaluate_all(trained) == {}
     assert capsys.readouterr().out.count("evaluated already") == 3
+    one, checkpoint = tmp_path / "one.json", trained / "checkpoints" / "iteration_0000002.pt"
+    assert main(["evaluate", str(checkpoint), "--num-seeds", "3", "--num-workers", "0", "--json", str(one)]) == 0
+    assert json.loads(one.read_text()) == trees[0]
     (trained / "checkpoints" / "best.pt").write_bytes((trained / "checkpoints" / "iteration_0000002.pt").read_bytes())
     assert evaluate_all(trained) == {"best": 128}  # a newer best.pt: its old result is stale
     assert evaluate_all(trained, "--max-steps", "5").keys() == steps.keys()
@@ -150,14 +145,3 @@ def test_all_checkpoints_are_evaluated_once(trained: Path, tmp_path: Path, capsy
     assert evaluate_all(trained, "--env.options.num-show-steps", "2") == {}  # another task: not among the run's results
     assert list((trained / "evaluations").iterdir()) == files
     assert capsys.readouterr().out.count("256  ") >= 1
-
-
-def test_all_is_the_same_as_one_by_one(trained: Path, tmp_path: Path) -> None:
-    """The same levels and noise for every checkpoint, as `evaluate` of each takes them."""
-    evaluate_all(trained)
-    for name in ("iteration_0000002", "iteration_0000004"):
-        one, checkpoint = tmp_path / "one.json", trained / "checkpoints" / f"{name}.pt"
-        arguments = ["evaluate", str(checkpoint), "--num-seeds", "3", "--num-workers", "0", "--json", str(one)]
-        assert main(arguments) == 0
-        (file,) = (trained / "evaluations").glob(f"{name}*")
-        assert json.loads(file.read_text()) == json.loads(one.read_text())

@@ -8,10 +8,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import helpers
 import pytest
 import torch
 from configs_for_tests import tiny
-from helpers import small_agent
+from helpers import small_agent, timeless
 from torch import Tensor
 
 from ppo_tbptt.config import Config
@@ -57,7 +58,7 @@ def train(folder: Path, config: Config, **environment: str) -> list[str]:
 
 
 def metrics(run: Path) -> list[dict[str, float]]:
-    return [{k: v for k, v in row.items() if not k.startswith("time/")} for row in read_metrics(run / "metrics.jsonl")]
+    return [timeless(row) for row in read_metrics(run / "metrics.jsonl")]
 
 
 @pytest.mark.parametrize(("num_minibatches", "num"), [(2, 32), (64, 2)])
@@ -88,14 +89,13 @@ def test_it_is_compiled_once_on_a_minibatch_and_used_in_every_update(
 @pytest.mark.parametrize("precision", ["float32", pytest.param("bfloat16", marks=pytest.mark.slow)])
 def test_an_uncompiled_runs_numbers(precision: str, tmp_path: Path) -> None:
     config = FRAMES.replace(precision=precision)
-    with Trainer(config, tmp_path / "plain") as trainer:
-        list(trainer)
+    plain = helpers.train(config, tmp_path / "plain")
     lines = train(tmp_path, config.replace(compile=True))
     assert "12 compiled updates" in lines
     assert not [line for line in lines if "not compiled" in line]
 
     run, tolerance = tmp_path / "run", 1e-4 if precision == "float32" else 0.05
-    for want, got in zip(metrics(tmp_path / "plain")[:2], metrics(run), strict=False):
+    for want, got in zip(plain[:2], metrics(run), strict=False):
         assert got == pytest.approx(want, rel=tolerance, abs=1e-5)
     agents = [load_checkpoint(RunDir(path).newest())["agent"] for path in (tmp_path / "plain", run)]
     torch.testing.assert_close(agents[1], agents[0], rtol=tolerance, atol=tolerance)
@@ -106,13 +106,12 @@ def test_an_uncompiled_runs_numbers(precision: str, tmp_path: Path) -> None:
 
 
 def test_without_a_compiler_it_says_so_in_one_line_and_goes_on(tmp_path: Path) -> None:
-    with Trainer(FRAMES, tmp_path / "plain") as trainer:
-        list(trainer)
+    plain = helpers.train(FRAMES)
     lines = train(tmp_path, FRAMES.replace(compile=True), CXX=str(tmp_path / "none"))
     (line,) = [line for line in lines if line.startswith("not compiled")]
     assert "training goes on without: InvalidCxxCompiler: No working C++ compiler found" in line
     assert "0 compiled updates" in lines
-    assert metrics(tmp_path / "run") == metrics(tmp_path / "plain")  # random streams included
+    assert metrics(tmp_path / "run") == plain  # random streams included
 
 
 def test_without_memory_it_is_not_the_compilers_fault(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from configs_for_tests import tiny
-from helpers import NVEC, fake_rollout, fake_targets, small_agent, worst_replay
+from helpers import NVEC, fake_rollout, fake_targets, small_agent, starts, timeless, train, worst_replay
 from test_gradients import loss_of_sequences
 
 from ppo_tbptt.config import PPOConfig
@@ -40,10 +40,6 @@ def to_cuda(rollout: Rollout) -> Rollout:
     changes = {f.name: getattr(rollout, f.name) for f in fields(rollout)}
     moved = {name: x.to(CUDA) for name, x in changes.items() if isinstance(x, torch.Tensor)}
     return replace(rollout, obs={key: x.to(CUDA) for key, x in rollout.obs.items()}, **moved)
-
-
-def starts() -> torch.Tensor:
-    return torch.rand(23, 4, generator=torch.Generator().manual_seed(3)) < 0.15
 
 
 @pytest.mark.parametrize("core", CORES)
@@ -134,7 +130,7 @@ def test_where_observations_are_stored_changes_nothing(tmp_path: Path) -> None:
     for storage in ("device", "host"):
         with Trainer(tiny(device="cuda", precision="float32", deterministic=True, storage=storage)) as trainer:
             assert (trainer.notes != []) == (storage == "host")
-            rows.append([{k: v for k, v in r.scalars.items() if not k.startswith("time/")} for r in trainer])
+            rows.append([timeless(report.scalars) for report in trainer])
     assert rows[0] == rows[1]
 
 
@@ -158,15 +154,12 @@ def test_double_buffering_on_cuda_changes_nothing_but_rounding() -> None:
     """Each half acts through a graph of its own, and its workers' memory is page-locked."""
     rows = []
     for setting in ("off", "on"):
-        config = tiny(
-            device="cuda",
-            precision="float32",
-            env={"num_envs": 5, "num_workers": 2, "double_buffering": setting},
-        )
+        env = {"num_envs": 5, "num_workers": 2, "double_buffering": setting}
+        config = tiny(device="cuda", precision="float32", env=env)
         with Trainer(config) as trainer:
             reports = [next(trainer), next(trainer)]
             assert torch.from_numpy(trainer.envs.host_memory).is_pinned()
-            rows.append([{k: v for k, v in r.scalars.items() if not k.startswith("time/")} for r in reports])
+            rows.append([timeless(report.scalars) for report in reports])
     for whole, halves in zip(*rows, strict=True):
         assert halves == pytest.approx(whole, rel=1e-2, abs=1e-4)
 
@@ -176,8 +169,7 @@ def test_a_resumed_run_on_cuda(tmp_path: Path) -> None:
     for deterministic in (False, True):
         config = tiny(device="cuda", deterministic=deterministic, precision="float32", total_steps=64 * 20)
         folder = tmp_path / str(deterministic)
-        with Trainer(config, folder / "whole") as trainer:
-            list(trainer)
+        train(config, folder / "whole")
         with Trainer(config, folder / "parts") as trainer:
             next(trainer)
             trainer.save()

@@ -4,6 +4,7 @@ import json
 import re
 import subprocess
 import sys
+import tomllib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,6 @@ import ppo_tbptt.evaluation.policy
 from ppo_tbptt.cli import main
 from ppo_tbptt.config import Config
 from ppo_tbptt.envs import make_env
-from ppo_tbptt.evaluation import export
 from ppo_tbptt.evaluation.export import ExportError, export_onnx
 from ppo_tbptt.evaluation.policy import Policy
 from ppo_tbptt.models.agent import build_agent
@@ -32,11 +32,7 @@ POC = "ppo_tbptt/PocMemory-v0"
 
 def untrained(env_id: str, core: str, num_layers: int = 1) -> Policy:
     """An agent whose state decides its actions."""
-    config = tiny(
-        env={"id": env_id},
-        core={"kind": core, "num_layers": num_layers},
-        model={"cnn_channels": [4, 4, 4]},
-    )
+    config = tiny(env={"id": env_id}, core={"kind": core, "num_layers": num_layers}, model={"cnn_channels": [4, 4, 4]})
     env = make_env(config.env.id)
     env.close()
     agent = build_agent(config, env.spec, torch.device("cpu"))
@@ -51,7 +47,6 @@ def untrained(env_id: str, core: str, num_layers: int = 1) -> Policy:
         ("fixture_envs:fixture/DictToy-v0", "none", 1),
         ("fixture_envs:fixture/Tracer-v0", "rnn_tanh", 2),
         ("fixture_envs:fixture/ImageToy-v0", "rnn_relu", 1),
-        (POC, "gru", 1),
         ("fixture_envs:fixture/DictToy-v0", "gru", 2),
         ("fixture_envs:fixture/Tracer-v0", "lstm", 3),
     ],
@@ -92,20 +87,10 @@ def test_onnx_metadata_and_names(tmp_path: Path) -> None:
     assert [port.name for port in exported.inputs] == ["state", "value", "agent_state"]
     assert [port.name for port in exported.outputs] == ["logits", "agent_value", "next_state"]
     properties = {p.key: p.value for p in onnx.load(tmp_path / "a.onnx").metadata_props}
-    (tmp_path / "config.toml").write_text(properties["config"])
-    assert Config.load(tmp_path / "config.toml") == policy.config
+    assert Config.from_dict(tomllib.loads(properties["config"])) == policy.config
     assert properties["env_id"] == "ppo_tbptt/PocMemory-v0"
     assert (properties["action_nvec"], properties["state_size"], properties["env_steps"]) == ("[2]", "8", "7")
     assert json.loads(properties["observations"]) == spec.to_json()["obs"]
-
-
-def test_a_graph_that_differs_is_not_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    pytest.importorskip("onnxruntime")
-    (tmp_path / "a.onnx").write_text("old")
-    monkeypatch.setattr(export, "TOLERANCE", -1.0)
-    with pytest.raises(ExportError, match=r"a\.onnx: not written"):
-        export_onnx(untrained(POC, "gru"), tmp_path / "a.onnx")
-    assert [path.read_text() for path in tmp_path.iterdir()] == ["old"]
 
 
 def raising(error: Exception, cause: Exception | None = None) -> Callable[..., None]:
@@ -115,26 +100,36 @@ def raising(error: Exception, cause: Exception | None = None) -> Callable[..., N
     return call
 
 
+FAILS = rf"torch {re.escape(torch.__version__)} fails .*; another version of torch may be able to "
+
+
 @pytest.mark.parametrize(
     ("name", "broken", "reason"),
     [
-        ("torch.onnx.export", raising(RuntimeError("step 1/3\nfailed"), ValueError("rank\n5")), "ValueError: rank 5"),
-        ("onnx.checker.check_model", raising(RuntimeError("Split\n" + 999 * "x")), "RuntimeError: Split xxx"),
+        ("ppo_tbptt.evaluation.export.TOLERANCE", -1.0, "the graph's outputs are not the agent's"),
+        (
+            "torch.onnx.export",
+            raising(RuntimeError("step 1/3\nfailed"), ValueError("rank\n5")),
+            rf"{FAILS}\(ValueError: rank 5\)",
+        ),
+        (
+            "onnx.checker.check_model",
+            raising(RuntimeError("Split\n" + 999 * "x")),
+            rf"{FAILS}\(RuntimeError: Split xxx",
+        ),
     ],
 )
-def test_a_torch_that_fails_is_one_line(
-    name: str, broken: Callable[..., None], reason: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_a_graph_that_differs_or_fails_is_not_written_and_the_reason_is_one_line(
+    name: str, broken: Any, reason: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    pytest.importorskip("onnxscript")
+    pytest.importorskip("onnxruntime")
     file = tmp_path / "a.onnx"
     file.write_text("old")
     monkeypatch.setattr(name, broken)
-    with pytest.raises(ExportError) as caught:
+    with pytest.raises(ExportError, match=rf"a\.onnx: not written, for .*{reason}") as caught:
         export_onnx(untrained(POC, "gru"), file)
     error = str(caught.value)
     assert "\n" not in error and len(error) < len(str(file)) + 400
-    assert f"{file}: not written" in error and torch.__version__ in error and reason in error
-    assert "another version of torch" in error
     assert [path.read_text() for path in tmp_path.iterdir()] == ["old"]
 
 
@@ -187,32 +182,26 @@ def test_weights_alone_make_the_same_policy(run: Path, tmp_path: Path, capsys: p
 
 
 def test_wrong_input_is_one_line(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    for arguments, text in [
-        (["--safetensors", tmp_path / "no" / "a.safetensors"], "there is no folder"),
-        (["--ppo.gamma", "1"], "gamma"),
-    ]:
-        assert text in refusal(capsys, "export", run, *arguments)
+    assert "there is no folder" in refusal(capsys, "export", run, "--safetensors", tmp_path / "no" / "a.safetensors")
+    assert "gamma" in refusal(capsys, "export", run, "--ppo.gamma", "1")
 
 
+SPEC = make_env(POC).spec.to_json()
 HOSTILE: dict[str, dict[str, str | None]] = {
     "another format": {"format": "ppo_tbptt weights 2"},
     "no config": {"config": None},
     "config is no JSON": {"config": "{"},
     "config nested without end": {"config": "[" * 100_000},
-    "config is a list": {"config": "[]"},
-    "config of another network": {"config": json.dumps(tiny(core={"hidden_size": 9}).to_dict())},
     "config of a giant": {"config": json.dumps(tiny(core={"hidden_size": 65_536, "num_layers": 8}).to_dict())},
     "spec without fields": {"spec": "{}"},
     "steps are words": {"env_steps": "many"},
-}
-SPECS: dict[str, dict[str, Any]] = {
-    "huge observations": {"obs": [["obs", [10**6, 10**6, 3], "uint8"]]},
-    "observations beyond 64 bits": {"obs": [["obs", [10**40], "float32"]]},
-    "an unknown field": {"colour": 1},
+    "huge observations": {"spec": json.dumps({**SPEC, "obs": [["obs", [10**6, 10**6, 3], "uint8"]]})},
+    "observations beyond 64 bits": {"spec": json.dumps({**SPEC, "obs": [["obs", [10**40], "float32"]]})},
+    "an unknown field": {"spec": json.dumps({**SPEC, "colour": 1})},
 }
 
 
-@pytest.mark.parametrize("case", [*HOSTILE, *SPECS])
+@pytest.mark.parametrize("case", HOSTILE)
 def test_hostile_weights_are_refused_in_one_line(case: str, tmp_path: Path) -> None:
     policy = untrained(POC, "gru")
     good, bad = tmp_path / "good.safetensors", tmp_path / "bad.safetensors"
@@ -221,7 +210,7 @@ def test_hostile_weights_are_refused_in_one_line(case: str, tmp_path: Path) -> N
     metadata: dict[str, str | None] = {
         "format": "ppo_tbptt weights 1",
         "config": json.dumps(policy.config.to_dict()),
-        "spec": json.dumps({**policy.spec.to_json(), **SPECS.get(case, {})}),
+        "spec": json.dumps(policy.spec.to_json()),
         "env_steps": "7",
         **HOSTILE.get(case, {}),
     }

@@ -19,7 +19,6 @@ from helpers import poison
 from test_resume import assert_same, results
 
 from ppo_tbptt.cli import main
-from ppo_tbptt.config import Config
 from ppo_tbptt.envs import VectorEnv, WorkerError
 from ppo_tbptt.evaluation import evaluate as evaluation
 from ppo_tbptt.ppo.advantages import compute_targets
@@ -31,7 +30,6 @@ from ppo_tbptt.run.metrics import Report, read_metrics
 from ppo_tbptt.training.trainer import Trainer
 
 ROOT = Path(__file__).parent.parent
-IN_WORKERS: dict[str, Any] = {"num_workers": 2}
 FAULTY: dict[str, Any] = {"id": "fixture_envs:fixture/Faulty-v0", "options": {"step_at": 5}}  # of every episode
 
 
@@ -56,20 +54,21 @@ def start(config: Path, run: Path) -> subprocess.Popen[bytes]:
     return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
 
 
-def kill_at_random_moments(config: Config, folder: Path, kills: int, seed: int) -> None:
+@pytest.mark.parametrize("kills", [2, pytest.param(50, marks=pytest.mark.slow)])
+def test_kill_9_of_the_trainer_at_random_moments(kills: int, tmp_path: Path) -> None:
     """Kill a run again and again until it is finished; it must then equal one that was left alone.
 
     The checkpoints are large and frequent for the task's size, so that many kills hit the writing of one. A run that
     finishes before all kills are done is repeated.
     """
-    moments = random.Random(seed)
-    path = folder / "config.toml"
-    path.write_text(config.to_toml())
-    with Trainer(config, folder / "whole") as trainer:
+    moments = random.Random(0)
+    path = tmp_path / "config.toml"
+    path.write_text(KILLED.to_toml())
+    with Trainer(KILLED, tmp_path / "whole") as trainer:
         list(trainer)
     done = number = 0
     while done < kills:
-        run = folder / f"run_{number}"
+        run = tmp_path / f"run_{number}"
         number += 1
         while True:
             process = start(path, run)
@@ -85,17 +84,8 @@ def kill_at_random_moments(config: Config, folder: Path, kills: int, seed: int) 
                 _, error = process.communicate()
                 assert not error.decode().strip(), error.decode()
                 done += 1
-        assert_same(results(folder / "whole"), results(run))
+        assert_same(results(tmp_path / "whole"), results(run))
         assert not list(run.rglob(".*.tmp"))
-
-
-def test_kill_9_of_the_trainer(tmp_path: Path) -> None:
-    kill_at_random_moments(KILLED, tmp_path, kills=2, seed=0)
-
-
-@pytest.mark.slow
-def test_kill_9_of_the_trainer_at_50_random_moments(tmp_path: Path) -> None:
-    kill_at_random_moments(KILLED, tmp_path, kills=50, seed=1)
 
 
 # --- workers --------------------------------------------------------------------------------------------------------
@@ -106,7 +96,7 @@ HOW = {signal.SIGKILL: "SIGKILL", signal.SIGSTOP: "did not answer within 1 s"}
 
 @pytest.mark.parametrize("number", HOW)
 def test_a_worker_that_is_killed_or_hangs(number: signal.Signals, tmp_path: Path) -> None:
-    with Trainer(tiny(env={**IN_WORKERS, "step_timeout": 1.0}), tmp_path / "run") as trainer:
+    with Trainer(tiny(env={"num_workers": 2, "step_timeout": 1.0}), tmp_path / "run") as trainer:
         next(trainer)
         assert isinstance(trainer.envs, VectorEnv)
         os.kill(trainer.envs.worker_pids[1], number)
@@ -192,9 +182,28 @@ def test_a_disk_that_is_full_for_a_while(tmp_path: Path, monkeypatch: pytest.Mon
         assert [path.stem for path in run.periodic()] == ["iteration_0000001"], "the old checkpoint stays"
         disk.full = False
         notes += [note for report in finish(trainer) for note in report.notes]
-    assert len(notes) == 2 and "No space left" in notes[0] and "again" in notes[1]
+    assert len(notes) == 2 and "No space left" in notes[0] and notes[1].endswith("checkpoints could be written again")
     assert [path.stem[-1] for path in run.periodic()] == ["1", "5", "6"]
     assert len(read_metrics(run.metrics)) == 6
+
+
+def test_a_disk_that_stays_full_ends_the_run_when_its_minutes_are_over() -> None:
+    now = 0.0
+    guard = sinks.WriteGuard(30, clock=lambda: now)
+
+    def write() -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    assert not guard.try_write("metrics", write)
+    assert guard.try_write("metrics", lambda: None)
+    now = 10_000
+    assert not guard.try_write("metrics", write), "its time begins anew"
+    now += 29 * 60
+    assert not guard.try_write("metrics", write)
+    now += 60
+    with pytest.raises(sinks.UnwritableError, match=r"could not write metrics for 30 minutes.*No space"):
+        guard.try_write("metrics", write)
+    assert len(guard.notes) == 3
 
 
 def test_a_disk_that_is_full_at_the_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

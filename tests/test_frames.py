@@ -7,11 +7,11 @@ import numpy as np
 import pytest
 import torch
 from configs_for_tests import tiny
-from helpers import collect, fake_targets, tiny_agent, worst_replay
-from test_resume import assert_same, results, timeless
+from helpers import collect, fake_targets, tiny_agent, train, worst_replay
+from test_resume import assert_equal_runs
 from torch import Tensor
 
-from ppo_tbptt.config import Config, PPOConfig
+from ppo_tbptt.config import PPOConfig
 from ppo_tbptt.models import Agent
 from ppo_tbptt.ppo.collector import empty_rollout
 from ppo_tbptt.ppo.frames import FeatureCache, FrameTable
@@ -167,15 +167,10 @@ GRID = tiny(
 SPOTLIGHTS = GRID.replace(env={"id": "SearingSpotlights-v0"})
 
 
-def rows(config: Config) -> list[dict[str, float]]:
-    with Trainer(config) as trainer:
-        return [timeless(report.scalars) for report in trainer]
-
-
 @pytest.mark.parametrize("double_buffering", ["off", "on"])
 def test_a_training_depends_on_it_by_rounding_alone(double_buffering: str) -> None:
     config = GRID.replace(env={"double_buffering": double_buffering}, ppo={"learning_rate": 1e-4})
-    for once, each in zip(*(rows(config.replace(distinct_frames=x)) for x in ("on", "off")), strict=True):
+    for once, each in zip(*(train(config.replace(distinct_frames=x)) for x in ("on", "off")), strict=True):
         assert once["sequences/distinct_fraction"] <= 0.5
         assert once == pytest.approx(each, rel=1e-3, abs=1e-5)
 
@@ -198,4 +193,4 @@ def test_where_frames_hardly_repeat_they_are_not_numbered_and_a_resumed_run_know
         next(trainer)
     with Trainer.resume(tmp_path / "parts") as trainer:
         assert [report.notes for report in trainer] == [(), ()]
-    assert_same(results(tmp_path / "whole"), results(tmp_path / "parts"))
+    assert_equal_runs(tmp_path / "whole", tmp_path / "parts")

@@ -1,19 +1,19 @@
 """Loops around a Policy as the README shows them, on Gymnasium's own environments."""
 
-import contextlib
 import gc
-import io
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from configs_for_tests import tiny
+from helpers import train_tiny
 
 from ppo_tbptt import Policy
-from ppo_tbptt.training.trainer import Trainer
+
+README = Path(__file__).parent.parent / "README.md"
+Execute = Callable[[str], dict[str, Any]]
 
 
 @pytest.fixture(autouse=True)
@@ -23,47 +23,40 @@ def nothing_is_left_to_close() -> Iterator[None]:
     gc.collect()
 
 
-README = Path(__file__).parent.parent / "README.md"
-
-
-def block(name: str) -> str:
-    """The README's block after the comment ``<!-- tested: NAME -->``."""
-    found = re.search(rf"<!-- tested: {name} -->\n+```python\n(.*?)```", README.read_text(encoding="utf-8"), re.DOTALL)
-    assert found is not None
-    return found[1]
-
-
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("loops")
-    config = tiny(
-        total_steps=32,
-        env={"id": "MortarMayhem-Grid-v0", "num_envs": 2, "options": {"command_count": [1]}},
-        model={"cnn_channels": [4, 4, 4]},
-    )
-    with Trainer(config, path / "runs" / "quickstart") as trainer:
-        list(trainer)
+    env = {"id": "MortarMayhem-Grid-v0", "num_envs": 2, "options": {"command_count": [1]}}
+    train_tiny(path / "runs" / "quickstart", total_steps=32, env=env, model={"cnn_channels": [4, 4, 4]})
     return path
 
 
-def execute(code: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
-    monkeypatch.chdir(folder)
-    names: dict[str, Any] = {}
-    with contextlib.redirect_stdout(io.StringIO()) as out:
-        exec(code, names)
-    assert out.getvalue()
-    return names
+@pytest.fixture
+def execute(folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Execute:
+    """Run the README's block after the comment ``<!-- tested: NAME -->``. Returns its variables."""
+
+    def run_it(name: str) -> dict[str, Any]:
+        pattern = rf"<!-- tested: {name} -->\n+```python\n(.*?)```"
+        found = re.search(pattern, README.read_text(encoding="utf-8"), re.DOTALL)
+        assert found is not None
+        monkeypatch.chdir(folder)
+        names: dict[str, Any] = {}
+        exec(found[1], names)
+        assert capsys.readouterr().out
+        return names
+
+    return run_it
 
 
-def test_one_environment(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    names = execute(block("one environment"), folder, monkeypatch)
+def test_one_environment(execute: Execute) -> None:
+    names = execute("one environment")
     assert names["done"]
     assert names["info"]["length"] == 10  # of a single command: the options reached the environment
 
 
-def test_a_vector_environment(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_vector_environment(execute: Execute, folder: Path) -> None:
     """Ten episodes of ten steps each: all environments have just begun anew, with options and without memory."""
-    names = execute(block("a vector environment"), folder, monkeypatch)
+    names = execute("a vector environment")
     assert names["terminated"].all()
     policy, fresh, obs = names["policy"], Policy.load(folder / "runs" / "quickstart"), names["obs"]
     policy.act(obs)

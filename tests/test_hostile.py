@@ -7,13 +7,16 @@ import pickle
 import shutil
 import subprocess
 import sys
-import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import gymnasium
 import pytest
 import torch
+from helpers import refusal
+from test_cli import POC, ROOT, SMALL
 
 from ppo_tbptt.cli import main
 from ppo_tbptt.evaluation.policy import Policy
@@ -22,10 +25,6 @@ from ppo_tbptt.run.files import JsonError, read_json
 from ppo_tbptt.run.folder import RunDir
 from ppo_tbptt.run.metrics import MetricsError, read_metrics
 
-ROOT = Path(__file__).parent.parent
-POC = str(ROOT / "configs" / "toy_poc_memory.toml")
-SMALL = ["--env.num-workers", "0", "--env.num-envs", "4", "--ppo.rollout-steps", "16", "--ppo.num-minibatches", "2"]
-SMALL += ["--ppo.sequence-length=8", "--train.eval-num-seeds", "3", "--train.eval-repeats=1", "--device", "cpu"]
 Fails = Callable[..., str]
 
 
@@ -45,17 +44,7 @@ def run(finished: Path, tmp_path: Path) -> RunDir:
 
 @pytest.fixture
 def fails(capsys: pytest.CaptureFixture[str]) -> Fails:
-    """Run a command that must end with exit code 2 and one line, which is returned."""
-
-    def run_it(*arguments: object) -> str:
-        capsys.readouterr()
-        assert main([str(argument) for argument in arguments]) == 2
-        captured = capsys.readouterr()
-        assert captured.err.startswith("error: ") and captured.err.count("\n") == 1, captured.err
-        assert captured.err.strip().isprintable()
-        return captured.err
-
-    return run_it
+    return partial(refusal, capsys)
 
 
 def contents(folder: Path) -> dict[str, bytes | str]:
@@ -79,40 +68,20 @@ class Malicious:
         return os.system, (f"touch '{self.target}'",)
 
 
-def behind_a_real_one(real: Path, pickled: bytes, path: Path) -> None:
-    """A checkpoint of ours, whole but for the data.pkl in it."""
-    with zipfile.ZipFile(real) as old, zipfile.ZipFile(path, "w") as new:
-        for name in old.namelist():
-            new.writestr(name, pickled if name.endswith("data.pkl") else old.read(name))
-
-
 MALICIOUS = {
-    "torch.save": lambda path, real, bad: torch.save({**load_checkpoint(real), "best": bad}, path),
-    "torch.save, legacy": lambda path, real, bad: torch.save({"best": bad}, path, _use_new_zipfile_serialization=False),
-    "save_checkpoint": lambda path, real, bad: save_checkpoint(path, {**load_checkpoint(real), "best": bad}),
-    "pickle": lambda path, real, bad: path.write_bytes(pickle.dumps(bad)),
-    "in ours": lambda path, real, bad: behind_a_real_one(real, pickle.dumps(bad), path),
-    "builtins.eval": lambda path, real, bad: behind_a_real_one(
-        real, f"cbuiltins\neval\n(V__import__('os').system('touch {bad.target}')\ntR.".encode(), path
-    ),
+    "torch.save, legacy": lambda path, tree: torch.save(tree, path, _use_new_zipfile_serialization=False),
+    "save_checkpoint": save_checkpoint,
+    "pickle": lambda path, tree: path.write_bytes(pickle.dumps(tree)),
 }
-
-
-def test_the_malicious_pickle_would_run(tmp_path: Path) -> None:
-    target = tmp_path / "was_here"
-    pickle.loads(pickle.dumps(Malicious(target)))
-    assert target.exists()
 
 
 @pytest.mark.parametrize("kind", MALICIOUS)
 def test_no_checkpoint_runs_anything(kind: str, run: RunDir, tmp_path: Path, fails: Fails) -> None:
-    target = tmp_path / "was_here"
-    real = run.newest()
-    bad = real.with_name("bad.pt")
-    MALICIOUS[kind](bad, real, Malicious(target))
+    target, newest = tmp_path / "was_here", run.checkpoint(2)
+    tree = {**load_checkpoint(newest), "best": Malicious(target)}
     for path in [*run.periodic(), run.best]:
         path.unlink(missing_ok=True)
-    newest = bad.rename(run.checkpoint(2))
+    MALICIOUS[kind](newest, tree)
     with pytest.raises(CheckpointError):
         Policy.load(newest)
     for arguments in (["evaluate", newest], ["evaluate", run.path], ["enjoy", newest], ["train", "--resume", run.path]):
@@ -120,39 +89,16 @@ def test_no_checkpoint_runs_anything(kind: str, run: RunDir, tmp_path: Path, fai
     assert not target.exists()
 
 
-@pytest.mark.parametrize(
-    "changes",
-    [
-        {"config": {"env": {"id": "../../x"}}},
-        {"config": 3},
-        {"config": {"total_steps": 10**400, "env": {"id": "A-v0"}}},
-        {"agent": [1, 2]},
-        {"agent": {"weight": torch.zeros(1)}},
-        {"spec": None},
-        {"spec": {"env_id": "A-v0"}},
-        {"env_steps": "many"},
-        {"env_steps": float("inf")},
-    ],
-    ids=str,
-)
-def test_checkpoints_of_other_contents_are_refused(changes: dict[str, Any], run: RunDir, fails: Fails) -> None:
-    path = run.newest()
-    save_checkpoint(path, {**load_checkpoint(path), **changes})
-    assert path.name in fails("evaluate", path, "--num-workers", "0")
-
-
 # Metrics
 
 ROW = b'{"iteration": 1, "env_steps": 64, "loss/total": 0.5}\n'
 NO_ROWS = {
     "garbage": b"garbage",
-    "NUL bytes": b"\0" * 100,
     "blank": b"",
     "no iteration": b'{"env_steps": 64}',
     "iteration is true": b'{"iteration": true, "env_steps": 64}',
     "negative": b'{"iteration": 1, "env_steps": -1}',
     "text for a number": b'{"iteration": 1, "env_steps": 64, "loss/total": "low"}',
-    "null for a number": b'{"iteration": 1, "env_steps": 64, "loss/total": null}',
 }
 
 
@@ -165,30 +111,25 @@ def test_metrics_that_are_no_rows(line: bytes, tmp_path: Path) -> None:
         read_metrics(path)
     assert str(caught.value).startswith(f"{path}:2: ")
     assert str(caught.value).isprintable() and len(str(caught.value)) < len(str(path)) + 200
-    path.write_bytes(ROW * 3 + line + b"\n")
-    assert len(read_metrics(path)) == 3
+    for last in (line, ROW[:-2]):
+        path.write_bytes(ROW * 3 + last + b"\n")
+        assert len(read_metrics(path)) == 3
 
 
-def test_torn_metrics(tmp_path: Path) -> None:
-    path = tmp_path / "metrics.jsonl"
-    for cut in range(len(ROW) + 1):
-        path.write_bytes(ROW + ROW[:cut])
-        assert len(read_metrics(path)) == 1 + (cut >= len(ROW) - 1)
-    path.write_bytes(b"")
-    assert read_metrics(path) == []
-
-
-def test_endless_lines_and_what_is_no_file(tmp_path: Path) -> None:
-    """100 GB of nothing is not read to its end, a pipe not waited for."""
-    path = tmp_path / "metrics.jsonl"
-    path.touch()
-    os.truncate(path, 10**11)
+def test_what_is_no_file_is_neither_read_to_its_end_nor_waited_for(tmp_path: Path) -> None:
+    """100 GB of nothing, a pipe, a device."""
+    (tmp_path / "large").touch()
+    os.truncate(tmp_path / "large", 10**11)
     with pytest.raises(MetricsError, match="more than 1,048,576 bytes"):
-        read_metrics(path)
+        read_metrics(tmp_path / "large")
+    with pytest.raises(JsonError, match="larger than 1,000 bytes"):
+        read_json(tmp_path / "large", max_bytes=1000)
     os.mkfifo(tmp_path / "pipe")
-    for name in ("", "pipe", "nowhere", "x" * 300):
+    for name in ("", "pipe", "nowhere", "x" * 300, "/dev/zero"):
         with pytest.raises(MetricsError):
             read_metrics(tmp_path / name)
+        with pytest.raises(JsonError):
+            read_json(tmp_path / name)
 
 
 def test_resume_says_what_is_wrong_with_the_metrics(run: RunDir, fails: Fails) -> None:
@@ -213,12 +154,9 @@ NO_JSON = {
     "not UTF-8": b'{"a": "\xff"}',
     "a list": b"[]",
     "NaN": b'{"a": NaN}',
-    "Infinity": b'{"a": -Infinity}',
     "1e400": b'{"a": 1e400}',
-    "5000 digits": b'{"a": ' + b"9" * 5000 + b"}",
     "65 bits": b'{"a": 18446744073709551616}',
     "nested lists": b'{"a": ' + b"[" * 100_000,
-    "nested tables": b'{"a": ' * 100_000,
     "half a character": b'{"a": "\\ud800"}',
 }
 
@@ -233,33 +171,19 @@ def test_json_that_is_refused(content: bytes, tmp_path: Path) -> None:
     assert str(caught.value).isprintable() and len(str(caught.value)) < len(str(path)) + 200
 
 
-def test_what_is_no_json_file(tmp_path: Path) -> None:
-    (tmp_path / "large.json").touch()
-    os.truncate(tmp_path / "large.json", 10**11)
-    os.mkfifo(tmp_path / "pipe")
-    for path in (tmp_path, tmp_path / "pipe", tmp_path / "nowhere", tmp_path / ("x" * 300), Path("/dev/zero")):
-        with pytest.raises(JsonError):
-            read_json(path)
-    with pytest.raises(JsonError, match="larger than 1,000 bytes"):
-        read_json(tmp_path / "large.json", max_bytes=1000)
-
-
 def spoil(path: Path, *, key: str, value: Any) -> None:
     tree = json.loads(path.read_text())
-    path.write_text(
-        json.dumps({**tree, key: value} if value is not ... else {k: v for k, v in tree.items() if k != key})
-    )
+    path.write_text(json.dumps({k: v for k, v in {**tree, key: value}.items() if v is not ...}))
 
 
 @pytest.mark.parametrize(
     ("key", "value", "says"),
     [
-        *[(key, ..., ": missing; must be") for key in ("checkpoint", "headline", "measures")],
+        ("measures", ..., ": missing; must be"),
         ("env_id", None, ": none is not allowed; must be text"),
         ("repeats", True, ": true is not allowed; must be a whole number"),
         ("seeds", ["a"], ': ["a"] is not allowed; must be a list of at least 1, each a whole number'),
         ("measures", {"return": 3}, ".return: 3 is not allowed; must be a table {mean, ci95}"),
-        ("measures", {"return": {"mean": 1, "ci95": [1]}}, ".return.ci95: [1] is not allowed; must be a list of 2"),
         ("measures", {"return": {"mean": 1}}, ".return.ci95: missing; must be a list of 2, each a number, or none"),
         ("headline", "fame", ': "fame" is not allowed; must be one of the measures'),
         ("forget_every", "never", "or none"),
@@ -271,14 +195,6 @@ def test_a_spoilt_result_is_one_line(key: str, value: Any, says: str, run: RunDi
     spoil(final, key=key, value=value)
     for line in (fails("train", POC, "--run-dir", run.path, "--continue", *SMALL), fails("compare", run.path)):
         assert f"{final}: {key}" in line and says in line and "delete it, or move it elsewhere" in line
-
-
-@pytest.mark.parametrize("content", [b"", b"\xff\xfe", b"a = " + b"[" * 100_000, b"{" * 10, b"#" * (2**20 + 1)])
-def test_a_spoilt_config_is_one_line(content: bytes, run: RunDir, fails: Fails) -> None:
-    run.config.write_bytes(content)
-    before = contents(run.path)
-    assert str(run.config) in fails("train", "--resume", run.path)
-    assert contents(run.path) == before
 
 
 def test_names_are_printed_as_they_are(run: RunDir) -> None:
@@ -312,43 +228,21 @@ def test_nothing_outside_of_the_run_is_touched(run: RunDir, tmp_path: Path, fail
     assert (tmp_path / "x").read_text() == "mine"
 
 
-@pytest.fixture
-def unstarted(tmp_path: Path) -> RunDir:
-    """A run that was killed before its first checkpoint."""
-    run = RunDir(tmp_path / "run")
+@pytest.mark.parametrize("name", ["thesis.tex", "checkpoints/bert.pt", "evaluations/notes.txt", "linked"])
+def test_continue_deletes_nobody_elses_files(name: str, tmp_path: Path, fails: Fails) -> None:
+    """A folder with a config.toml in it may be anyone's, and so may one that a link leads to."""
+    run, mine = RunDir(tmp_path / "run"), tmp_path / "mine"
     run.checkpoints.mkdir(parents=True)
     (run.checkpoints / ".iteration_0000001.pt.123.tmp").write_text("half")
     run.config.write_text("seed = 1\n")
-    run.metrics.write_text("")
-    return run
-
-
-CONTINUE = ["train", POC, "--continue", "--total-steps", "64", *SMALL]
-
-
-def test_an_unstarted_run_starts_again(unstarted: RunDir) -> None:
-    assert main([*CONTINUE, "--run-dir", str(unstarted.path)]) == 0
-
-
-@pytest.mark.parametrize(
-    "name", ["thesis.tex", "checkpoints/bert.pt", "evaluations/notes.txt", "checkpoints/more/x.pt"]
-)
-def test_continue_deletes_nobody_elses_files(name: str, unstarted: RunDir, fails: Fails) -> None:
-    """A folder with a config.toml in it may be anyone's."""
-    file = unstarted.path / name
-    file.parent.mkdir(parents=True, exist_ok=True)
-    file.write_text("mine")
-    before = contents(unstarted.path)
-    assert "exists already" in fails(*CONTINUE, "--run-dir", unstarted.path)
-    assert contents(unstarted.path) == before
-
-
-def test_continue_deletes_nothing_behind_a_link(unstarted: RunDir, tmp_path: Path, fails: Fails) -> None:
-    mine = tmp_path / "mine"
-    unstarted.checkpoints.rename(mine)
-    unstarted.checkpoints.symlink_to(mine)
+    if name == "linked":
+        run.checkpoints.rename(mine)
+        run.checkpoints.symlink_to(mine)
+    else:
+        (run.path / name).parent.mkdir(exist_ok=True)
+        (run.path / name).write_text("mine")
     before = contents(tmp_path)
-    assert "exists already" in fails(*CONTINUE, "--run-dir", unstarted.path)
+    assert "exists already" in fails("train", POC, "--continue", "--run-dir", run.path, *SMALL)
     assert contents(tmp_path) == before
 
 
@@ -369,34 +263,31 @@ def test_retention_deletes_checkpoints_alone(run: RunDir, tmp_path: Path) -> Non
 # Paths that are typed
 
 
-@pytest.fixture
-def strange_paths(tmp_path: Path) -> list[str]:
-    os.mkfifo(tmp_path / "pipe")
-    (tmp_path / "empty").write_text("")
-    (tmp_path / "folder").mkdir()
-    (tmp_path / "loop").symlink_to(tmp_path / "loop")
-    names = ["pipe", "empty", "folder", "loop", "nowhere", "empty/below", "new\nline", "a\0b", "\udcff", "x" * 300]
-    return ["", "/dev/zero", "/" + "y/" * 3000, *[str(tmp_path / name) for name in names]]
-
-
 COMMANDS = [["evaluate"], ["enjoy"], ["show"], ["train"], ["benchmark"], ["train", "--resume"]]
 COMMANDS += [["benchmark", POC, "--profile"], ["evaluate", POC, "--json"], ["enjoy", POC, "--video"]]
 
 
 @pytest.mark.parametrize("command", COMMANDS, ids=" ".join)
-def test_strange_paths(
-    command: list[str], strange_paths: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fails: Fails
-) -> None:
+def test_strange_paths(command: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fails: Fails) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "empty").write_text("")
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "loop").symlink_to(tmp_path / "loop")
     monkeypatch.chdir(tmp_path / "folder")
     before = contents(tmp_path)
-    for path in strange_paths:
+    for name in ("pipe", "empty", "folder", "loop", "nowhere", "empty/below", "new\nline", "a\0b", "\udcff", "x" * 300):
+        fails(*command, tmp_path / name)
+    for path in ("", "/dev/zero", "/" + "y/" * 3000):
         fails(*command, path)
     assert contents(tmp_path) == before
 
 
-@pytest.mark.parametrize("words", [["--json", "--"], ["--json=--"], ["--device=--"], ["--repeats", "--"]])
-def test_dashes_are_no_value(words: list[str], finished: Path, fails: Fails) -> None:
-    assert "has no value" in fails("evaluate", finished, *words)
+def test_values_that_are_none(finished: Path, fails: Fails) -> None:
+    for words in (["--json", "--"], ["--json=--"], ["--repeats", "--"]):
+        assert "has no value" in fails("evaluate", finished, *words)
+    for number in ("1e9", "10" * 3000, "-1", "", "½", "nan", str(2**31), "0x10"):
+        for option in ("--num-seeds", "--first-seed", "--forget-every"):
+            assert len(fails("evaluate", finished, option, number)) < 500
 
 
 def test_a_device_is_not_replaced(fails: Fails, finished: Path) -> None:
@@ -405,62 +296,31 @@ def test_a_device_is_not_replaced(fails: Fails, finished: Path) -> None:
     assert Path("/dev/null").is_char_device()
 
 
-@pytest.mark.parametrize("option", ["--num-seeds", "--repeats", "--max-steps", "--first-seed", "--forget-every"])
-def test_numbers_that_are_none(option: str, finished: Path, fails: Fails) -> None:
-    for number in ("1e9", "10" * 3000, "-1", "", "½", "nan", str(2**31), "0x10"):
-        assert len(fails("evaluate", finished, option, number)) < 500
-
-
 # Environments
-
-
-@pytest.fixture
-def modules(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    texts = {
-        "hostile_raises": "raise RuntimeError('two\\nlines')",
-        "hostile_exits": "import sys; sys.exit(3)",
-        "hostile_syntax": "def",
-        "hostile_imports": "import module_that_is_not_there",
-        "hostile_prints": "print('x' * 100_000)",
-        "hostile_constructor": """
-import gymnasium
-class Broken(gymnasium.Env):
-    def __init__(self):
-        raise KeyError('in the\\nconstructor')
-gymnasium.register('HostileBroken-v0', Broken)
-""",
-    }
-    for name, text in texts.items():
-        (tmp_path / f"{name}.py").write_text(text)
-    monkeypatch.syspath_prepend(str(tmp_path))
-    yield
-    for name in texts:
-        sys.modules.pop(name, None)
-
-
-def children() -> set[str]:
-    return set(Path(f"/proc/self/task/{os.getpid()}/children").read_text().split())
 
 
 @pytest.mark.parametrize("workers", [0, 2])
 @pytest.mark.parametrize(
-    ("env_id", "words"),
+    ("text", "says"),
     [
-        ("hostile_raises:A-v0", "importing 'hostile_raises' raised RuntimeError: two lines"),
-        ("hostile_exits:A-v0", "importing 'hostile_exits' raised SystemExit: 3"),
-        ("hostile_syntax:A-v0", "importing 'hostile_syntax' raised SyntaxError"),
-        ("hostile_imports:A-v0", "module_that_is_not_there"),
-        ("hostile_prints:A-v0", "unknown environment 'hostile_prints:A-v0'"),
-        ("hostile_constructor:HostileBroken-v0", "its constructor raised KeyError"),
+        ("raise RuntimeError('two\\nlines')", "importing 'hostile' raised RuntimeError: two lines"),
+        ("import sys; sys.exit(3)", "importing 'hostile' raised SystemExit: 3"),
+        ("def", "importing 'hostile' raised SyntaxError"),
+        ("print('x' * 100_000)", "unknown environment 'hostile:A-v0'"),
+        ("import gymnasium; gymnasium.register('A-v0', lambda: {}['a\\nb'])", "its constructor raised KeyError"),
     ],
 )
 def test_environments_that_fail(
-    env_id: str, words: str, workers: int, modules: None, tmp_path: Path, fails: Fails
+    text: str, says: str, workers: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fails: Fails
 ) -> None:
-    before = children()
-    command = ["train", POC, "--run-dir", tmp_path / "run", *SMALL[2:], "--env.id", env_id]
-    assert words in fails(*command, "--env.num-workers", workers)
-    assert children() == before
+    (tmp_path / "hostile.py").write_text(text)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    command = ["train", POC, "--run-dir", tmp_path / "run", *SMALL[2:], "--env.id", "hostile:A-v0"]
+    try:
+        assert says in fails(*command, "--env.num-workers", workers)
+    finally:
+        sys.modules.pop("hostile", None)
+        gymnasium.registry.pop("A-v0", None)
     assert not (tmp_path / "run").exists()
 
 

@@ -39,20 +39,17 @@ def play(policy: Policy, **changes: Any) -> Evaluation:
 # The values are exact; 0.05 is what the last updates' noise leaves at these learning rates.
 
 
-def test_probe_constant(tmp_path: Path) -> None:
-    assert value(train(tmp_path / "run", "toy_probe_constant"), 0.0) == pytest.approx(1.0, abs=0.05)
-
-
-def test_probe_observation(tmp_path: Path) -> None:
-    policy = train(tmp_path / "run", "toy_probe_observation")
-    assert value(policy, 1.0) == pytest.approx(1.0, abs=0.05)
-    assert value(policy, -1.0) == pytest.approx(-1.0, abs=0.05)
-
-
-def test_probe_discount(tmp_path: Path) -> None:
-    policy = train(tmp_path / "run", "toy_probe_discount")
-    assert value(policy, 0.0) == pytest.approx(policy.config.ppo.gamma, abs=0.05)
-    assert value(policy, 0.0, 1.0) == pytest.approx(1.0, abs=0.05)
+@pytest.mark.parametrize(
+    ("name", "values"),
+    [
+        ("constant", {(0.0,): 1.0}),
+        ("observation", {(1.0,): 1.0, (-1.0,): -1.0}),
+        ("discount", {(0.0,): 0.5, (0.0, 1.0): 1.0}),  # gamma is 0.5
+    ],
+)
+def test_values_of_probes(name: str, values: dict[tuple[float, ...], float], tmp_path: Path) -> None:
+    policy = train(tmp_path / "run", f"toy_probe_{name}")
+    assert {seen: value(policy, *seen) for seen in values} == pytest.approx(values, abs=0.05)
 
 
 @pytest.mark.parametrize("name", ["toy_probe_action", "toy_probe_action_observation"])

@@ -1,92 +1,15 @@
-"""PPO's loss by hand, and auxiliary losses beside it."""
-
-import math
-from typing import Any
+"""Auxiliary losses beside PPO's (which test_reference_training.py compares with a naive one)."""
 
 import pytest
 import torch
-from helpers import fake_rollout, fake_targets, small_agent
+from helpers import small_agent, update_once
 from torch import Tensor, nn
 
 from ppo_tbptt.config import ConfigError, PPOConfig
 from ppo_tbptt.models import Agent
 from ppo_tbptt.ppo.learner import Learner
-from ppo_tbptt.ppo.losses import PPOLoss, build_losses
-from ppo_tbptt.runtime.timing import Timer
+from ppo_tbptt.ppo.losses import build_losses
 from ppo_tbptt.types import AgentOutput, Minibatch
-
-
-def logits_of(p: Tensor) -> Tensor:
-    """Of branches of two choices each, the first of which has these probabilities [M, A]."""
-    return torch.stack((p, 1 - p), 2).log().flatten(1)
-
-
-def loss(p: Tensor, old: Tensor, clip_range: float = 0.2, entropy_coef: float = 0.1, **changes: Any) -> Any:
-    """The loss and figures of 4 steps in which every branch's first choice was taken: ratios are p / old."""
-    config = {"value_coef": 0.5, "ratio": "joint", "clip_value_loss": True}
-    config |= {key: changes.pop(key) for key in list(changes) if key in config}
-    zero = torch.zeros(4)
-    batch = Minibatch(
-        obs={},
-        action=torch.zeros(p.shape, dtype=torch.int64),
-        log_prob=old.log(),
-        value=zero,
-        advantage=changes.get("advantage", torch.tensor([1.0, -1.0, 2.0, 0.0])),
-        value_target=torch.tensor([2.0, 1.0, 0.0, 0.0]),
-        state=torch.zeros(4, 0),
-        sequences_per_step=torch.tensor([4]),
-    )
-    output = AgentOutput(
-        logits=logits_of(p),
-        value=changes.get("value", torch.tensor([1.0, 0.0, 0.0, 0.0])),
-        features=zero[:, None],
-        core_output=zero[:, None],
-        state_out=torch.zeros(4, 0),
-    )
-    nvec = (2,) * p.shape[1]
-    ppo = PPOLoss(config=PPOConfig(**config), action_nvec=nvec, clip_range=clip_range, entropy_coef=entropy_coef)
-    return ppo(batch, output)
-
-
-RATIOS = torch.tensor([[1.5], [0.5], [1.1], [1.0]])
-OLD = torch.full((4, 1), 0.5)
-
-
-def test_by_hand() -> None:
-    total, figures = loss(RATIOS * OLD, OLD)
-    p = (RATIOS * OLD).flatten().tolist()
-    entropy = sum(-x * math.log(x) - (1 - x) * math.log(1 - x) for x in p) / 4
-    ratios = RATIOS.flatten().tolist()
-    wanted = {
-        # ratios 1.5 0.5 1.1 1: min(1.5, 1.2) = 1.2; min(-0.5, -0.8) = -0.8; 2.2; 0
-        "loss/policy": -(1.2 - 0.8 + 2.2) / 4,
-        # value moved by 1, clipped to 0.2: max((1 - 2)^2, (0.2 - 2)^2) = 3.24; then 1, 0, 0
-        "loss/value": (3.24 + 1) / 4,
-        "policy/entropy": entropy,
-        "policy/approx_kl": sum(r - 1 - math.log(r) for r in ratios) / 4,
-        "policy/clip_fraction": 0.5,
-    }
-    assert {tag: float(x) for tag, x in figures.items()} == pytest.approx(wanted, rel=1e-5)
-    assert float(total) == pytest.approx(-0.65 + 0.5 * 1.06 - 0.1 * entropy)
-    assert float(loss(RATIOS * OLD, OLD, clip_value_loss=False)[1]["loss/value"]) == pytest.approx(0.5)
-
-
-def gradient(ratio: Tensor, advantage: Tensor) -> Tensor:
-    """Of the policy loss by the log-probabilities."""
-    log_prob = (ratio * OLD).log().requires_grad_()
-    total, _ = loss(log_prob.exp(), OLD, value_coef=0.0, entropy_coef=0.0, advantage=advantage)
-    return torch.autograd.grad(total, log_prob)[0][:, 0]
-
-
-def test_policy_gradient() -> None:
-    """At ratio 1 it is REINFORCE's; ratios 1.5 and 0.5 have none where the advantage asks to go further."""
-    advantage = torch.tensor([1.0, -1.0, 2.0, 0.5])
-    torch.testing.assert_close(gradient(torch.ones(4, 1), advantage), -advantage / 4)
-    result = gradient(torch.tensor([[1.5], [0.5], [1.5], [0.5]]), torch.tensor([1.0, -1.0, -1.0, 1.0]))
-    torch.testing.assert_close(result, torch.tensor([0.0, 0.0, 1.5 / 4, -0.5 / 4]))
-
-
-# --- auxiliary losses ----------------------------------------------------------------------------------------------
 
 
 class Decoder(nn.Module):
@@ -115,18 +38,17 @@ def learner(coefs: dict[str, float]) -> Learner:
     return Learner(agent, config, total_steps=1000, generator=generator, auxiliary=build_losses(coefs, agent))
 
 
-def train(learner: Learner) -> dict[str, float]:
-    rollout = fake_rollout(small_agent(), torch.rand(23, 4, generator=torch.Generator().manual_seed(3)) < 0.15)
-    return learner.update(rollout, fake_targets(rollout), 0, Timer()).scalars
-
-
 def test_auxiliary_losses_train_the_agent_and_their_own_weights_and_report_by_name() -> None:
     with_aux, without = learner(HERE), learner({})
     decoder = with_aux.loss_modules["Decoder"]
     before = decoder.state_dict()["linear.weight"].clone()
-    figures = train(with_aux)
+    figures = update_once(with_aux).scalars
     assert not torch.equal(decoder.state_dict()["linear.weight"], before)
-    assert figures.keys() - train(without).keys() == {"loss/Decoder", "decoder/largest_error", "loss/small_values"}
+    assert figures.keys() - update_once(without).scalars.keys() == {
+        "loss/Decoder",
+        "decoder/largest_error",
+        "loss/small_values",
+    }
     weights = [torch.cat([p.detach().flatten() for p in x.agent.parameters()]) for x in (with_aux, without)]
     assert not torch.equal(*weights)
     parts = figures["loss/policy"] + 0.5 * figures["loss/value"] - 1e-4 * figures["policy/entropy"]
@@ -134,23 +56,15 @@ def test_auxiliary_losses_train_the_agent_and_their_own_weights_and_report_by_na
     assert figures["loss/total"] == pytest.approx(total, rel=1e-5)
 
 
-def test_the_state_of_a_learner_goes_on() -> None:
-    """With its losses; without what was saved of others."""
-    whole, parts = learner(HERE), learner(HERE)
-    train(whole)
-    expected = train(whole)
-    train(parts)
-    again = learner(HERE)
-    again.agent.load_state_dict(parts.agent.state_dict())
-    again.generator.set_state(parts.generator.get_state())
-    again.load_state_dict(parts.state_dict())
-    assert train(again) == expected
-
-    saved, plain = parts.state_dict(), learner({})
+def test_what_was_saved_of_other_losses_is_left_and_of_other_networks_refused() -> None:
+    """Learners with the same losses go on bit for bit: see test_user_modules.py."""
+    with_aux, plain = learner(HERE), learner({})
+    update_once(with_aux)
+    saved = with_aux.state_dict()
     plain.load_state_dict(saved)
     assert len(plain.optimizer.state) == len(plain.parameters())
-    again.load_state_dict({"optimizer": plain.optimizer.state_dict()})  # a checkpoint from before there were losses
-    train(again)
+    with_aux.load_state_dict({"optimizer": plain.optimizer.state_dict()})  # a checkpoint from before there were losses
+    update_once(with_aux)
     with pytest.raises(ValueError, match="of another network"):
         Learner(small_agent("lstm"), PPOConfig(), total_steps=1, generator=torch.Generator()).load_state_dict(saved)
 
@@ -160,7 +74,7 @@ def test_the_state_of_a_learner_goes_on() -> None:
     [
         (["reconstruction"], "'reconstruction' is unknown; must be module:name or built in"),
         (["no_such_module:loss"], "ModuleNotFoundError"),
-        (["test_loss:OLD"], "Tensor can't be called"),
+        (["test_loss:HERE"], "dict can't be called"),
         (["test_loss:Minibatch"], "TypeError: "),
         (["test_loss:value"], "there is a loss of the name 'value' already"),
         (["test_loss:Decoder", "elsewhere:Decoder"], "'elsewhere:Decoder': there is a loss of the name"),

@@ -273,6 +273,7 @@ def test_the_two_kinds_of_plain_rnn_differ_in_their_nonlinearity() -> None:
 def test_without_memory_the_core_has_nothing_to_save() -> None:
     agent = tiny_agent({"obs": (3,)}, (2,), "none")
     assert not [name for name in agent.state_dict() if name.startswith("core")]
+    assert agent.core.state_size == 0
 
 
 def test_sampling_follows_the_probabilities() -> None:

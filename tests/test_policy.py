@@ -17,19 +17,6 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return train_tiny(tmp_path_factory.mktemp("policy") / "run", total_steps=64)
 
 
-def test_it_carries_its_state_until_reset(run: Path) -> None:
-    policy = Policy.load(run)
-    obs = np.array([0.5, 0.0, -0.5], dtype=np.float32)
-    values = []
-    for _ in range(3):
-        policy.act(obs)
-        values.append(float(policy.value))  # type: ignore[arg-type]
-    assert values[0] != values[1]
-    policy.reset()
-    policy.act(obs)
-    assert float(policy.value) == values[0]  # type: ignore[arg-type]
-
-
 def test_a_batch_equals_its_rows_and_resets_by_row(run: Path) -> None:
     policy, single = Policy.load(run), Policy.load(run)
     rng = np.random.default_rng(0)

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from helpers import fake_rollout, small_agent, worst_replay
+from helpers import fake_rollout, small_agent, starts, worst_replay
 
 from ppo_tbptt.models import CORES, Agent
 from ppo_tbptt.ppo.sequences import cut
@@ -23,8 +23,7 @@ def test_auto_depends_on_the_kind_of_device_alone() -> None:
 def test_replay_in_bfloat16(core: str) -> None:
     agent = small_agent(core, 2)
     agent.precision = torch.bfloat16
-    start = torch.rand(23, 4, generator=torch.Generator().manual_seed(3)) < 0.15
-    rollout, sequences = fake_rollout(agent, start), cut(start, 8)
+    rollout, sequences = fake_rollout(agent, starts()), cut(starts(), 8)
     assert max(worst_replay(agent, rollout, sequences)) < TOLERANCE
     agent.precision = torch.float32
     assert max(worst_replay(agent, rollout, sequences)) > 1e-4  # it really was bfloat16

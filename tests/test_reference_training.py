@@ -163,17 +163,6 @@ def test_three_iterations_equal_those_of_plain_loops(name: str) -> None:
     assert_equal_to_plain_loops(CONFIGS[name], *train(CONFIGS[name]))
 
 
-def test_iterations_of_a_resumed_run_equal_those_of_plain_loops(tmp_path: Path) -> None:
-    config = CONFIGS["lstm with dropout"]
-    with Trainer(config, tmp_path / "run") as trainer:
-        first = beginning(trainer)
-        outcomes = [outcome(trainer, next(trainer))]
-    while len(outcomes) < ITERATIONS:
-        with Trainer.resume(tmp_path / "run") as trainer:
-            outcomes.append(outcome(trainer, next(trainer)))
-    assert_equal_to_plain_loops(config, first, outcomes)
-
-
 def test_iterations_of_two_ranks_equal_those_of_plain_loops(tmp_path: Path) -> None:
     ranks = run_ranks(train_ranks, tmp_path)
     for name, config in OF_RANKS.items():

@@ -7,34 +7,23 @@ import torch
 from helpers import collect, tiny_agent, worst_replay
 
 from ppo_tbptt.envs import FaultBudget, LevelSeeds, VectorEnv
-from ppo_tbptt.models import Agent
 from ppo_tbptt.ppo.collector import RolloutCollector
 from ppo_tbptt.ppo.sequences import cut
-from ppo_tbptt.types import Rollout
 
 STEPS, ENVS, LENGTH = 24, 4, 6
-BAD = 13
-
-
-def new_agent() -> Agent:
-    return tiny_agent({"obs": (2,)}, (2,), "lstm")
+LEVELS, BAD = range(10, 26), 13
 
 
 def level_seeds() -> LevelSeeds:
-    return LevelSeeds(1, ENVS, 10, 16)
-
-
-def vector(num_workers: int, maximum: int = 100, length: int = LENGTH, **kwargs: Any) -> VectorEnv:
-    options = {"level": BAD, "length": length, **kwargs.pop("options", {})}
-    kwargs = {"levels": level_seeds(), "faults": FaultBudget(maximum), "options": options, **kwargs}
-    return VectorEnv("fixture_envs:fixture/Faulty-v0", num_envs=ENVS, num_workers=num_workers, **kwargs)
+    return LevelSeeds(1, ENVS, LEVELS.start, len(LEVELS))
 
 
 class Simulation:
-    """What should become of four environments of which those that play BAD fail, maybe with all of their process's."""
+    """What should become of four environments of which those that play ``bad`` fail, maybe with all of a process's."""
 
     def __init__(self, fault: str, num_processes: int) -> None:
         (self.kind, self.at) = next(iter(FAULTS[fault].items()))
+        self.bad = LEVELS if fault == "every step" else {BAD}
         size = ENVS // num_processes
         self.processes = [range(first, first + size) for first in range(0, ENVS, size)]
         self.levels, self.level, self.t, self.faults = level_seeds(), [0] * ENVS, [0] * ENVS, 0
@@ -51,7 +40,7 @@ class Simulation:
     def step(self) -> tuple[list[tuple[int, int]], list[int]]:
         """The (t, level) that each row is stepped from, and the rows that fail."""
         place = list(zip(self.t, self.level, strict=True))
-        failing = [n for n in range(ENVS) if self.kind != "reset_at" and place[n] == (self.at - 1, BAD)]
+        failing = [n for n in range(ENVS) if place[n][0] == self.at - 1 and place[n][1] in self.bad]
         self.faults += len(failing)
         if self.kind in ("kill_at", "hang_at"):
             down = [process for process in self.processes if set(process) & set(failing)]
@@ -69,6 +58,7 @@ FAULTS = {
     "first step": {"step_at": 1},
     "last step": {"step_at": LENGTH},
     "reward": {"reward_at": 3},
+    "every step": {"step_at": 1, "level": -1},
     "reset": {"reset_at": 0},
     "kill": {"kill_at": 5},
     "hang": {"hang_at": 2},
@@ -79,17 +69,18 @@ FAULTS = {
     ("fault", "num_workers", "two_groups"),
     [
         *((fault, workers, False) for fault in ("step", "reset") for workers in (0, 1, 2)),
-        *(("first step", 2, False), ("last step", 0, False), ("reward", 0, False)),
+        *(("first step", 2, False), ("last step", 0, False), ("reward", 0, False), ("every step", 0, False)),
         *(("kill", 1, False), ("kill", 2, False), ("hang", 2, False)),
         *(("step", 0, True), ("reset", 1, True), ("kill", 1, True)),
     ],
 )
 def test_every_row_of_a_rollout_with_failures(fault: str, num_workers: int, two_groups: bool) -> None:
-    agent, budget = new_agent(), FaultBudget(100)
+    agent, budget = tiny_agent({"obs": (2,)}, (2,), "lstm"), FaultBudget(1000)
     simulation = Simulation(fault, max(1, num_workers) * (2 if two_groups else 1))
     levels, failures, texts = level_seeds(), 0, 0
-    kwargs: dict[str, Any] = {"options": FAULTS[fault], "step_timeout": 2, "levels": levels, "faults": budget}
-    with vector(num_workers, two_groups=two_groups, **kwargs) as envs:
+    kwargs: dict[str, Any] = {"levels": levels, "faults": budget, "step_timeout": 2, "two_groups": two_groups}
+    kwargs["options"] = {"level": BAD, "length": LENGTH, **FAULTS[fault]}
+    with VectorEnv("fixture_envs:fixture/Faulty-v0", num_envs=ENVS, num_workers=num_workers, **kwargs) as envs:
         collector = RolloutCollector(envs, agent)
         carry = collector.begin()
         for number in range(2):
@@ -119,8 +110,12 @@ def test_every_row_of_a_rollout_with_failures(fault: str, num_workers: int, two_
                 assert rollout.reward[t].tolist() == [0.0 if n in failing else 0.25 for n in range(ENVS)]
                 torch.testing.assert_close(rollout.next_value[t, failed], bootstrap[failed])
                 fresh = rollout.terminated[t] | rollout.truncated[t]
-            check_ends(rollout)
-            check_replay(agent, rollout)
+            end = rollout.terminated | rollout.truncated
+            assert (rollout.next_value[rollout.terminated] == 0).all()
+            assert torch.equal(rollout.next_value[:-1][~end[:-1]], rollout.value[1:][~end[:-1]])
+            assert not any(x.isnan().any() for x in (rollout.state, rollout.value, rollout.reward, rollout.next_value))
+            for length in (1, 5, None):  # with unchanged weights the update recomputes what the rollout computed
+                assert max(worst_replay(agent, rollout, cut(rollout.start, length))) < 1e-5
             assert result.cut_episodes == int(rollout.truncated.sum())
             assert len(result.episodes) == int(rollout.terminated.sum())
             texts += len(result.faults)
@@ -129,37 +124,3 @@ def test_every_row_of_a_rollout_with_failures(fault: str, num_workers: int, two_
     assert levels.state_dict() == simulation.levels.state_dict()
     assert budget.count == texts == simulation.faults > 1
     assert (failures > 1) == (fault != "reset")
-
-
-def check_ends(rollout: Rollout) -> None:
-    """What holds for any rollout."""
-    end = rollout.terminated | rollout.truncated
-    assert torch.equal(rollout.start[1:], end[:-1])
-    assert not (rollout.terminated & rollout.truncated).any()
-    assert (rollout.next_value[rollout.terminated] == 0).all()
-    goes_on = ~end[:-1]
-    assert torch.equal(rollout.next_value[:-1][goes_on], rollout.value[1:][goes_on])
-    assert not any(x.isnan().any() for x in (rollout.state, rollout.value, rollout.reward, rollout.next_value))
-
-
-def check_replay(agent: Agent, rollout: Rollout) -> None:
-    """With unchanged weights the update recomputes what the rollout computed."""
-    for length in (1, 5, None):
-        assert max(worst_replay(agent, rollout, cut(rollout.start, length))) < 1e-5
-
-
-@pytest.mark.parametrize("t", [0, 1, 2, STEPS - 1])
-def test_the_step_that_fails_may_be_any(t: int) -> None:
-    """All episodes end with step ``t``, the first one of a rollout and the last one too."""
-    agent, before = new_agent(), 2
-    with vector(0, options={"step_at": before + t + 1, "level": -1}, length=1000) as envs:
-        collector = RolloutCollector(envs, agent)
-        carry = collect(collector, collector.begin(), before).carry
-        result = collect(collector, carry, STEPS)
-    rollout = result.rollout
-    expected = torch.zeros(STEPS, ENVS, dtype=torch.bool)
-    expected[range(t, STEPS, before + t + 1)] = True
-    assert torch.equal(rollout.truncated, expected)
-    assert result.cut_episodes == int(expected.sum())
-    check_ends(rollout)
-    check_replay(agent, rollout)

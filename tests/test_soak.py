@@ -27,8 +27,6 @@ def metrics(tmp_path: Path) -> Path:
     [
         ({"memory_mb": 310}, "memory grew from 300.0 to 310.0 MB"),
         ({"files": 21}, "files grew from 20 to 21"),
-        ({"threads": 6}, "threads grew"),
-        ({"processes": 4}, "processes grew"),
         ({"steps_per_second": 900}, "steps per second fell from 1,000 to 900"),
     ],
 )

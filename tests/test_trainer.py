@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 from configs_for_tests import TINY, tiny
-from test_resume import timeless
+from helpers import timeless, train
 
 from ppo_tbptt.config import Config, ConfigError
 from ppo_tbptt.envs import EnvSpec, VectorEnv
@@ -22,19 +22,6 @@ from ppo_tbptt.run.metrics import read_metrics
 from ppo_tbptt.runtime.device import DeviceError
 from ppo_tbptt.runtime.distributed import World
 from ppo_tbptt.training.trainer import Trainer
-
-
-def rows(config: Config, run_dir: Path | None = None) -> list[dict[str, float]]:
-    """One row per iteration, without what depends on the clock."""
-    with Trainer(config, run_dir) as trainer:
-        return [timeless(report.row()) for report in trainer]
-
-
-@pytest.mark.parametrize("env_id", ["ppo_tbptt/PocMemory-v0", "MortarMayhem-Grid-v0"])
-def test_the_number_of_workers_changes_nothing(env_id: str) -> None:
-    small = {"total_steps": 128, "model": {"hidden_size": 16, "cnn_channels": [4, 4, 4]}}
-    runs = [rows(tiny(env={"id": env_id, "num_workers": n}, **small)) for n in (0, 1, 3)]
-    assert runs[0] == runs[1] == runs[2]
 
 
 def pids(trainer: Trainer) -> list[int]:
@@ -50,6 +37,13 @@ def test_ranks_divide_the_cores_of_their_machine(monkeypatch: pytest.MonkeyPatch
             assert len(pids(trainer)) == workers
 
 
+@pytest.mark.parametrize("env_id", ["ppo_tbptt/PocMemory-v0", "MortarMayhem-Grid-v0"])
+def test_the_number_of_workers_changes_nothing(env_id: str) -> None:
+    small = {"total_steps": 128, "model": {"hidden_size": 16, "cnn_channels": [4, 4, 4]}}
+    runs = [train(tiny(env={"id": env_id, "num_workers": n}, **small)) for n in (0, 1, 3)]
+    assert runs[0] == runs[1] == runs[2]
+
+
 def test_double_buffering_changes_nothing_but_rounding() -> None:
     """Five environments make uneven halves, each with two workers of its own."""
     rows = []
@@ -61,15 +55,6 @@ def test_double_buffering_changes_nothing_but_rounding() -> None:
             rows.append([timeless(report.scalars) for report in trainer])
     for whole, halves in zip(*rows, strict=True):
         assert halves == pytest.approx(whole, rel=1e-3, abs=1e-5)
-
-
-def test_a_tag_without_data_is_left_out() -> None:
-    """No episode ends within 2 x 8 steps of a task that lasts 1000."""
-    with Trainer(tiny(env={"id": "fixture_envs:fixture/Faulty-v0"}, ppo={"rollout_steps": 8})) as trainer:
-        report = next(trainer)
-    assert report.scalars["episode/count"] == 0
-    assert not [tag for tag in report.scalars if tag.startswith("episode/") and tag != "episode/count"]
-    assert all(value == value for value in report.scalars.values())  # no NaN
 
 
 def test_times_of_an_iteration() -> None:
@@ -84,7 +69,7 @@ def test_times_of_an_iteration() -> None:
 def test_run_folder(tmp_path: Path) -> None:
     run = tmp_path / "run"
     config = tiny(train={"eval_every": 2})
-    written = rows(config, run)
+    written = train(config, run)
     assert Config.load(run / "config.toml") == config.replace(precision="float32")  # resolved
     assert [timeless(row) for row in read_metrics(run / "metrics.jsonl")] == written
     assert "eval/success" in written[1]
@@ -122,18 +107,20 @@ def no_space(*_: Any) -> None:
     raise OSError(errno.ENOSPC, "No space left on device")
 
 
-def test_retention_keeps_the_newest(tmp_path: Path) -> None:
-    rows(tiny(train={"checkpoint_every": 1, "keep_checkpoints": 2}), tmp_path / "run")
-    kept = sorted(path.name for path in (tmp_path / "run" / "checkpoints").glob("iteration_*"))
-    assert kept == ["iteration_0000003.pt", "iteration_0000004.pt"]
-
-
-def test_checkpoints_by_the_clock(tmp_path: Path) -> None:
-    config = tiny(total_steps=384, train={"checkpoint_every": 4, "checkpoint_minutes": 1e-9, "keep_checkpoints": 9})
-    rows(config, tmp_path / "often")
-    assert len(list((tmp_path / "often" / "checkpoints").glob("iteration_*"))) == 6
-    rows(config.replace(train={"checkpoint_minutes": None}), tmp_path / "seldom")
-    assert len(list((tmp_path / "seldom" / "checkpoints").glob("iteration_*"))) == 2
+@pytest.mark.parametrize(
+    ("settings", "kept"),
+    [
+        ({"checkpoint_every": 1, "keep_checkpoints": 2}, [5, 6]),
+        ({"checkpoint_every": 4, "keep_checkpoints": 9}, [4, 6]),
+        ({"checkpoint_every": 4, "keep_checkpoints": 9, "checkpoint_minutes": 1e-9}, [1, 2, 3, 4, 5, 6]),
+    ],
+)
+def test_checkpoints_are_due_by_iterations_and_by_the_clock_and_the_newest_are_kept(
+    settings: dict[str, Any], kept: list[int], tmp_path: Path
+) -> None:
+    train(tiny(total_steps=384, train=settings), tmp_path / "run")
+    names = sorted(path.name for path in (tmp_path / "run" / "checkpoints").glob("iteration_*"))
+    assert names == [f"iteration_{number:07d}.pt" for number in kept]
 
 
 def test_nothing_to_resume(tmp_path: Path) -> None:

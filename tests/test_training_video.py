@@ -1,33 +1,23 @@
 """Videos while training: they come when they are due, and change nothing."""
 
 from pathlib import Path
-from typing import Any
 
 import pytest
 from configs_for_tests import tiny
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from test_resume import timeless
 
 from ppo_tbptt.config import Config
 from ppo_tbptt.run.metrics import read_metrics
 from ppo_tbptt.training.trainer import Trainer
 from ppo_tbptt.watch.training_video import RecordVideos
 
-GRID: dict[str, Any] = {
-    "env": {"id": "MortarMayhem-Grid-v0", "options": {"command_count": [1]}},
-    "model": {"cnn_channels": [4, 4, 4]},
-    "total_steps": 256,
-}
-
 
 def trained(config: Config, run: Path) -> list[dict[str, float]]:
     """The rows of the metrics, without what depends on the clock."""
     with Trainer(config, run, callbacks=[RecordVideos()]) as trainer:
-        for _ in trainer:
-            pass
-    return [
-        {tag: value for tag, value in row.items() if not tag.startswith("time/")}
-        for row in read_metrics(run / "metrics.jsonl")
-    ]
+        list(trainer)
+    return [timeless(row) for row in read_metrics(run / "metrics.jsonl")]
 
 
 def names(run: Path) -> list[str]:
@@ -37,7 +27,8 @@ def names(run: Path) -> list[str]:
 def test_videos_change_no_number(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The environments of both live in this process, and share its pygame."""
     monkeypatch.setattr("ppo_tbptt.watch.training_video.MOST_TIME", 1.0)  # none is skipped
-    config = tiny(**GRID)
+    grid = {"id": "MortarMayhem-Grid-v0", "options": {"command_count": [1]}}
+    config = tiny(env=grid, model={"cnn_channels": [4, 4, 4]})
     without = trained(config, tmp_path / "without")
     with_videos = trained(config.replace(train={"video_every": 2}), tmp_path / "with")
     assert with_videos == without
@@ -61,8 +52,7 @@ def test_a_failure_is_one_line_and_no_more_videos(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr("imageio_ffmpeg.get_ffmpeg_exe", lambda: "false")
-    rows = trained(tiny(train={"video_every": 1}), tmp_path / "run")
-    assert len(rows) == 4
+    assert len(trained(tiny(train={"video_every": 1}), tmp_path / "run")) == 4
     err = capsys.readouterr().err
     assert err.count("\n") == 1 and err.startswith("warning: no more videos")
     assert names(tmp_path / "run") == []

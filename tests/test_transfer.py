@@ -10,9 +10,11 @@ from ppo_tbptt.runtime.pinned import PageLock
 
 
 class Runtime:
-    def __init__(self, error: int) -> None:
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, error: int = 0) -> None:
         self.error = error
         self.calls: list[tuple[Any, ...]] = []
+        monkeypatch.setattr(torch.cuda, "cudart", lambda: self)
+        monkeypatch.setattr(torch.cuda, "synchronize", lambda: self.calls.append(("wait",)))
 
     def cudaHostRegister(self, *args: int) -> int:
         self.calls.append(("lock", *args))
@@ -23,15 +25,8 @@ class Runtime:
         return 0
 
 
-def runtime(monkeypatch: pytest.MonkeyPatch, error: int = 0) -> Runtime:
-    stand_in = Runtime(error)
-    monkeypatch.setattr(torch.cuda, "cudart", lambda: stand_in)
-    monkeypatch.setattr(torch.cuda, "synchronize", lambda: stand_in.calls.append(("wait",)))
-    return stand_in
-
-
 def test_memory_is_locked_once_and_unlocked_once_when_nothing_reads_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    cuda, memory = runtime(monkeypatch), np.zeros(4096, np.uint8)
+    cuda, memory = Runtime(monkeypatch), np.zeros(4096, np.uint8)
     lock = PageLock(memory)
     lock.release()
     lock.release()
@@ -40,7 +35,7 @@ def test_memory_is_locked_once_and_unlocked_once_when_nothing_reads_it(monkeypat
 
 
 def test_a_driver_that_refuses_costs_a_warning(monkeypatch: pytest.MonkeyPatch) -> None:
-    cuda = runtime(monkeypatch, error=1)
+    cuda = Runtime(monkeypatch, error=1)
 
     def launch(*args: Any, **kwargs: Any) -> None:
         cuda.calls.append(("launch",))

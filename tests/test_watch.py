@@ -37,10 +37,9 @@ def played(env_id: str = "ppo_tbptt/PocMemory-v0", *, seed: int = 3, max_steps: 
         return record_episode(policy, env, seed=seed, max_steps=max_steps)
 
 
-def grid(**changes: Any) -> dict[str, Any]:
-    """A MemoryGym task with pictures, and a network that is small."""
-    options = {"command_count": [1]}
-    return {"env_id": "MortarMayhem-Grid-v0", "options": options, "model": {"cnn_channels": [4, 4, 4]}, **changes}
+# A MemoryGym task with pictures, and a network that is small.
+GRID: dict[str, Any] = {"env_id": "MortarMayhem-Grid-v0", "options": {"command_count": [1]}}
+GRID["model"] = {"cnn_channels": [4, 4, 4]}
 
 
 @pytest.mark.parametrize("core", ["gru", "lstm", "none"])
@@ -63,14 +62,10 @@ def test_what_is_recorded_is_what_the_agent_computes(core: str) -> None:
         np.testing.assert_array_equal(recording.states[t], state[0].numpy())
 
 
-def test_a_long_episode_is_capped() -> None:
+def test_failure_is_below_the_best_result_and_unknown_of_a_capped_episode() -> None:
     recording = played(max_steps=2)
     assert recording.capped and recording.over and recording.episode is None and recording.num_steps == 2
     assert failed(recording) is None
-
-
-def test_failure_is_below_the_best_result() -> None:
-    recording = played()
     for success, ret in ((1.0, 0.4), (0.0, 0.9)):
         recording.episode = Episode(-1, 3, ret, 7, True, {"success": success}, {})
         assert failed(recording) is (success == 0)
@@ -79,28 +74,25 @@ def test_failure_is_below_the_best_result() -> None:
 # --- pictures ------------------------------------------------------------------------------------------------------
 
 SHOWN = {
-    "vector": ({"env_id": "ppo_tbptt/PocMemory-v0"}, 1024),
-    "without memory": ({"env_id": "ppo_tbptt/PocMemory-v0", "core": {"kind": "none"}}, 1024),
+    "without memory": ({"core": {"kind": "none"}}, 1024),
     "many branches": ({"env_id": "fixture_envs:fixture/Tracer-v0"}, 1024),
     "image": ({"env_id": "fixture_envs:fixture/ImageToy-v0"}, 672),
     "image and vector": ({"env_id": "fixture_envs:fixture/DictToy-v0"}, 672),
-    "ground truth": (grid(), 1024),
+    "ground truth": (GRID, 1024),
 }
 
 
-@pytest.mark.parametrize("case", SHOWN)
-def test_pictures_have_one_even_size(case: str) -> None:
-    arguments, width = SHOWN[case]
+@pytest.mark.parametrize(("arguments", "width"), SHOWN.values(), ids=SHOWN)
+def test_pictures_have_one_even_size(arguments: dict[str, Any], width: int) -> None:
     recording = played(**arguments)
     shapes = {draw(recording, index).shape for index in range(recording.num_steps + 1)}
     ((height, found, channels),) = shapes
-    assert (found, channels) == (width, 3)
-    assert height % 2 == 0
+    assert (height % 2, found, channels) == (0, width, 3)
 
 
 def test_the_views_are_the_right_way_round() -> None:
     """What MemoryGym's agent sees is (column, row); beside it the ground truth, which shows more, is not."""
-    recording = played(**grid())
+    recording = played(**GRID)
     picture = draw(recording, 5)
     seen = recording.obs(5)["obs"].transpose(1, 0, 2).repeat(4, 0).repeat(4, 1)
     np.testing.assert_array_equal(picture[84 : 84 + 336, 24 : 24 + 336], seen)
@@ -126,15 +118,13 @@ def test_colours_are_even_about_white() -> None:
     assert below[2] > below[0] + 50 and above[0] > above[2] + 50  # blue, red
 
 
-def test_actions_have_their_names() -> None:
-    assert action_labels(played(**grid()).spec) == (("", ("stay", "turn left", "turn right", "forward")),)
+def test_actions_have_their_names_and_those_of_grids_do_what_they_say() -> None:
+    assert action_labels(played(**GRID).spec) == (("", ("stay", "turn left", "turn right", "forward")),)
     assert action_labels(played("fixture_envs:fixture/Tracer-v0").spec) == (
         ("branch 0", ("0", "1", "2")),
         ("branch 1", ("0", "1")),
     )
 
-
-def test_grid_actions_do_what_their_names_say() -> None:
     with watched_env(tiny(env={"id": "MysteryPath-Grid-v0"}).env) as env:
         env.reset(1)
         agent: Any = env._bare.agent  # type: ignore[attr-defined]
@@ -154,25 +144,24 @@ def test_videos_read_back(tmp_path: Path) -> None:
     expected = first.num_steps + second.num_steps + 2 + 2 * 2
     assert len(frames) == expected
     write_video(tmp_path / "a.mp4", frames, 5)
+    shape = frames[0]().shape
     command = [get_ffmpeg_exe(), "-i", tmp_path / "a.mp4", "-f", "rawvideo", "-pix_fmt", "rgb24", "-"]
     decoded = subprocess.run(command, capture_output=True, check=True).stdout
-    video = np.frombuffer(decoded, np.uint8).reshape(-1, *frames[0]().shape)
-    assert video.shape == (expected, *frames[0]().shape)
+    video = np.frombuffer(decoded, np.uint8).reshape(-1, *shape)
+    assert video.shape == (expected, *shape)
     assert np.abs(video[0].astype(int) - frames[0]()).mean() < 4
     data = (tmp_path / "a.mp4").read_bytes()
     assert data.index(b"moov") < data.index(b"mdat")  # a browser can start before it has all of it
 
     write_video(tmp_path / "a.gif", frames, 5)
     gif = iio.imread(tmp_path / "a.gif", index=None)
-    assert gif.shape == (expected - 2 * 2, *frames[0]().shape)  # equal pictures are one that lasts longer
+    assert gif.shape == (expected - 2 * 2, *shape)  # equal pictures are one that lasts longer
     assert np.abs(gif[3].astype(int) - frames[3]()).mean() < 4
     assert {path.name for path in tmp_path.iterdir()} == {"a.mp4", "a.gif"}
 
 
 def test_a_video_that_fails_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     frames = frames_of([played()])
-    with pytest.raises(VideoError, match=r"\.mp4 or \.gif"):
-        write_video(tmp_path / "a.avi", frames, 5)
     monkeypatch.setattr("imageio_ffmpeg.get_ffmpeg_exe", lambda: "false")
     with pytest.raises(VideoError, match=r"a\.mp4: can't write"):
         write_video(tmp_path / "a.mp4", frames, 5)
@@ -188,13 +177,13 @@ def env() -> Iterator[Env]:
         yield env
 
 
-def viewer(env: Env, **kwargs: Any) -> Viewer:
-    return Viewer(untrained()[0], env, range(100), **{"first": 3, **kwargs})
-
-
 def press(view: Viewer, *keys: str) -> None:
     for key in keys:
         view.press(key)
+
+
+def viewer(env: Env, **kwargs: Any) -> Viewer:
+    return Viewer(untrained()[0], env, range(100), **{"first": 3, **kwargs})
 
 
 def test_keys_walk_through_an_episode(env: Env) -> None:
@@ -203,9 +192,8 @@ def test_keys_walk_through_an_episode(env: Env) -> None:
     assert (view.index, view.recording.num_steps, view.playing) == (2, 2, False)
     seen = view.picture()
     press(view, "left", "left", "left")
-    assert (view.index, view.recording.num_steps) == (0, 2)  # nothing is played again on the way
     assert not view.tick()
-    assert view.index == 0
+    assert (view.index, view.recording.num_steps) == (0, 2)  # nothing is played again on the way
     press(view, "space")
     view.tick()
     view.tick()
@@ -226,8 +214,6 @@ def test_keys_turn_over_levels(env: Env) -> None:
     assert view.recording.seed == 0  # there is nothing before
     press(view, "nonsense")
     assert view.open
-    press(view, "escape")
-    assert not view.open
 
 
 def test_it_plays_as_many_episodes_as_asked_for(env: Env) -> None:
@@ -273,7 +259,7 @@ def test_no_screen_is_one_line(monkeypatch: pytest.MonkeyPatch, env: Env) -> Non
 
 
 def test_an_environment_in_another_process_is_the_same() -> None:
-    policy, config = untrained(**grid())
+    policy, config = untrained(**GRID)
     with remote_env(config.env) as env:
         there = record_episode(policy, env, seed=7)
     with watched_env(config.env) as env:

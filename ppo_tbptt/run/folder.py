@@ -148,16 +148,6 @@ class RunLock:
         self._file.close()
 
 
-def resolve_checkpoint(path: Path) -> Path:
-    """Return ``path`` if it is a file, or the newest valid checkpoint if it is a run folder.
-
-    Raises:
-        CheckpointError, RunDirError: there is no such file, run folder or checkpoint.
-    """
-    run = run_at(path)
-    return path if run is None else run.newest()
-
-
 def run_at(path: Path) -> RunDir | None:
     """Return the run in the folder ``path``, or None if ``path`` is a file, such as a checkpoint.
 

@@ -17,17 +17,10 @@ ZEROS = np.zeros((4, 1), np.int64)
 SEEDS, FRESH = [10, 11, 12, 13], [20, 21, 22, 23]
 
 
-def faulty(num_workers: int, *rounds: list[int], maximum: int = 3, **options: Any) -> VectorEnv:
-    return VectorEnv(
-        FAULTY,
-        num_envs=4,
-        num_workers=num_workers,
-        levels=GivenLevels(*(rounds or (SEEDS, FRESH))),
-        options=options,
-        replay=True,
-        faults=FaultBudget(maximum),
-        step_timeout=20,
-    )
+def faulty(num_workers: int, *rounds: list[int], **options: Any) -> VectorEnv:
+    levels, faults = GivenLevels(*(rounds or (SEEDS, FRESH))), FaultBudget(3)
+    kwargs: dict[str, Any] = {"num_workers": num_workers, "options": options, "replay": True, "step_timeout": 20}
+    return VectorEnv(FAULTY, num_envs=4, levels=levels, faults=faults, **kwargs)
 
 
 def failed(result: StepResult) -> list[int]:
@@ -128,7 +121,7 @@ def test_a_process_that_dies_beside_a_broken_environment() -> None:
 
 @pytest.mark.parametrize("num_workers", [0, 2])
 def test_when_the_budget_is_spent(num_workers: int) -> None:
-    envs = faulty(num_workers, SEEDS, maximum=3, step_at=1, level=12)
+    envs = faulty(num_workers, SEEDS, step_at=1, level=12)
     envs.reset()
     for _ in range(3):
         assert failed(envs.step(ZEROS)) == [2]

@@ -1,6 +1,5 @@
 """Ids and reset options: where environments come from, and what is said of wrong ones."""
 
-import os
 import subprocess
 import sys
 import warnings
@@ -63,17 +62,6 @@ def test_missing_memory_gym_is_explained() -> None:
     )
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
     assert "pip install --no-deps memory-gym==1.0.2" in out and out.count("\n") == 1
-
-
-def test_workers_import_neither_torch_nor_configs() -> None:
-    code = (
-        "import sys, ppo_tbptt.envs, ppo_tbptt.envs.workers.worker, ppo_tbptt.envs.toy\n"
-        "ppo_tbptt.envs.make_env('MortarMayhem-v0')\n"
-        "assert 'torch' not in sys.modules\n"
-        "assert not any(name.startswith('ppo_tbptt.config') for name in sys.modules)"
-    )
-    path = os.pathsep.join(entry or os.getcwd() for entry in sys.path)
-    subprocess.run([sys.executable, "-c", code], check=True, env={**os.environ, "PYTHONPATH": path})
 
 
 @pytest.mark.parametrize("env_id", TOY_IDS)
