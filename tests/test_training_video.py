@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 from configs_for_tests import tiny
+from helpers import timeless
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-from test_resume import timeless
 
 from ppo_tbptt.config import Config
 from ppo_tbptt.run.metrics import read_metrics

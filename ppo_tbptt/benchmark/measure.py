@@ -33,6 +33,8 @@ class Setting:
     """Seconds by part of each timed iteration, until the device has done its work."""
     padding: list[float] = field(default_factory=list)
     """As the trainer reports it: of minibatches padded to their longest sequence, whether or not the core pads."""
+    distinct: list[float] = field(default_factory=list)
+    """Shares of distinct frames; empty without images."""
     memory_mb: dict[str, float | None] = field(default_factory=dict)
 
     @property
@@ -55,10 +57,12 @@ def measure(settings: Sequence[Setting], warmup: int, iterations: int, say: Call
         timed = number >= warmup
         say(f"iteration {number - warmup + 1} of {iterations}" if timed else f"warm-up {number + 1} of {warmup}")
         for setting in settings:
-            seconds, padding = _run_iteration(setting.trainer)
+            seconds, scalars = _run_iteration(setting.trainer)
             if timed:
                 setting.iterations.append(seconds)
-                setting.padding.append(padding)
+                setting.padding.append(scalars["sequences/padding_fraction"])
+                if "sequences/distinct_fraction" in scalars:
+                    setting.distinct.append(scalars["sequences/distinct_fraction"])
     say("memory")
     for setting in settings:
         with peak_memory(setting.trainer.device) as setting.memory_mb:
@@ -71,8 +75,8 @@ def _synchronize(device: torch.device) -> None:
         torch.cuda.synchronize(device)
 
 
-def _run_iteration(trainer: Trainer) -> tuple[dict[str, float], float]:
-    """Run one iteration. Return its seconds by part, and its fraction of padding."""
+def _run_iteration(trainer: Trainer) -> tuple[dict[str, float], dict[str, float]]:
+    """Run one iteration. Return its seconds by part, and its scalars."""
     _synchronize(trainer.device)
     began = perf_counter()
     scalars = next(trainer).scalars
@@ -80,7 +84,7 @@ def _run_iteration(trainer: Trainer) -> tuple[dict[str, float], float]:
     total = perf_counter() - began
     seconds = {part: scalars.get(f"time/{part}", 0.0) * scalars["time/iteration_seconds"] for part in PARTS}
     seconds["rest"] = total - sum(seconds.values())
-    return seconds, scalars["sequences/padding_fraction"]
+    return seconds, scalars
 
 
 def write_profile(trainer: Trainer, path: Path) -> None:
@@ -116,6 +120,7 @@ def describe(setting: Setting, say: Callable[[str], None]) -> dict[str, Any]:
         "ceiling_steps_per_second": limit,
         "ceiling_seconds": ceiling,
         "fraction_of_ceiling": speed / limit,
+        "distinct_fraction": mean(setting.distinct) if setting.distinct else None,
         "padded_over_valid": 1.0,
         "padded_over_valid_if_padded": 1 / (1 - mean(setting.padding)),
         "flop_per_step": passes * sum(forward.values()),

@@ -105,6 +105,7 @@ def _rows(result: dict[str, Any]) -> dict[str, str]:
         },
         "iteration": f"{total:.3f} s, {result['steps_per_iteration']:,} steps",
         **{f"  {part}": f"{seconds:.3f} s ({seconds / total:.1%})" for part, seconds in result["seconds"].items()},
+        "distinct frames": "none" if result["distinct_fraction"] is None else f"{result['distinct_fraction']:.1%}",
         "padded / valid steps": f"{result['padded_over_valid']:.3f} in the core ({padded:.3f} if it padded)",
         "peak memory": f"{memory['host']:,.0f} MB{on_device}",
         "arithmetic": f"{result['flop_per_step'] / 1e6:,.3g} MFLOP per step",

@@ -160,7 +160,7 @@ class TorchCore(Core):
         return y.data, self._pack(parts)
 
     def _recur(
-        self, p: Float[Tensor, "M P"], state: Float[Tensor, "S D"], sequences_per_step: list[int]
+        self, p: Float[Tensor, "M P"], state: Float[Tensor, "S D"], sequences_per_step: recurrence.Packing
     ) -> tuple[Float[Tensor, "M H"], list[Tensor]]:
         """Run all layers; also return each part ``[layer, S, H]`` of the state after each sequence's last step."""
         before = self._unpack(state)
@@ -200,7 +200,7 @@ class TorchCore(Core):
         return torch.stack(parts).permute(2, 0, 1, 3).reshape(-1, self.state_size)
 
 
-def _last_steps(sequences_per_step: list[int]) -> Int[Tensor, "S"] | None:
+def _last_steps(sequences_per_step: recurrence.Packing) -> Int[Tensor, "S"] | None:
     """Return the position of each packed sequence's last step; None where there is but one step."""
     if len(sequences_per_step) == 1:
         return None

@@ -17,6 +17,8 @@ from torch import Tensor
 
 State = list[Tensor]
 """The hidden state, and the cell state of an LSTM, ``[n, H]`` each."""
+Packing = list[Any]
+"""Number of sequences at each step; symbols while an agent is exported."""
 
 
 class Cell:
@@ -141,7 +143,7 @@ def run(
     state: State,
     weight: Float[Tensor, "GH H"],
     bias: Float[Tensor, "GH"],
-    sequences_per_step: list[int],
+    sequences_per_step: Packing,
 ) -> State:
     """Run a layer over packed sequences (see :class:`~ppo_tbptt.types.Minibatch`); gradients go to all tensors.
 
@@ -168,7 +170,7 @@ def run(
 
 class _Recurrence(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, cell: type[Cell], sizes: list[int], dtype: torch.dtype, *tensors: Tensor) -> Any:
+    def forward(ctx: Any, cell: type[Cell], sizes: Packing, dtype: torch.dtype, *tensors: Tensor) -> Any:
         p, weight, bias, *state = tensors
         transposed, bias = weight.to(dtype).t(), bias.to(dtype)
         q = torch.empty_like(p, dtype=dtype)
