@@ -15,6 +15,7 @@ one shape of data, no case distinctions. Frames stay uint8 and channels-last.
 """
 
 from dataclasses import dataclass, field
+from typing import Any
 
 from jaxtyping import Bool, Float, Int, UInt8
 from torch import Tensor
@@ -42,8 +43,8 @@ class Projected:
     """Which frame each environment shows."""
 
 
-Obs = dict[str, Tensor | Frames]
-"""Observations by name, each ``[*batch, *shape]``, u8 for images and f32 for vectors; images may be :class:`Frames`."""
+Obs = dict[str, Any]
+"""Observations by name: tensors ``[*batch, *shape]``, u8 for images and f32 for vectors; or :class:`Frames`."""
 
 
 def per_step(x: Float[Tensor, "U F"], obs: Tensor | Frames) -> Float[Tensor, "M F"]:

@@ -88,7 +88,7 @@ def some_rollout(agent: Agent, num_frames: int, dtype: torch.dtype = torch.float
     rollout = empty_rollout(agent, STEPS, ENVS)
     content = torch.randint(0, 256, (num_frames, *SHAPE), generator=generator, dtype=torch.uint8)
     rollout.obs["image"] = Frames(content, torch.randint(0, num_frames, (STEPS, ENVS), generator=generator))
-    rollout.obs["vector"].copy_(torch.randn(STEPS, ENVS, 4, generator=generator))  # type: ignore[union-attr]
+    rollout.obs["vector"].copy_(torch.randn(STEPS, ENVS, 4, generator=generator))
     rollout.start.copy_(torch.rand(STEPS, ENVS, generator=generator) < 0.2)
     for x in (rollout.state, rollout.log_prob, rollout.value):
         x.copy_(torch.randn(x.shape, generator=generator))
@@ -116,8 +116,8 @@ def test_gathering_shows_every_step_its_frame(num_frames: int) -> None:
         image = image.stacked()
     else:
         assert num_frames == 200  # none repeats, so nothing is numbered
-    assert torch.equal(image, wanted.obs["image"])  # type: ignore[arg-type]
-    assert torch.equal(batch.obs["vector"], wanted.obs["vector"])  # type: ignore[arg-type]
+    assert torch.equal(image, wanted.obs["image"])
+    assert torch.equal(batch.obs["vector"], wanted.obs["vector"])
 
 
 def gradient(agent: Agent, batch: Minibatch) -> Tensor:

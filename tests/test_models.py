@@ -176,7 +176,7 @@ def test_observations_may_have_any_name() -> None:
     packing = torch.tensor([2])
     plain = agent.unroll(zero, state, packing).features
     for position, name in enumerate(names):
-        changed = (agent.unroll({**zero, name: torch.randn(2, 3)}, state, packing).features != plain).any(0)  # type: ignore[union-attr]
+        changed = (agent.unroll({**zero, name: torch.randn(2, 3)}, state, packing).features != plain).any(0)
         assert changed.view(len(names), 8).any(1).tolist() == [k == position for k in range(len(names))]
 
 

@@ -45,7 +45,7 @@ def compare(kind: str, lengths: list[int], num_layers: int, dropout: float, dtyp
     want, want_after = core.rnn(PackedSequence(x, sequences_per_step), (h[0], h[1]) if kind == "lstm" else h[0])
     flat = torch.stack(want_after if kind == "lstm" else (want_after,)).permute(2, 0, 1, 3).flatten(1)
 
-    tolerance: dict[str, float] = dict.fromkeys(("rtol", "atol"), 1e-10 if dtype == torch.float64 else 1e-5)
+    tolerance: Any = dict.fromkeys(("rtol", "atol"), 1e-10 if dtype == torch.float64 else 1e-5)
     torch.testing.assert_close(y, want.data, **tolerance)
     torch.testing.assert_close(after, flat, **tolerance)
     for own, theirs in zip(

@@ -164,7 +164,7 @@ class TorchCore(Core):
     ) -> tuple[Float[Tensor, "M H"], list[Tensor]]:
         """Run all layers; also return each part ``[layer, S, H]`` of the state after each sequence's last step."""
         before = self._unpack(state)
-        last = _last_steps(sequences_per_step)
+        y, last = p, _last_steps(sequences_per_step)
         after: list[list[Tensor]] = [[] for _ in before]
         for layer in range(self.rnn.num_layers):
             w_ih, w_hh, b_ih, b_hh = self._weights(layer)
