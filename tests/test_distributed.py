@@ -16,8 +16,11 @@ from typing import Any
 import psutil
 import pytest
 import torch
+from helpers import starts, warmed_up
 from ranks import environment, free_port, run_ranks, train
 
+from ppo_tbptt.ppo.all_reduce import all_reduce_moments, all_reduce_steps
+from ppo_tbptt.ppo.sequences import split
 from ppo_tbptt.run.checkpoint import load_checkpoint
 from ppo_tbptt.run.metrics import read_metrics
 from ppo_tbptt.runtime.device import DeviceError
@@ -178,3 +181,15 @@ def test_torchrun_trains_and_resumes_with_any_number_of_ranks(tmp_path: Path) ->
     rows = read_metrics(run / "metrics.jsonl")
     assert [row["iteration"] for row in rows] == list(range(1, 8))
     assert [row["env_steps"] for row in rows] == [128, 256, 384, 512, 576, 640, 768]
+
+
+def test_moments_of_minibatches_are_those_of_the_steps_that_count() -> None:
+    start = starts()
+    sequences, advantage = warmed_up(start, 6), torch.randn(start.shape)
+    groups = split(sequences.counted, 3, torch.Generator())
+    parts = all_reduce_moments(World(), advantage, sequences, all_reduce_steps(World(), groups, sequences.counted))
+    assert len(parts) == 3
+    for part in parts:
+        counts = sequences.in_loss[:, part.ids]  # type: ignore[index]
+        counted = advantage.flatten()[sequences.index[:, part.ids][counts]]
+        torch.testing.assert_close(part.moments, (counted.mean(), counted.std(correction=0)))
