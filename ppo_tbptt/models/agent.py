@@ -68,12 +68,12 @@ class Agent(nn.Module):
     def step(self, obs: Mapping[str, Tensor | Projected], state: Float[Tensor, "N D"]) -> AgentOutput:
         """Take one step of N environments from ``state``, which is reset already where an episode starts.
 
-        Of frames that were seen before ``obs`` may hold what :meth:`project_input` made of them.
+        Of frames that were seen before ``obs`` may hold what :meth:`project` made of them.
         """
         with self.arithmetic():
             known = {key: x.values.index_select(0, x.number) for key, x in obs.items() if isinstance(x, Projected)}
             new = {key: x for key, x in obs.items() if isinstance(x, Tensor)}
-            y, state_out = self.core(self._join(known | self.project(new))[None], state)
+            y, state_out = self.core(self._join(known | self._project(self.encoder(new)))[None], state)
             return self._output(None, y[0], state_out)
 
     def reset_state(self, state: Float[Tensor, "N D"], start: Bool[Tensor, "N"]) -> Float[Tensor, "N D"]:

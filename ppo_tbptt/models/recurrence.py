@@ -56,20 +56,23 @@ class GRU(Cell):
     """``r, z = sigmoid(p + q)``, ``n = tanh(p + r q)``, ``h' = (1 - z) n + z h``."""
 
     def __init__(self, p: Tensor, q: Tensor, state: State) -> None:
-        h, size = state[0], state[0].shape[1]
-        r, self.z = (p[:, : 2 * size] + q[:, : 2 * size]).sigmoid_().chunk(2, 1)
-        q_n, z = q[:, 2 * size :], self.z
-        n = torch.addcmul(p[:, 2 * size :], r, q_n).tanh_()
-        self.by_n = (1 - z) * (1 - n * n)
-        self.factor = torch.stack((self.by_n * q_n * r * (1 - r), (h - n) * z * (1 - z), self.by_n * r), 1)
+        r, z, n, q_n = self._gates(p, q)
+        self.z, self.by_n = z, (1 - z) * (1 - n * n)
+        self.factor = torch.stack((self.by_n * q_n * r * (1 - r), (state[0] - n) * z * (1 - z), self.by_n * r), 1)
+
+    @staticmethod
+    def _gates(p: Tensor, q: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Return r, z and n, and q's part of n."""
+        size = p.shape[1] // 3
+        r, z = (p[:, : 2 * size] + q[:, : 2 * size]).sigmoid().chunk(2, 1)
+        q_n = q[:, 2 * size :]
+        return r, z, torch.addcmul(p[:, 2 * size :], r, q_n).tanh(), q_n
 
     @staticmethod
     def step(p: Tensor, q: Tensor, state: State) -> State:
         """See :meth:`Cell.step`."""
-        h, size = state[0], state[0].shape[1]
-        r, z = (p[:, : 2 * size] + q[:, : 2 * size]).sigmoid().chunk(2, 1)
-        n = torch.addcmul(p[:, 2 * size :], r, q[:, 2 * size :]).tanh()
-        return [torch.lerp(n, h, z)]
+        _, z, n, _ = GRU._gates(p, q)
+        return [torch.lerp(n, state[0], z)]
 
     def back(self, rows: slice, gradient: State, dq: Tensor) -> State:
         """See :meth:`Cell.back`."""
@@ -116,7 +119,7 @@ class TanhRNN(Cell):
     """``h' = tanh(p + q)``."""
 
     def __init__(self, p: Tensor, q: Tensor, state: State) -> None:
-        h = (p + q).tanh_()
+        h = self.step(p, q, state)[0]
         self.factor = (1 - h * h)[:, None]
 
     @staticmethod
