@@ -134,6 +134,10 @@ class ModelConfig(Table):
     """Dense layer after the convolutions; none: they feed the core directly, as in the published baseline."""
     vector_hidden_sizes: Annotated[tuple[Size, ...], Field(min_length=1, max_length=16), AsTuple] = (128,)
     """Layers that read vector observations."""
+    previous_action: bool = False
+    """Feed the core the action before, one-hot; zeros at an episode's first step."""
+    previous_reward: bool = False
+    """Feed the core the reward before; 0 at an episode's first step."""
 
 
 class CoreConfig(Table):
@@ -151,6 +155,11 @@ class CoreConfig(Table):
     """Layers on top of each other."""
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
     """Dropout between layers during the update, never while acting."""
+    initial_state: Annotated[Literal["zeros", "learnt"], FIXED] = "zeros"
+    """The state at the start of an episode: zeros, or a parameter, to which weight decay does not apply."""
+    execution: Literal["packed", "padded"] = "packed"
+    """How updates unroll a minibatch: its valid steps alone, or padded to its longest sequence and masked. The results
+    are equal but for rounding; padding costs more."""
 
 
 class UserCoreConfig(Table):
@@ -188,7 +197,14 @@ class PPOConfig(Table):
     rollout_steps: Annotated[int, Field(ge=1, le=1_000_000)] = 512
     """Steps per environment between updates."""
     sequence_length: Annotated[int, Field(ge=1, le=1_000_000)] | Nothing = None
-    """Longest stretch of backpropagation through time; none: whole episodes within the rollout."""
+    """Longest stretch of backpropagation through time (k2); none: whole episodes within the rollout."""
+    sequence_stride: Annotated[int, Field(ge=1, le=1_000_000)] | Nothing = None
+    """Steps of a sequence that count in the loss, its last ones (k1); those before only carry gradient. Each step
+    counts once, so a smaller stride makes more sequences, which overlap. none: all count."""
+    burn_in: Annotated[int, Field(ge=0, le=1_000_000)] = 0
+    """Steps before a sequence that warm its state, without gradient or loss (Kapturowski et al. 2019)."""
+    refresh_every: Annotated[int, Field(ge=0, le=1000)] = 0
+    """Epochs after which the rollout's states are computed anew with the current weights; 0: never."""
     num_epochs: Annotated[int, Field(ge=1, le=1000)] = 3
     """Passes over each rollout."""
     num_minibatches: Count = 8
@@ -206,7 +222,13 @@ class PPOConfig(Table):
     value_coef: NonNegative = 0.5
     """Weight of the value loss."""
     max_grad_norm: Annotated[float, Field(gt=0, le=1e9)] = 0.25
-    """Longer gradients are scaled to this global norm; 1e9 never clips."""
+    """Longer gradients are scaled to this norm; 1e9 never clips."""
+    grad_clip: Literal["norm", "value", "per_layer", "none"] = "norm"
+    """What `max_grad_norm` bounds: the global norm, each entry's size, the norm of each parameter, or nothing."""
+    jacobian_norm_coef: NonNegative = 0.0
+    """Weight of the regulariser that keeps the norm of gradients through time constant (Pascanu et al. 2013)."""
+    value_gradient_scale: Fraction = 1.0
+    """Share of the value loss's gradient that reaches what policy and value have in common; 0 detaches the value."""
     normalize_advantage: bool = False
     """Give the advantages of each minibatch mean 0 and deviation 1."""
     ratio: Literal["joint", "per_branch"] = "joint"
@@ -242,10 +264,19 @@ class TrainConfig(Table):
     """Cut evaluated episodes here, as endless ones may never end."""
     video_every: Annotated[CountOrZero, SAME_SETTING] = 100
     """Iterations between videos of a held-out episode, skipped where they would take over 3 % of the time; 0: never."""
+    instruments_every: Annotated[CountOrZero, SAME_SETTING] = 0
+    """Iterations between measurements of how gradients and states fare through time, `memory/*`; 0: never."""
     max_nonfinite_updates: Annotated[Count, SAME_SETTING] = 10
     """Updates in a row that may be skipped because loss or gradient is not finite before the run stops."""
     max_unwritable_minutes: Annotated[NonNegative, SAME_SETTING] = 30.0
     """How long a run goes on while it cannot write its files (a full disk) before it stops."""
+
+
+class AuxConfig(Table):
+    """Auxiliary losses of this package."""
+
+    reconstruction_coef: NonNegative = 0.0
+    """Weight of the loss of reconstructing the frame from the core's output; 0: none."""
 
 
 class Config(Table):
@@ -279,6 +310,8 @@ class Config(Table):
     """[ppo]"""
     train: TrainConfig = TrainConfig()
     """[train]"""
+    aux: AuxConfig = AuxConfig()
+    """[aux]"""
     losses: Annotated[dict[str, NonNegative], Plain] = Field(default={})
     """Auxiliary losses by name, or `my_module:my_loss`, each with its coefficient."""
 
