@@ -1,5 +1,6 @@
 """MemoryGym: its ten tasks, their measures, and fixes for state that leaks from one episode into the next."""
 
+import functools
 import importlib
 import os
 import sys
@@ -114,16 +115,19 @@ def import_memory_gym(*, window: bool = False) -> None:
 
 
 def _speed_up() -> None:
-    """Give MemoryGym's modules a pygame that does the same faster: reads pixels, and copies whole surfaces."""
+    """Give MemoryGym's modules a pygame that does the same faster, and draw each command once."""
     import pygame
 
     if isinstance(getattr(sys.modules["memory_gym.mortar_mayhem"], "pygame", None), _Pygame):
         return
+    command = functools.cache(sys.modules["memory_gym.pygame_assets"].Command)
     fast = _Pygame("pygame")
     vars(fast).update(vars(pygame), surfarray=SimpleNamespace(array3d=pixels), Surface=_surface)
     for name, module in list(sys.modules.items()):
         if name.startswith("memory_gym.") and getattr(module, "pygame", None) is pygame:
             vars(module)["pygame"] = fast
+            if "mortar_mayhem" in name:
+                vars(module)["Command"] = command
 
 
 class _Pygame(ModuleType):

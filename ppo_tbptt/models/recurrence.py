@@ -9,11 +9,14 @@ The backward pass needs one product with ``W_hh`` and a few multiplications per 
 depend on later steps are computed at once; the gradient of ``W_hh`` is one large product at the end.
 """
 
+from collections.abc import Iterator
 from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
+
+sigmoid_backward, tanh_backward = torch.ops.aten.sigmoid_backward, torch.ops.aten.tanh_backward
 
 State = list[Tensor]
 """The hidden state, and the cell state of an LSTM, ``[n, H]`` each."""
@@ -29,115 +32,112 @@ class Cell:
 
     factor: Tensor
 
-    def __init__(self, p: Float[Tensor, "M GH"], q: Float[Tensor, "M GH"], state: State) -> None:
-        """Compute the factors; ``state`` is that before each step."""
+    def __init__(self, q: Float[Tensor, "M GH"], extra: Float[Tensor, "M H"], before: State) -> None:
+        """Compute the factors from what :meth:`step` left in ``q`` and ``extra``, and the state before each step."""
         raise NotImplementedError
 
     @staticmethod
-    def step(p: Float[Tensor, "n GH"], q: Float[Tensor, "n GH"], state: State) -> State:
-        """Return the state after one step of n sequences."""
+    def step(
+        p: Float[Tensor, "n GH"], q: Float[Tensor, "n GH"], extra: Float[Tensor, "n H"], before: State, after: State
+    ) -> None:
+        """Compute one step of n sequences into ``after``; overwrite ``q`` and ``extra``."""
         raise NotImplementedError
 
-    def back(self, rows: slice, gradient: State, dq: Float[Tensor, "n G H"]) -> State:
-        """Go back through the step ``rows`` from the loss by the state after it; fill ``dq``.
+    def back(self, rows: slice, after: State, dq: Float[Tensor, "n G H"], before: State) -> None:
+        """Go back through the step ``rows`` from the loss by the state ``after`` it.
 
-        Returns:
-            The loss by the state before it, as far as that does not go through q.
+        Fills ``dq``, and adds to the loss by the state ``before`` what does not go through q.
         """
-        torch.mul(gradient[0][:, None], self.factor[rows], out=dq)
-        return [torch.zeros_like(gradient[0])]
+        torch.mul(after[0][:, None], self.factor[rows], out=dq)
 
-    def input_gradient(self, dh: Float[Tensor, "M H"], dq: Float[Tensor, "M GH"]) -> Float[Tensor, "M GH"]:
-        """Return the loss by p, from that by the hidden states and by q."""
-        return dq
+    def input_gradient(self, dh: Float[Tensor, "M H"], dq: Float[Tensor, "M G H"]) -> None:
+        """Turn the loss by q into that by p, in place; ``dh`` is that by the hidden states."""
 
 
 class GRU(Cell):
     """``r, z = sigmoid(p + q)``, ``n = tanh(p + r q)``, ``h' = (1 - z) n + z h``."""
 
-    def __init__(self, p: Tensor, q: Tensor, state: State) -> None:
-        r, z, n, q_n = self._gates(p, q)
-        self.z, self.by_n = z, (1 - z) * (1 - n * n)
-        self.factor = torch.stack((self.by_n * q_n * r * (1 - r), (state[0] - n) * z * (1 - z), self.by_n * r), 1)
+    def __init__(self, q: Tensor, extra: Tensor, before: State) -> None:
+        r, self.z, q_n = q.chunk(3, 1)
+        n = extra
+        self.by_n = tanh_backward(1 - self.z, n)
+        self.factor = q.new_empty(len(n), 3, n.shape[1])
+        sigmoid_backward.grad_input(self.by_n * q_n, r, grad_input=self.factor[:, 0])
+        sigmoid_backward.grad_input(before[0] - n, self.z, grad_input=self.factor[:, 1])
+        torch.mul(self.by_n, r, out=self.factor[:, 2])
 
     @staticmethod
-    def _gates(p: Tensor, q: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Return r, z and n, and q's part of n."""
-        size = p.shape[1] // 3
-        r, z = (p[:, : 2 * size] + q[:, : 2 * size]).sigmoid().chunk(2, 1)
-        q_n = q[:, 2 * size :]
-        return r, z, torch.addcmul(p[:, 2 * size :], r, q_n).tanh(), q_n
-
-    @staticmethod
-    def step(p: Tensor, q: Tensor, state: State) -> State:
+    def step(p: Tensor, q: Tensor, extra: Tensor, before: State, after: State) -> None:
         """See :meth:`Cell.step`."""
-        _, z, n, _ = GRU._gates(p, q)
-        return [torch.lerp(n, state[0], z)]
+        size = extra.shape[1]
+        r, z, q_n = q.chunk(3, 1)
+        q[:, : 2 * size].add_(p[:, : 2 * size]).sigmoid_()
+        n = torch.addcmul(p[:, 2 * size :], r, q_n, out=extra).tanh_()
+        torch.lerp(n, before[0], z, out=after[0])
 
-    def back(self, rows: slice, gradient: State, dq: Tensor) -> State:
+    def back(self, rows: slice, after: State, dq: Tensor, before: State) -> None:
         """See :meth:`Cell.back`."""
-        torch.mul(gradient[0][:, None], self.factor[rows], out=dq)
-        return [gradient[0] * self.z[rows]]
+        torch.mul(after[0][:, None], self.factor[rows], out=dq)
+        before[0].addcmul_(after[0], self.z[rows])
 
-    def input_gradient(self, dh: Tensor, dq: Tensor) -> Tensor:
+    def input_gradient(self, dh: Tensor, dq: Tensor) -> None:
         """See :meth:`Cell.input_gradient`."""
-        return torch.cat((dq[:, : 2 * dh.shape[1]], dh * self.by_n), 1)
+        torch.mul(dh, self.by_n, out=dq[:, 2])
 
 
 class LSTM(Cell):
     """``i, f, o = sigmoid(p + q)``, ``g = tanh(p + q)``, ``c' = f c + i g``, ``h' = o tanh(c')``."""
 
-    def __init__(self, p: Tensor, q: Tensor, state: State) -> None:
-        c = state[1]
-        i, self.f, g, o = self._gates(p + q)
-        f, tanh_c = self.f, torch.addcmul(self.f * c, i, g).tanh_()
-        self.c_by_h = o * (1 - tanh_c * tanh_c)
-        self.factor = torch.stack((g * i * (1 - i), c * f * (1 - f), i * (1 - g * g), tanh_c * o * (1 - o)), 1)
+    def __init__(self, q: Tensor, extra: Tensor, before: State) -> None:
+        i, self.f, g, o = q.chunk(4, 1)
+        tanh_c = extra
+        self.c_by_h = tanh_backward(o, tanh_c)
+        self.factor = q.new_empty(len(q), 4, extra.shape[1])
+        sigmoid_backward.grad_input(g, i, grad_input=self.factor[:, 0])
+        sigmoid_backward.grad_input(before[1], self.f, grad_input=self.factor[:, 1])
+        tanh_backward.grad_input(i, g, grad_input=self.factor[:, 2])
+        sigmoid_backward.grad_input(tanh_c, o, grad_input=self.factor[:, 3])
 
     @staticmethod
-    def _gates(x: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        i, f, g, o = x.chunk(4, 1)
-        return i.sigmoid(), f.sigmoid(), g.tanh(), o.sigmoid()
-
-    @staticmethod
-    def step(p: Tensor, q: Tensor, state: State) -> State:
+    def step(p: Tensor, q: Tensor, extra: Tensor, before: State, after: State) -> None:
         """See :meth:`Cell.step`."""
-        i, f, g, o = LSTM._gates(p + q)
-        c = torch.addcmul(f * state[1], i, g)
-        return [o * c.tanh(), c]
+        i, f, g, o = q.add_(p).chunk(4, 1)
+        for gate in (i, f, o):
+            gate.sigmoid_()
+        torch.addcmul(f * before[1], i, g.tanh_(), out=after[1])
+        torch.mul(o, torch.tanh(after[1], out=extra), out=after[0])
 
-    def back(self, rows: slice, gradient: State, dq: Tensor) -> State:
+    def back(self, rows: slice, after: State, dq: Tensor, before: State) -> None:
         """See :meth:`Cell.back`."""
-        dh, factor = gradient[0], self.factor[rows]
-        dc = torch.addcmul(gradient[1], dh, self.c_by_h[rows])
+        dh, factor = after[0], self.factor[rows]
+        dc = torch.addcmul(after[1], dh, self.c_by_h[rows])
         torch.mul(dc[:, None], factor[:, :3], out=dq[:, :3])
         torch.mul(dh, factor[:, 3], out=dq[:, 3])
-        return [torch.zeros_like(dh), dc * self.f[rows]]
+        before[1].addcmul_(dc, self.f[rows])
 
 
 class TanhRNN(Cell):
     """``h' = tanh(p + q)``."""
 
-    def __init__(self, p: Tensor, q: Tensor, state: State) -> None:
-        h = self.step(p, q, state)[0]
-        self.factor = (1 - h * h)[:, None]
+    def __init__(self, q: Tensor, extra: Tensor, before: State) -> None:
+        self.factor = (1 - extra * extra)[:, None]
 
     @staticmethod
-    def step(p: Tensor, q: Tensor, state: State) -> State:
+    def step(p: Tensor, q: Tensor, extra: Tensor, before: State, after: State) -> None:
         """See :meth:`Cell.step`."""
-        return [(p + q).tanh()]
+        after[0].copy_(torch.add(p, q, out=extra).tanh_())
 
 
 class ReluRNN(Cell):
     """``h' = relu(p + q)``."""
 
-    def __init__(self, p: Tensor, q: Tensor, state: State) -> None:
-        self.factor = (p + q > 0).to(p.dtype)[:, None]
+    def __init__(self, q: Tensor, extra: Tensor, before: State) -> None:
+        self.factor = (extra > 0).to(extra.dtype)[:, None]
 
     @staticmethod
-    def step(p: Tensor, q: Tensor, state: State) -> State:
+    def step(p: Tensor, q: Tensor, extra: Tensor, before: State, after: State) -> None:
         """See :meth:`Cell.step`."""
-        return [(p + q).relu()]
+        after[0].copy_(torch.add(p, q, out=extra).relu_())
 
 
 def run(
@@ -166,47 +166,56 @@ def run(
     kind = p.device.type
     dtype = torch.get_autocast_dtype(kind) if kind == "cpu" and torch.is_autocast_enabled(kind) else weight.dtype
     if len(sequences_per_step) == 1 and not torch.is_grad_enabled():
-        q = torch.addmm(bias.to(dtype), state[0].to(dtype), weight.to(dtype).t())
-        return cell.step(p, q.to(p.dtype), state)
+        q = torch.addmm(bias.to(dtype), state[0].to(dtype), weight.to(dtype).t()).to(p.dtype)
+        after = [torch.empty_like(x) for x in state]
+        cell.step(p, q, torch.empty_like(state[0]), state, after)
+        return after
     return list(_Recurrence.apply(cell, sequences_per_step, dtype, p, weight, bias, *state))
+
+
+def _steps(sizes: Packing) -> Iterator[tuple[slice, slice, slice]]:
+    """Yield each step's rows; in a tensor that begins with the initial rows, those before the step and after it."""
+    begin, earlier = 0, 0
+    for size in sizes:
+        after = sizes[0] + begin
+        yield slice(begin, begin + size), slice(earlier, earlier + size), slice(after, after + size)
+        begin, earlier = begin + size, after
 
 
 class _Recurrence(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, cell: type[Cell], sizes: Packing, dtype: torch.dtype, *tensors: Tensor) -> Any:
-        p, weight, bias, *state = tensors
+        p, weight, bias, *initial = tensors
         transposed, bias = weight.to(dtype).t(), bias.to(dtype)
-        q = torch.empty_like(p, dtype=dtype)
-        before, after = ([x.new_empty(len(p), x.shape[1]) for x in state] for _ in range(2))
-        begin = 0
-        for size in sizes:
-            rows, begin = slice(begin, begin + size), begin + size
-            state = [x[:size] for x in state]
-            torch.addmm(bias, state[0].to(dtype), transposed, out=q[rows])
-            for stored, x in zip(before, state, strict=True):
-                stored[rows] = x
-            state = cell.step(p[rows], q[rows].to(p.dtype), state)
-            for stored, x in zip(after, state, strict=True):
-                stored[rows] = x
-        ctx.cell, ctx.sizes, ctx.dtype = cell, sizes, dtype
-        ctx.save_for_backward(p, q, weight, *before)
-        return tuple(after)
+        first, size = initial[0].shape
+        q, extra, h = torch.empty_like(p), p.new_empty(len(p), size), p.new_empty(len(p), size, dtype=dtype)
+        states = [x.new_empty(first + len(p), size) for x in initial]
+        for x, start in zip(states, initial, strict=True):
+            x[:first] = start
+        for rows, earlier, later in _steps(sizes):
+            h[rows] = states[0][earlier]
+            q[rows] = torch.addmm(bias, h[rows], transposed)
+            cell.step(p[rows], q[rows], extra[rows], [x[earlier] for x in states], [x[later] for x in states])
+        ctx.cell, ctx.sizes = cell, sizes
+        ctx.save_for_backward(weight, q, extra, h, *states)
+        return tuple(x[first:] for x in states)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> Any:
-        p, q, weight, *before = ctx.saved_tensors
-        cell, weight_, size = ctx.cell(p, q.to(p.dtype), before), weight.to(ctx.dtype), before[0].shape[1]
-        by_state = [x.clone() for x in gradients]
-        dq = p.new_empty(len(p), p.shape[1] // size, size)
-        by_earlier = [x[:0] for x in before]
-        end = len(p)
-        for count in reversed(ctx.sizes):
-            rows, end = slice(end - count, end), end - count
-            for stored, x in zip(by_state, by_earlier, strict=True):
-                stored[rows][: len(x)] += x
-            by_earlier = cell.back(rows, [x[rows] for x in by_state], dq[rows])
-            by_earlier[0] += torch.mm(dq[rows].flatten(1).to(ctx.dtype), weight_)
-        by_q = dq.flatten(1)
-        by_weight = (by_q.to(ctx.dtype).t() @ before[0].to(ctx.dtype)).to(weight.dtype)
-        by_p = cell.input_gradient(by_state[0], by_q)
-        return None, None, None, by_p, by_weight, by_q.sum(0), *by_earlier
+        weight, q, extra, h, *states = ctx.saved_tensors
+        steps, first = list(_steps(ctx.sizes)), ctx.sizes[0]
+        cell = ctx.cell(q, extra, [torch.cat([x[earlier] for _, earlier, _ in steps]) for x in states])
+        weight_ = weight.to(h.dtype)
+        by_state = [torch.cat((x.new_zeros(first, x.shape[1]), x)) for x in gradients]
+        dq = torch.empty_like(cell.factor)
+        dq_ = dq if h.dtype == dq.dtype else torch.empty_like(dq, dtype=h.dtype)
+        for rows, earlier, later in reversed(steps):
+            before = [x[earlier] for x in by_state]
+            cell.back(rows, [x[later] for x in by_state], dq[rows], before)
+            if dq_ is not dq:
+                dq_[rows] = dq[rows]
+            before[0] += torch.mm(dq_[rows].flatten(1), weight_)
+        by_weight = (dq_.flatten(1).t() @ h).to(weight.dtype)
+        by_bias = dq.sum(0).flatten()
+        cell.input_gradient(by_state[0][first:], dq)
+        return None, None, None, dq.flatten(1), by_weight, by_bias, *(x[:first] for x in by_state)
