@@ -158,7 +158,7 @@ def naive_unroll(
     return batch, AgentOutput(features=None, **rows)
 
 
-def warmed_up(start: Tensor, length: int | None) -> Sequences:
+def warmed_up(start: Tensor, length: int | None, *_: Any) -> Sequences:
     """Sequences whose first two steps only warm the state; some have no others."""
     sequences = cut(start, length)
     return replace(sequences, in_loss=sequences.mask & (torch.arange(len(sequences.mask))[:, None] >= 2))

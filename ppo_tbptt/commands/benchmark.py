@@ -92,6 +92,7 @@ def _rows(result: dict[str, Any]) -> dict[str, str]:
     low, high = result["spread"]
     total = sum(result["seconds"].values())
     memory, peak, padded = result["peak_memory_mb"], result["peak_flops"], result["padded_over_valid_if_padded"]
+    computed = result["computed_over_counted"]
     on_device = "" if memory["device"] is None else f", device {memory['device']:,.0f} MB"
     return {
         "device": result["device"],
@@ -106,6 +107,7 @@ def _rows(result: dict[str, Any]) -> dict[str, str]:
         "iteration": f"{total:.3f} s, {result['steps_per_iteration']:,} steps",
         **{f"  {part}": f"{seconds:.3f} s ({seconds / total:.1%})" for part, seconds in result["seconds"].items()},
         "distinct frames": "none" if result["distinct_fraction"] is None else f"{result['distinct_fraction']:.1%}",
+        **({} if computed == 1 else {"computed / counted steps": f"{computed:.3f}, burn-in included"}),
         "padded / valid steps": f"{result['padded_over_valid']:.3f} in the core ({padded:.3f} if it padded)",
         "peak memory": f"{memory['host']:,.0f} MB{on_device}",
         "arithmetic": f"{result['flop_per_step'] / 1e6:,.3g} MFLOP per step",

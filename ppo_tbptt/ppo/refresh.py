@@ -1,10 +1,12 @@
-"""States computed anew: a rollout holds those of the weights that collected it, and updates make them stale.
+"""States computed anew: a rollout holds those of the weights that collected it, and each update makes them staler.
 
-Kapturowski et al. 2019 (Recurrent experience replay in distributed reinforcement learning, section 3) discuss both
-remedies: to store states and warm them up (burn-in), and to recompute them.
+Two remedies: a refresh recomputes all of them before an epoch; burn-in recomputes those at which sequences start before
+each update, from stored ones a few steps earlier (Kapturowski et al. 2019, Recurrent experience replay in distributed
+reinforcement learning, section 3).
 """
 
 from collections.abc import Iterator
+from dataclasses import replace
 
 import torch
 from jaxtyping import Float
@@ -13,7 +15,7 @@ from torch import Tensor
 from ppo_tbptt.models import Agent
 from ppo_tbptt.ppo.frames import MOST_DISTINCT
 from ppo_tbptt.runtime.pinned import to_device
-from ppo_tbptt.types import Frames, Projected, Rollout
+from ppo_tbptt.types import Frames, Minibatch, Projected, Rollout
 
 BLOCK = 1024
 """Observations that are projected at a time."""
@@ -34,6 +36,18 @@ def recomputed_states(agent: Agent, rollout: Rollout) -> Float[Tensor, "T N D"]:
             state[t] = agent.reset_state(agent.step(obs, state[t - 1]).state_out, rollout.start[t])
     agent.train(training)
     return state
+
+
+@torch.no_grad()
+def burnt_in(agent: Agent, batch: Minibatch) -> Minibatch:
+    """Replace the states of sequences with a burn-in by those after it; the same object where there is none.
+
+    No gradient goes back into the burn-in. Dropout acts in it as in the sequences: it does in an agent that trains.
+    """
+    if (burn_in := batch.burn_in) is None:
+        return batch
+    output = agent.unroll(burn_in.obs, burn_in.state, burn_in.sequences_per_step, features=False)
+    return replace(batch, state=batch.state.index_copy(0, burn_in.sequence, output.state_out))
 
 
 def _projected_steps(agent: Agent, rollout: Rollout) -> Iterator[dict[str, Projected]]:
