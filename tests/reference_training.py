@@ -41,7 +41,7 @@ class Step:
 
 @dataclass
 class Sequence:
-    """Steps in a row: those that warm the state, and those that are learnt from, of which the last ``counted`` count."""
+    """Steps that warm the state, and then those that gradients reach, of which the last ``counted`` count."""
 
     burn_in: list[Step]
     steps: list[Step]

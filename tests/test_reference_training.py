@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import test_stride
 import torch
 from configs_for_tests import tiny
 from ranks import run_ranks
@@ -161,9 +162,15 @@ def train(config: Config, world: World | None = None) -> tuple[dict[str, Any], l
 
 
 def train_ranks(world: World, folder: Path) -> dict[str, Any]:
-    """What each of two processes runs."""
+    """What each of two processes runs: whole trainings, and single updates."""
     torch.set_default_dtype(torch.float64)
-    return {name: train(config, world) for name, config in OF_RANKS.items()}
+    updates = [test_stride.update(world, case) for case in test_stride.CASES]
+    return {"updates": updates, **{name: train(config, world) for name, config in OF_RANKS.items()}}
+
+
+@pytest.fixture(scope="module")
+def ranks(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
+    return run_ranks(train_ranks, tmp_path_factory.mktemp("ranks"))
 
 
 def assert_equal_to_plain_loops(config: Config, first: dict[str, Any], *ranks: list[dict[str, Any]]) -> None:
@@ -196,8 +203,14 @@ def test_three_iterations_equal_those_of_plain_loops(name: str) -> None:
     assert_equal_to_plain_loops(CONFIGS[name], *train(CONFIGS[name]))
 
 
-def test_iterations_of_two_ranks_equal_those_of_plain_loops(tmp_path: Path) -> None:
-    ranks = run_ranks(train_ranks, tmp_path)
+def test_iterations_of_two_ranks_equal_those_of_plain_loops(ranks: list[dict[str, Any]]) -> None:
     for name, config in OF_RANKS.items():
         (first, *_), (outcomes, others) = zip(*(rank[name] for rank in ranks), strict=True)
         assert_equal_to_plain_loops(config, first, outcomes, others)
+
+
+def test_updates_of_two_ranks_equal_those_of_plain_loops(ranks: list[dict[str, Any]]) -> None:
+    for number, case in enumerate(test_stride.CASES):
+        wanted = test_stride.naive_update([0, 1], *case)
+        for rank in ranks:
+            torch.testing.assert_close(rank["updates"][number], wanted, rtol=0, atol=TOLERANCE)

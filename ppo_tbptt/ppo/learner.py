@@ -275,24 +275,31 @@ class Learner:
         means = torch.cat([_means(steps), torch.stack([step.skipped for step in steps])]).tolist()
         skipped = [bool(flag) for flag in means[len(tags) :]]
         self._count_skipped(steps, skipped, minibatch)
-        padding = [padding_fraction(sequences, [x.part.ids for x in epoch if len(x.part.ids)]) for epoch in epochs]
-        lengths = sequences.lengths
-        own = [len(lengths), int(lengths.sum()), sum(padding) / len(padding), sequences.computed, int(sequences.counted.sum())]
-        sums = self.world.sum_(torch.tensor(own, dtype=torch.float64)).tolist()
-        num_sequences, num_steps, padded, computed, counted = sums
         scalars = {} if all(skipped) else dict(zip(tags, means, strict=False))
         scalars |= {
             "optim/learning_rate": self.optimizer.param_groups[0]["lr"],
             "optim/entropy_coef": ppo.entropy_coef,
             "optim/clip_range": ppo.clip_range,
             "optim/updates": float(len(steps)),
+            **self._sequence_figures(sequences, epochs),
+        }
+        return UpdateStats(scalars=scalars, num_updates=len(steps), num_nonfinite=sum(skipped))
+
+    def _sequence_figures(self, sequences: Sequences, epochs: list[list[_Step]]) -> dict[str, float]:
+        """Compute ``sequences/*`` over all ranks; steps are those that sequences hold, whether or not they count."""
+        padding = [padding_fraction(sequences, [x.part.ids for x in epoch if len(x.part.ids)]) for epoch in epochs]
+        lengths, counted = sequences.lengths, int(sequences.counted.sum())
+        own = [len(lengths), int(lengths.sum()), sum(padding) / len(padding), sequences.computed, counted]
+        sums = self.world.sum_(torch.tensor(own, dtype=torch.float64)).tolist()
+        num_sequences, num_steps, padded, computed, counted = sums
+        figures = {
             "sequences/count": num_sequences,
             "sequences/mean_length": num_steps / num_sequences,
             "sequences/padding_fraction": padded / self.world.size,
         }
-        if sequences.in_loss is not None or sequences.burn_in is not None:
-            scalars["sequences/computed_over_counted"] = computed / counted
-        return UpdateStats(scalars=scalars, num_updates=len(steps), num_nonfinite=sum(skipped))
+        if sequences.in_loss is None and sequences.burn_in is None:
+            return figures
+        return {**figures, "sequences/computed_over_counted": computed / counted}
 
     def _count_skipped(self, steps: list[_Step], skipped: list[bool], minibatch: Callable[[Tensor], Minibatch]) -> None:
         for step, skip in zip(steps, skipped, strict=True):
