@@ -112,6 +112,8 @@ class Sequences:
     """True on valid steps; padding only at the tail."""
     in_loss: Bool[Tensor, "L S"] | None = None
     """Valid steps that count in losses, figures and weights; None: all of them. No step counts in two sequences."""
+    burn_in: "Sequences | None" = None
+    """The steps right before each sequence, which warm its state without gradient: as many columns, some empty."""
 
     @property
     def lengths(self) -> Int[Tensor, "S"]:
@@ -124,9 +126,22 @@ class Sequences:
         return self.lengths if self.in_loss is None else self.in_loss.sum(0)
 
     @property
-    def warmup(self) -> Bool[Tensor, "L S"]:
-        """Valid steps that do not count: they only warm the state."""
-        return self.mask & ~(self.mask if self.in_loss is None else self.in_loss)
+    def computed(self) -> int:
+        """Steps that the core is unrolled over, those of burn-in included."""
+        return int(self.mask.sum()) + (0 if self.burn_in is None else self.burn_in.computed)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BurnIn:
+    """The steps before some sequences of a minibatch, packed like those (see :class:`Minibatch`): B steps of R."""
+
+    obs: Obs
+    """``[B, *shape]``."""
+    state: Float[Tensor, "R D"]
+    """The stored state at each one's first step."""
+    sequences_per_step: Int[Tensor, "_"]
+    sequence: Int[Tensor, "R"]
+    """Which of the minibatch's S sequences each one leads to."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -153,11 +168,16 @@ class Minibatch:
     """Number of sequences that have an l-th step; never increasing. Always on the CPU, as torch wants it."""
     in_loss: Int[Tensor, "C"] | None = None
     """Positions among the M of the C steps that count in the loss; None: all of them."""
+    burn_in: BurnIn | None = None
+    """What warms the states of sequences that have steps before them."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AgentOutput:
-    """What the network makes of M steps of S sequences; in a single step of N environments both M and S are N."""
+    """What the network makes of M steps of S sequences; in a single step of N environments both M and S are N.
+
+    Where some steps of the sequences don't count, M are those that do.
+    """
 
     logits: Float[Tensor, "M K"]
     value: Float[Tensor, "M"]

@@ -19,6 +19,7 @@ from ppo_tbptt.models.heads import log_prob_and_entropy, sample
 from ppo_tbptt.ppo.collector import CollectedRollout, RolloutCollector, empty_rollout
 from ppo_tbptt.ppo.learner import Learner, UpdateStats
 from ppo_tbptt.ppo.losses import AuxiliaryLoss
+from ppo_tbptt.ppo.refresh import burnt_in
 from ppo_tbptt.ppo.sequences import cut, gather
 from ppo_tbptt.runtime.timing import Timer
 from ppo_tbptt.training.trainer import Trainer
@@ -102,7 +103,7 @@ def worst_replay(
     """Largest |ratio - 1| of any branch, and largest difference of values, when the update recomputes a rollout."""
     agent.train()
     ids = torch.arange(sequences.mask.shape[1]) if ids is None else ids
-    batch = gather(rollout, fake_targets(rollout), sequences, ids)
+    batch = burnt_in(agent, gather(rollout, fake_targets(rollout), sequences, ids))
     with torch.no_grad():
         output = agent.unroll(batch.obs, batch.state, batch.sequences_per_step)
         log_prob, _ = log_prob_and_entropy(output.logits, batch.action, agent.action_nvec)
@@ -158,7 +159,7 @@ def naive_unroll(
     return batch, AgentOutput(features=None, **rows)
 
 
-def warmed_up(start: Tensor, length: int | None) -> Sequences:
+def warmed_up(start: Tensor, length: int | None, *_: Any) -> Sequences:
     """Sequences whose first two steps only warm the state; some have no others."""
     sequences = cut(start, length)
     return replace(sequences, in_loss=sequences.mask & (torch.arange(len(sequences.mask))[:, None] >= 2))

@@ -37,8 +37,20 @@ class Step:
     next_value: float = math.nan
     advantage: float = math.nan
     value_target: float = math.nan
-    mask: Tensor | None = None
-    """Dropout between the layers in the update under way."""
+
+
+@dataclass
+class Sequence:
+    """Steps that warm the state, and then those that gradients reach, of which the last ``counted`` count."""
+
+    burn_in: list[Step]
+    steps: list[Step]
+    counted: int
+    masks: list[Tensor | None] = field(default_factory=list)
+    """Dropout between the layers in the update under way, of the former and the latter."""
+
+    def __len__(self) -> int:
+        return len(self.steps)
 
 
 @dataclass
@@ -208,39 +220,58 @@ class Reference:
         done = min(1.0, self.env_steps / (schedule.over_steps or self.config.total_steps))
         return schedule.final + (schedule.initial - schedule.final) * (1 - done) ** schedule.power
 
-    def sequences(self, steps: list[list[Step]]) -> list[list[Step]]:
-        """By environment, then time: a new one at an episode's start and when the last is full."""
-        out: list[list[Step]] = []
+    def sequences(self, steps: list[list[Step]]) -> list[Sequence]:
+        """By environment, then time: as many as it takes for each step of an episode to count in one."""
+        ppo, out = self.config.ppo, []
         for steps_of_env in steps:
-            for t, step in enumerate(steps_of_env):
-                if t == 0 or step.start or len(out[-1]) == self.config.ppo.sequence_length:
-                    out.append([])
-                out[-1].append(step)
+            begins = [t for t, step in enumerate(steps_of_env) if t == 0 or step.start]
+            for begin, end in zip(begins, [*begins[1:], len(steps_of_env)], strict=True):
+                piece = steps_of_env[begin:end]
+                k2 = ppo.sequence_length or len(piece)
+                k1 = ppo.sequence_stride or k2
+                for done in range(0, len(piece), k1):
+                    first = max(0, done + k1 - k2) if ppo.sequence_length else 0
+                    burn_in, own = piece[max(0, first - ppo.burn_in) : first], piece[first : done + k1]
+                    out.append(Sequence(burn_in, own, len(piece[done : done + k1])))
         return out
 
-    def split(self, sequences: list[list[Step]], generator: torch.Generator) -> list[list[list[Step]]]:
+    def split(self, sequences: list[Sequence], generator: torch.Generator) -> list[list[Sequence]]:
         """A permutation, and minibatches of equally many steps: the one in which a sequence's middle falls."""
         count, done = self.config.ppo.num_minibatches, 0
-        total = sum(map(len, sequences))
-        minibatches: list[list[list[Step]]] = [[] for _ in range(count)]
+        total = sum(sequence.counted for sequence in sequences)
+        minibatches: list[list[Sequence]] = [[] for _ in range(count)]
         for number in torch.randperm(len(sequences), generator=generator).tolist():
             sequence = sequences[number]
-            minibatches[int((done + len(sequence) / 2) * count / total)].append(sequence)
-            done += len(sequence)
+            minibatches[int((done + sequence.counted / 2) * count / total)].append(sequence)
+            done += sequence.counted
         return minibatches
 
-    def draw_dropout(self, sequences: list[list[Step]], generator: torch.Generator) -> None:
+    def draw_dropout(self, sequences: list[Sequence], generator: torch.Generator) -> None:
         """Masks for the steps in the order in which they are packed: the longest first, time before sequence."""
         core = self.config.core
         assert isinstance(core, CoreConfig)
+        ordered = sorted(sequences, key=len, reverse=True)
+        warmed = sorted(ordered, key=lambda sequence: len(sequence.burn_in), reverse=True)
+        for sequence in sequences:
+            sequence.masks = [None] * (len(sequence.burn_in) + len(sequence))
         if not core.dropout:
             return
-        ordered = sorted(sequences, key=len, reverse=True)
-        packed = [s[k] for k in range(len(ordered[0])) for s in ordered if k < len(s)] if ordered else []
-        if packed:
-            keep = torch.empty(len(packed), core.hidden_size).bernoulli_(1 - core.dropout, generator=generator)
-            for step, row in zip(packed, keep / (1 - core.dropout), strict=True):
-                step.mask = row
+        for packed in (
+            [(s, k) for k in range(self.config.ppo.burn_in) for s in warmed if k < len(s.burn_in)],
+            [(s, len(s.burn_in) + k) for k in range(max(map(len, ordered), default=0)) for s in ordered if k < len(s)],
+        ):
+            if packed:
+                keep = torch.empty(len(packed), core.hidden_size).bernoulli_(1 - core.dropout, generator=generator)
+                for (sequence, k), row in zip(packed, keep / (1 - core.dropout), strict=True):
+                    sequence.masks[k] = row
+
+    @torch.no_grad()
+    def refresh(self, steps: list[Step]) -> None:
+        """Play one environment's steps again: the states are those of the present weights."""
+        state = steps[0].state
+        for step in steps:
+            step.state = state = self.initial() if step.start else state
+            state = self.forward(step.obs, state, None)[2]
 
     def update(self, rollout: list[list[list[Step]]]) -> dict[str, float]:
         """All epochs; what is logged of them."""
@@ -249,7 +280,11 @@ class Reference:
         sequences = [self.sequences(steps) for steps in rollout]
         sums: dict[str, float] = {}
         weight, updates, padding = 0, 0, []
-        for _ in range(ppo.num_epochs):
+        for epoch in range(ppo.num_epochs):
+            if epoch and ppo.refresh_every and epoch % ppo.refresh_every == 0:
+                for steps in rollout:
+                    for steps_of_env in steps:
+                        self.refresh(steps_of_env)
             ranks = [self.split(s, generator) for s, generator in zip(sequences, self.permutation, strict=True)]
             for minibatches in ranks:
                 groups = [group for group in minibatches if group]
@@ -257,7 +292,7 @@ class Reference:
                 padding.append(1 - sum(len(s) for group in groups for s in group) / padded)
             kl = size_of_epoch = 0.0
             for parts in zip(*ranks, strict=True):
-                size = sum(len(s) for part in parts for s in part)
+                size = sum(s.counted for part in parts for s in part)
                 if not size:
                     continue
                 for part, generator in zip(parts, self.dropout, strict=True):
@@ -270,7 +305,13 @@ class Reference:
             if ppo.target_kl is not None and kl / size_of_epoch > ppo.target_kl:
                 break
         lengths = [len(s) for rank in sequences for s in rank]
+        overlapping: dict[str, float] = {}
+        if ppo.burn_in or ppo.sequence_stride not in (None, ppo.sequence_length):
+            steps_of_epoch = sum(len(s.burn_in) + len(s) for rank in sequences for s in rank)
+            counted = sum(len(steps_of_env) for steps in rollout for steps_of_env in steps)
+            overlapping["sequences/computed_over_counted"] = steps_of_epoch / counted
         return {
+            **overlapping,
             **{name: value / weight for name, value in sums.items()},
             **{f"optim/{name}": value for name, value in rates.items()},
             "optim/updates": float(updates),
@@ -280,11 +321,11 @@ class Reference:
         }
 
     def step(
-        self, sequences: list[list[Step]], learning_rate: float, entropy_coef: float, clip_range: float
+        self, sequences: list[Sequence], learning_rate: float, entropy_coef: float, clip_range: float
     ) -> dict[str, float]:
         """One minibatch: its figures before the step."""
         ppo, agent = self.config.ppo, self.agent
-        steps = [step for sequence in sequences for step in sequence]
+        steps = [step for sequence in sequences for step in sequence.steps[-sequence.counted :]]
         shift, scale = 0.0, 1.0
         if ppo.normalize_advantage:
             advantages = np.array([step.advantage for step in steps])
@@ -292,9 +333,15 @@ class Reference:
         zero = torch.zeros(())
         policy_loss = value_loss = entropy = kl = clipped = zero
         for sequence in sequences:
-            state = sequence[0].state
-            for step in sequence:
-                logits, value, state = self.forward(step.obs, state, step.mask)
+            state = [*sequence.burn_in, *sequence.steps][0].state
+            masks = iter(sequence.masks)
+            with torch.no_grad():
+                for step in sequence.burn_in:
+                    state = self.forward(step.obs, state, next(masks))[2]
+            for k, step in enumerate(sequence.steps):
+                logits, value, state = self.forward(step.obs, state, next(masks))
+                if k < len(sequence) - sequence.counted:
+                    continue
                 p = [branch.exp() / branch.exp().sum() for branch in logits]
                 log_prob = torch.stack([x.log()[a] for x, a in zip(p, step.action, strict=True)])
                 advantage = (step.advantage - shift) / scale

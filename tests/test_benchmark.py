@@ -60,7 +60,8 @@ def check(result: dict[str, Any]) -> None:
 
 
 def test_figures_of_both_settings_and_their_ratio_fit_together(capsys: pytest.CaptureFixture[str]) -> None:
-    result = benchmark(capsys, "--iterations", "2", "--vs", "--core.kind=none --precision bfloat16")
+    other = "--core.kind=none --precision bfloat16 --ppo.sequence-stride=4"
+    result = benchmark(capsys, "--iterations", "2", "--vs", other)
     check(result)
     assert result["iterations"] == 2
     assert result["steps_per_iteration"] == 64
@@ -69,9 +70,11 @@ def test_figures_of_both_settings_and_their_ratio_fit_together(capsys: pytest.Ca
     assert result["config"]["source"] == POC
     assert result["config"]["overrides"]["ppo.rollout_steps"] == "16"
     check(result["vs"])
-    second = result["config"]["overrides"] | {"core.kind": "none", "precision": "bfloat16"}
+    own = {"core.kind": "none", "precision": "bfloat16", "ppo.sequence_stride": "4"}
+    second = result["config"]["overrides"] | own
     assert result["vs"]["config"]["overrides"] == second != result["config"]["overrides"]
     assert result["vs"]["precision"] == "bfloat16"
+    assert 1 == result["computed_over_counted"] < result["vs"]["computed_over_counted"] <= 8 / 4
     assert result["vs"]["flop_per_step"] < result["flop_per_step"]
     assert result["ratio"] == pytest.approx(result["vs"]["steps_per_second"] / result["steps_per_second"])
     assert result["ratio_spread"][0] <= result["ratio_spread"][1]
@@ -98,6 +101,9 @@ def test_for_a_person(capsys: pytest.CaptureFixture[str]) -> None:
     out = capsys.readouterr().out
     for text in ("steps per second", "of the ceiling", "learning", "padded / valid", "peak memory", "times as fast"):
         assert text in out
+    assert "computed / counted" not in out  # all that is computed counts
+    assert main(["benchmark", POC, *QUICK, "--iterations", "1", "--vs", "--ppo.burn-in=4"]) == 0
+    assert "computed / counted" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("name", ["trace.json", "trace.json.gz"])

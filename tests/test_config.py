@@ -104,6 +104,20 @@ REFUSALS: list[tuple[Any, list[str]]] = [
     (base(ppo={"clip_range": 0}), ["ppo.clip_range: ", "0", "above 0"]),
     (base(core={"dropout": 0.1}), ["core.dropout: ", "0.1", "num_layers at least 2"]),
     (base(ppo={"sequence_length": 513}), ["ppo.sequence_length: ", "513", "rollout_steps = 512"]),
+    (base(ppo={"sequence_length": 8, "sequence_stride": 9}), ["ppo.sequence_stride: ", "9", "sequence_length = 8"]),
+    (base(ppo={"sequence_stride": 513}), ["ppo.sequence_stride: ", "513", "rollout_steps = 512", "at most"]),
+    (base(ppo={"sequence_length": 36, "sequence_stride": 1}), ["ppo.sequence_stride: ", "= 36 ", "34.8", "above 32"]),
+    (
+        base(ppo={"sequence_stride": 8}),
+        ["ppo.sequence_stride: ", "rollout_steps = 512", "32.5", "larger stride"],
+    ),
+    (base(ppo={"sequence_length": 4, "burn_in": 200}), ["ppo.burn_in: ", "sequence_stride = 4", "above 32"]),
+    (base(ppo={"sequence_length": 512, "burn_in": 513}), ["ppo.burn_in: ", "513", "rollout_steps = 512"]),
+    (base(ppo={"burn_in": 5}), ["ppo.burn_in: ", "5 has no effect", "sequence_length set"]),
+    (
+        base(ppo={"refresh_every": 2}, core={"dropout": 0.1, "num_layers": 2}),
+        ["ppo.refresh_every: ", "2", "core.dropout = 0.1", "must be 0"],
+    ),
     (base(env={"num_envs": 2}, ppo={"rollout_steps": 2, "num_minibatches": 5}), ["ppo.num_minibatches: ", "4 steps"]),
     (base(env={"first_seed": 2**31 - 5, "num_seeds": 6}), ["env.num_seeds: 6 level seeds from 2147483643"]),
     (base(train={"eval_first_seed": 99_999}), ["train.eval_first_seed: ", "99999..100048", "must not overlap"]),
@@ -132,6 +146,9 @@ def test_refusals_name_source_key_value_and_remedy(tree: Any, words: list[str]) 
 def test_combinations_that_look_odd_but_work() -> None:
     Config.from_dict(base(core={"kind": "none"}, ppo={"sequence_length": 512, "ratio": "per_branch"}))
     Config.from_dict(base(ppo={"num_minibatches": 32 * 512, "gamma": 1, "learning_rate": 0}))
+    Config.from_dict(base(ppo={"sequence_length": 512, "sequence_stride": 512, "burn_in": 512, "refresh_every": 9}))
+    Config.from_dict(base(ppo={"sequence_stride": 9}))
+    Config.from_dict(base(core={"kind": "none"}, ppo={"sequence_length": 33, "sequence_stride": 1, "refresh_every": 1}))
     Config.from_dict(base(env={"num_seeds": 200_000}))  # ends right before the held-out seeds
     Config.from_dict(base(train={"eval_first_seed": 2**31 - 50}))
     Config.from_dict(base(device="cuda:3", env={"id": "some.module:name/Space_Env.x-v12"}))

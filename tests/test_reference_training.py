@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import test_stride
 import torch
 from configs_for_tests import tiny
 from ranks import run_ranks
@@ -83,15 +84,47 @@ CONFIGS = {
         {"kind": "rnn_tanh", "num_layers": 2, "dropout": 0.2},
         max_episode_steps=6,
     ),
+    "overlapping sequences of frames, burn-in with dropout": config(
+        "Image",
+        {
+            "sequence_length": 5,
+            "sequence_stride": 2,
+            "burn_in": 3,
+            "num_epochs": 2,
+            "learning_rate": 1e-2,
+            "entropy_coef": 0.05,
+            "max_grad_norm": 0.5,
+        },
+        {"kind": "gru", "num_layers": 2, "dropout": 0.3},
+    ),
+    "overlapping sequences, burn-in, refreshed states": config(
+        "Vector",
+        {
+            "sequence_length": 3,
+            "sequence_stride": 1,
+            "burn_in": 2,
+            "refresh_every": 2,
+            "num_epochs": 4,
+            "num_minibatches": 2,
+            "learning_rate": 2e-2,
+            "max_grad_norm": 0.5,
+            "normalize_advantage": True,
+        },
+        {"kind": "lstm"},
+    ),
     "no memory": config(
         "Vector", {"sequence_length": 5, "learning_rate": 1e-2, "max_grad_norm": 0.5}, {"kind": "none"}
     ),
 }
 OF_RANKS = {
-    name: CONFIGS["lstm with dropout"].replace(total_steps=60 * ITERATIONS, **changes)
-    for name, changes in {
-        "two ranks": {},
-        "few sequences": {"ppo": {"num_minibatches": 11, "sequence_length": None, "target_kl": 1e-2}},
+    name: CONFIGS[base].replace(total_steps=60 * ITERATIONS, **changes)
+    for name, (base, changes) in {
+        "two ranks": ("lstm with dropout", {}),
+        "few sequences": (
+            "lstm with dropout",
+            {"ppo": {"num_minibatches": 11, "sequence_length": None, "target_kl": 1e-2}},
+        ),
+        "overlapping sequences": ("overlapping sequences, burn-in, refreshed states", {}),
     }.items()
 }
 
@@ -129,12 +162,18 @@ def train(config: Config, world: World | None = None) -> tuple[dict[str, Any], l
 
 
 def train_ranks(world: World, folder: Path) -> dict[str, Any]:
-    """What each of two processes runs."""
+    """What each of two processes runs: whole trainings, and single updates."""
     torch.set_default_dtype(torch.float64)
-    return {name: train(config, world) for name, config in OF_RANKS.items()}
+    updates = [test_stride.update(world, case) for case in test_stride.CASES]
+    return {"updates": updates, **{name: train(config, world) for name, config in OF_RANKS.items()}}
 
 
-def assert_equal_to_plain_loops(config: Config, first: dict[str, Any], outcomes: list[dict[str, Any]]) -> None:
+@pytest.fixture(scope="module")
+def ranks(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
+    return run_ranks(train_ranks, tmp_path_factory.mktemp("ranks"))
+
+
+def assert_equal_to_plain_loops(config: Config, first: dict[str, Any], *ranks: list[dict[str, Any]]) -> None:
     with Trainer(config) as trainer:  # an agent of the right shape
         trainer.agent.load_state_dict(first["agent"])
         reference = Reference(config, trainer.agent, first["dropout"])
@@ -142,20 +181,21 @@ def assert_equal_to_plain_loops(config: Config, first: dict[str, Any], outcomes:
     def flat(tensors: Iterable[Tensor]) -> Tensor:
         return torch.cat([x.detach().flatten() for x in tensors])
 
-    assert len(outcomes) == ITERATIONS
-    for iteration, actual in enumerate(outcomes, 1):
+    for iteration, outcomes in enumerate(zip(*ranks, strict=True), 1):
         before = flat(reference.agent.parameters())
         logged = reference.iterate()
-        assert actual["logged"] == pytest.approx(logged, rel=TOLERANCE, abs=TOLERANCE), f"iteration {iteration}"
-        assert actual["updates"] == [reference.updates]
         expected = {
             "parameters": flat(reference.agent.parameters()),
             "first moment": flat(reference.first_moment),
             "second moment": flat(reference.second_moment),
         }
-        for name, x in expected.items():
-            torch.testing.assert_close(actual[name], x, rtol=0, atol=TOLERANCE, msg=lambda m, n=name: f"{n}: {m}")
+        for actual in outcomes:
+            assert actual["logged"] == pytest.approx(logged, rel=TOLERANCE, abs=TOLERANCE), f"iteration {iteration}"
+            assert actual["updates"] == [reference.updates]
+            for name, x in expected.items():
+                torch.testing.assert_close(actual[name], x, rtol=0, atol=TOLERANCE, msg=lambda m, n=name: f"{n}: {m}")
         assert (expected["parameters"] - before).abs().max() > 1e-3  # it was an update
+    assert [len(rank) for rank in ranks] == [ITERATIONS] * len(ranks)
 
 
 @pytest.mark.parametrize("name", CONFIGS)
@@ -163,8 +203,14 @@ def test_three_iterations_equal_those_of_plain_loops(name: str) -> None:
     assert_equal_to_plain_loops(CONFIGS[name], *train(CONFIGS[name]))
 
 
-def test_iterations_of_two_ranks_equal_those_of_plain_loops(tmp_path: Path) -> None:
-    ranks = run_ranks(train_ranks, tmp_path)
+def test_iterations_of_two_ranks_equal_those_of_plain_loops(ranks: list[dict[str, Any]]) -> None:
     for name, config in OF_RANKS.items():
+        (first, *_), (outcomes, others) = zip(*(rank[name] for rank in ranks), strict=True)
+        assert_equal_to_plain_loops(config, first, outcomes, others)
+
+
+def test_updates_of_two_ranks_equal_those_of_plain_loops(ranks: list[dict[str, Any]]) -> None:
+    for number, case in enumerate(test_stride.CASES):
+        wanted = test_stride.naive_update([0, 1], *case)
         for rank in ranks:
-            assert_equal_to_plain_loops(config, *rank[name])
+            torch.testing.assert_close(rank["updates"][number], wanted, rtol=0, atol=TOLERANCE)

@@ -24,6 +24,10 @@ CONFIGS = {
         ppo={"learning_rate": {"initial": 1e-3, "final": 0.0}},
         train={"checkpoint_every": 1, "eval_every": 2},
     ),
+    "overlapping": tiny(
+        ppo={"sequence_length": 5, "sequence_stride": 2, "burn_in": 3, "refresh_every": 1, "num_epochs": 3},
+        train={"checkpoint_every": 1},
+    ),
     "halves": tiny(env={"num_envs": 5, "num_workers": 2, "double_buffering": "on"}, train={"checkpoint_every": 1}),
     "frames": tiny(
         env={"id": "MortarMayhem-Grid-v0", "num_workers": 2},

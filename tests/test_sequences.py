@@ -5,6 +5,66 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ppo_tbptt.ppo.sequences import cut, split
+from ppo_tbptt.types import Sequences
+
+Window = tuple[list[int], list[int], list[int]]
+"""Steps ``t * N + n`` of a sequence: those that warm it, its own, and those of them that count."""
+
+
+def windows(start: torch.Tensor, length: int | None, stride: int | None, burn_in: int) -> list[Window]:
+    """By environment, then time, from the definition."""
+    steps, envs = start.shape
+    out: list[Window] = []
+    for n in range(envs):
+        begins = [t for t in range(steps) if t == 0 or start[t, n]]
+        for begin, end in zip(begins, [*begins[1:], steps], strict=True):
+            piece = [t * envs + n for t in range(begin, end)]
+            k2 = length or len(piece)
+            k1 = stride or k2
+            for j in range(-(-len(piece) // k1)):
+                first = 0 if length is None else max(0, (j + 1) * k1 - k2)
+                last = (j + 1) * k1
+                out.append((piece[max(0, first - burn_in) : first], piece[first:last], piece[j * k1 : last]))
+    return out
+
+
+def windows_of(sequences: Sequences) -> list[Window]:
+    def columns(index: torch.Tensor, mask: torch.Tensor) -> list[list[int]]:
+        return [index[mask[:, s], s].tolist() for s in range(mask.shape[1])]
+
+    index, mask, in_loss, warming = sequences.index, sequences.mask, sequences.in_loss, sequences.burn_in
+    earlier = [[] for _ in range(mask.shape[1])] if warming is None else columns(warming.index, warming.mask)
+    counted = columns(index, mask if in_loss is None else in_loss)
+    return list(zip(earlier, columns(index, mask), counted, strict=True))
+
+
+@given(
+    st.integers(1, 30),
+    st.integers(1, 5),
+    st.none() | st.integers(1, 35),
+    st.none() | st.integers(1, 35),
+    st.integers(0, 35),
+    st.data(),
+)
+def test_overlapping_windows_are_as_defined(
+    steps: int, envs: int, length: int | None, stride: int | None, burn_in: int, data: st.DataObject
+) -> None:
+    stride = None if stride is None else min(stride, length or steps)
+    bits = data.draw(st.lists(st.booleans(), min_size=steps * envs, max_size=steps * envs))
+    start = torch.tensor(bits).view(steps, envs)
+    sequences = cut(start, length, stride, burn_in)
+    found = windows_of(sequences)
+    assert found == windows(start, length, stride, burn_in)
+
+    assert sorted(step for _, _, counted in found for step in counted) == list(range(steps * envs))  # each once
+    assert sequences.counted.tolist() == [len(counted) for _, _, counted in found]
+    assert sequences.computed == sum(len(warming) + len(own) for warming, own, _ in found)
+    assert (sequences.in_loss is None) == (stride in (None, length))
+    assert (sequences.burn_in is None) == (burn_in == 0)
+    for layer in filter(None, (sequences, sequences.burn_in)):
+        assert torch.equal(layer.mask, layer.mask.long().cummin(0).values.bool())  # padding only at the tail,
+        assert not layer.index[~layer.mask].any()  # where indices are 0
+        assert len(layer.mask) == layer.lengths.max()
 
 
 @given(st.integers(1, 30), st.integers(1, 5), st.none() | st.integers(1, 35), st.data())

@@ -2,6 +2,7 @@
 
 import sys
 from contextlib import nullcontext
+from typing import Any
 
 import pytest
 import torch
@@ -39,11 +40,14 @@ def collect(agent: Agent, obs_device: torch.device, mode: StandIn) -> tuple[Roll
     return storage, carry
 
 
+OVERLAPPING = {"sequence_stride": 2, "burn_in": 3, "refresh_every": 1}
+
+
 @pytest.mark.parametrize("core", CORES)
-@pytest.mark.parametrize("obs_device", ["cpu", "meta"])
-def test_the_host_waits_for_each_action_and_twice_per_update(core: str, obs_device: str) -> None:
+@pytest.mark.parametrize(("obs_device", "options"), [("cpu", {}), ("meta", {}), ("cpu", OVERLAPPING)])
+def test_the_host_waits_for_each_action_and_twice_per_update(core: str, obs_device: str, options: Any) -> None:
     agent = tiny_agent({"obs": (3,)}, (3, 2), core)
-    config = PPOConfig(num_epochs=3, num_minibatches=4, sequence_length=6)
+    config = PPOConfig(num_epochs=3, num_minibatches=4, sequence_length=6, **options)
     with StandIn() as mode:
         move(agent)
         learner = Learner(agent, config, total_steps=1000, generator=torch.Generator())

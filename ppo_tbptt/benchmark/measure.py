@@ -33,6 +33,8 @@ class Setting:
     """Seconds by part of each timed iteration, until the device has done its work."""
     padding: list[float] = field(default_factory=list)
     """As the trainer reports it: of minibatches padded to their longest sequence, whether or not the core pads."""
+    computed: list[float] = field(default_factory=list)
+    """Steps that the core is unrolled over for each one that counts in the loss."""
     distinct: list[float] = field(default_factory=list)
     """Shares of distinct frames; empty without images."""
     memory_mb: dict[str, float | None] = field(default_factory=dict)
@@ -61,6 +63,7 @@ def measure(settings: Sequence[Setting], warmup: int, iterations: int, say: Call
             if timed:
                 setting.iterations.append(seconds)
                 setting.padding.append(scalars["sequences/padding_fraction"])
+                setting.computed.append(scalars.get("sequences/computed_over_counted", 1.0))
                 if "sequences/distinct_fraction" in scalars:
                     setting.distinct.append(scalars["sequences/distinct_fraction"])
     say("memory")
@@ -121,6 +124,7 @@ def describe(setting: Setting, say: Callable[[str], None]) -> dict[str, Any]:
         "ceiling_seconds": ceiling,
         "fraction_of_ceiling": speed / limit,
         "distinct_fraction": mean(setting.distinct) if setting.distinct else None,
+        "computed_over_counted": mean(setting.computed),
         "padded_over_valid": 1.0,
         "padded_over_valid_if_padded": 1 / (1 - mean(setting.padding)),
         "flop_per_step": passes * sum(forward.values()),

@@ -14,6 +14,9 @@ from ppo_tbptt.commands.parser import Parser, check_target, positive
 from ppo_tbptt.config import Config, parse_overrides
 from ppo_tbptt.training.trainer import Trainer
 
+COMPUTED = "computed / counted steps"
+"""Shown only where they are not the same."""
+
 
 def run(argv: list[str]) -> int:
     """Run the command and return its exit code."""
@@ -68,7 +71,8 @@ def _print(result: dict[str, Any], console: Console) -> None:
     columns = [result, result["vs"]] if "vs" in result else [result]
     table = Table(box=None, padding=(0, 2), show_header=False)
     for name in _rows(result):
-        table.add_row(name, *(_rows(column)[name] for column in columns))
+        if name != COMPUTED or any(column["computed_over_counted"] != 1 for column in columns):
+            table.add_row(name, *(_rows(column)[name] for column in columns))
     console.print(table, highlight=False)
     if "vs" in result:
         low, high = result["ratio_spread"]
@@ -106,6 +110,7 @@ def _rows(result: dict[str, Any]) -> dict[str, str]:
         "iteration": f"{total:.3f} s, {result['steps_per_iteration']:,} steps",
         **{f"  {part}": f"{seconds:.3f} s ({seconds / total:.1%})" for part, seconds in result["seconds"].items()},
         "distinct frames": "none" if result["distinct_fraction"] is None else f"{result['distinct_fraction']:.1%}",
+        COMPUTED: f"{result['computed_over_counted']:.3f}, burn-in included",
         "padded / valid steps": f"{result['padded_over_valid']:.3f} in the core ({padded:.3f} if it padded)",
         "peak memory": f"{memory['host']:,.0f} MB{on_device}",
         "arithmetic": f"{result['flop_per_step'] / 1e6:,.3g} MFLOP per step",

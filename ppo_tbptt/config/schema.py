@@ -14,6 +14,8 @@ from ppo_tbptt.config.fields import shown
 from ppo_tbptt.config.load import Problem
 
 SEED_LIMIT = 2**31
+MAX_COMPUTED = 32
+"""Steps that may be computed for each one that counts, where sequences overlap or are warmed up."""
 
 FIXED: Any = Field(json_schema_extra={"fixed": True})
 """Marks what cannot change when a run is resumed."""
@@ -240,6 +242,17 @@ class PPOConfig(Table):
     clip_value_loss: bool = True
     """Bound the value's change by `clip_range` too."""
 
+    @property
+    def computed_over_counted(self) -> float:
+        """Steps that the core is unrolled over for each one that counts, where no episode ends within the rollout."""
+        length, steps = self.sequence_length, self.rollout_steps
+        stride = self.sequence_stride or length or steps
+        computed = 0
+        for end in range(stride, steps + stride, stride):
+            begin = max(0, end - (length or end))
+            computed += min(end, steps) - max(0, begin - self.burn_in)
+        return computed / steps
+
 
 class TrainConfig(Table):
     """When to save and to evaluate."""
@@ -338,6 +351,7 @@ class Config(Table):
             text = f"sequence_length = {ppo.sequence_length} is longer than rollout_steps = {ppo.rollout_steps}"
             remedy = "must be at most that; omit it for whole episodes"
             yield ("ppo.sequence_length", "ppo.rollout_steps"), f"{text}; {remedy}"
+        yield from self._conflicts_through_time()
         if ppo.num_minibatches > self.batch_size:
             text = f"num_minibatches = {ppo.num_minibatches} exceeds the {self.batch_size} steps of a rollout"
             remedy = "must be at most ppo.rollout_steps * env.num_envs"
@@ -354,6 +368,29 @@ class Config(Table):
             remedy = "held-out seeds must not overlap them"
             keys = ("train.eval_first_seed", *of_train, *of_env)
             yield keys, f"{text} {seeds.start}..{seeds.stop - 1}; {remedy}"
+
+    def _conflicts_through_time(self) -> Iterator[tuple[tuple[str, ...], str]]:
+        core, ppo = self.core, self.ppo
+        length, stride, burn_in, steps = ppo.sequence_length, ppo.sequence_stride, ppo.burn_in, ppo.rollout_steps
+        name, longest = ("rollout_steps", steps) if length is None else ("sequence_length", length)
+        if stride is not None and stride > longest:
+            text = f"sequence_stride = {stride} is longer than {name} = {longest}; must be at most that"
+            yield ("ppo.sequence_stride", f"ppo.{name}"), f"{text}; omit it for sequences that don't overlap"
+        if burn_in > steps:
+            text = f"burn_in = {burn_in} is longer than rollout_steps = {steps}"
+            yield ("ppo.burn_in", "ppo.rollout_steps"), f"{text}; must be below that"
+        if burn_in and length is None:
+            text = f"burn_in = {burn_in} has no effect without sequence_length: nothing is before a whole episode"
+            yield ("ppo.burn_in", "ppo.sequence_length"), f"{text}; must be 0, or sequence_length set"
+        if (stride or burn_in) and (computed := ppo.computed_over_counted) > MAX_COMPUTED:
+            keys = ("ppo.sequence_stride", "ppo.burn_in") if stride else ("ppo.burn_in", "ppo.sequence_stride")
+            of = f"with sequence_stride = {stride or longest}, {name} = {longest} and burn_in = {burn_in}"
+            text = f"{of} each step that counts costs {computed:.1f} computed ones, above {MAX_COMPUTED}"
+            yield (*keys, f"ppo.{name}"), f"{text}; must be a larger stride, or less of the others"
+        if ppo.refresh_every and isinstance(core, CoreConfig) and core.dropout:
+            text = f"refresh_every = {ppo.refresh_every} recomputes states without dropout, and core.dropout"
+            keys = ("ppo.refresh_every", "core.dropout")
+            yield keys, f"{text} = {core.dropout} acts in updates; one of them must be 0"
 
     @property
     def batch_size(self) -> int:

@@ -88,6 +88,7 @@ class Agent(nn.Module):
         encode: Callable[[Mapping[str, Tensor]], dict[str, Tensor]] | None = None,
         *,
         features: bool = True,
+        in_loss: Int[Tensor, "C"] | None = None,
     ) -> AgentOutput:
         """Unroll S packed sequences, M steps in all, each from its own ``state``.
 
@@ -99,6 +100,7 @@ class Agent(nn.Module):
             sequences_per_step: the packing.
             encode: called in the encoder's place: the same, compiled (see :mod:`ppo_tbptt.models.compile`).
             features: return the features of every step too.
+            in_loss: positions among the M of the steps that the heads run on and that are returned; None: all.
         """
         with self.arithmetic():
             tables = {key: x.table if isinstance(x, Frames) else x for key, x in obs.items()}
@@ -106,6 +108,9 @@ class Agent(nn.Module):
             projected = {key: per_step(x, obs[key]) for key, x in self._project(encoded).items()}
             y, state_out = self.core.unroll(self._join(projected), state, sequences_per_step)
             by_step = torch.cat([per_step(encoded[key], obs[key]) for key in self.obs_shapes], 1) if features else None
+            if in_loss is not None:
+                y = y.index_select(0, in_loss)
+                by_step = None if by_step is None else by_step.index_select(0, in_loss)
             return self._output(by_step, y, state_out)
 
     def _join(self, projected: Mapping[str, Float[Tensor, "M _"]]) -> Float[Tensor, "M P"]:

@@ -15,6 +15,7 @@ from ppo_tbptt.models.compile import Encode
 from ppo_tbptt.ppo.advantages import Moments, normalize
 from ppo_tbptt.ppo.all_reduce import Part, all_reduce_gradients, all_reduce_moments, all_reduce_steps
 from ppo_tbptt.ppo.losses import AuxiliaryLoss, Figures, PPOLoss, total_loss
+from ppo_tbptt.ppo.refresh import burnt_in, recomputed_states
 from ppo_tbptt.ppo.sequences import cut, gather, only_counted, padding_fraction, split
 from ppo_tbptt.runtime.device import tf32
 from ppo_tbptt.runtime.distributed import World
@@ -157,10 +158,16 @@ class Learner:
             ppo: see :meth:`ppo_loss`.
             moments: of the advantages, where other ranks hold more of the minibatch.
         """
+        batch = burnt_in(self.agent, batch)
         output = self.agent.unroll(
-            batch.obs, batch.state, batch.sequences_per_step, self.encode, features=bool(self.auxiliary)
+            batch.obs,
+            batch.state,
+            batch.sequences_per_step,
+            self.encode,
+            features=bool(self.auxiliary),
+            in_loss=batch.in_loss,
         )
-        batch, output = only_counted(batch, output)
+        batch = only_counted(batch)
         if self.config.normalize_advantage:
             batch = replace(batch, advantage=normalize(batch.advantage, moments))
         return total_loss(batch, output, ppo, self.auxiliary)
@@ -208,6 +215,7 @@ class Learner:
     ) -> UpdateStats:
         """Train on one rollout; ``env_steps`` were done before it.
 
+        With ``refresh_every`` set, ``rollout.state`` is computed anew between epochs, in place; all else stays.
         Waits for the device twice: for where episodes start, and at the end. With ``target_kl`` set the epochs stop
         early, after the first one whose mean ``approx_kl`` exceeds it; that costs one more wait per epoch.
 
@@ -220,10 +228,13 @@ class Learner:
         for module in (self.agent, *self.loss_modules.values()):
             module.train()
         with timer("sequences"):
-            sequences = cut(rollout.start, config.sequence_length)
+            sequences = cut(rollout.start, config.sequence_length, config.sequence_stride, config.burn_in)
         minibatch = partial(gather, rollout, targets, sequences)
         epochs: list[list[_Step]] = []
         for epoch in range(config.num_epochs):
+            if epoch and config.refresh_every and epoch % config.refresh_every == 0:
+                with timer("learning"):
+                    rollout.state.copy_(recomputed_states(self.agent, rollout))
             if before_epoch is not None:
                 before_epoch(epoch)
             with timer("sequences"):
@@ -264,21 +275,31 @@ class Learner:
         means = torch.cat([_means(steps), torch.stack([step.skipped for step in steps])]).tolist()
         skipped = [bool(flag) for flag in means[len(tags) :]]
         self._count_skipped(steps, skipped, minibatch)
-        padding = [padding_fraction(sequences, [x.part.ids for x in epoch if len(x.part.ids)]) for epoch in epochs]
-        lengths = sequences.lengths
-        own = [len(lengths), int(lengths.sum()), sum(padding) / len(padding)]
-        num_sequences, num_steps, padded = self.world.sum_(torch.tensor(own, dtype=torch.float64)).tolist()
         scalars = {} if all(skipped) else dict(zip(tags, means, strict=False))
         scalars |= {
             "optim/learning_rate": self.optimizer.param_groups[0]["lr"],
             "optim/entropy_coef": ppo.entropy_coef,
             "optim/clip_range": ppo.clip_range,
             "optim/updates": float(len(steps)),
+            **self._sequence_figures(sequences, epochs),
+        }
+        return UpdateStats(scalars=scalars, num_updates=len(steps), num_nonfinite=sum(skipped))
+
+    def _sequence_figures(self, sequences: Sequences, epochs: list[list[_Step]]) -> dict[str, float]:
+        """Compute ``sequences/*`` over all ranks; steps are those that sequences hold, whether or not they count."""
+        padding = [padding_fraction(sequences, [x.part.ids for x in epoch if len(x.part.ids)]) for epoch in epochs]
+        lengths, counted = sequences.lengths, int(sequences.counted.sum())
+        own = [len(lengths), int(lengths.sum()), sum(padding) / len(padding), sequences.computed, counted]
+        sums = self.world.sum_(torch.tensor(own, dtype=torch.float64)).tolist()
+        num_sequences, num_steps, padded, computed, counted = sums
+        figures = {
             "sequences/count": num_sequences,
             "sequences/mean_length": num_steps / num_sequences,
             "sequences/padding_fraction": padded / self.world.size,
         }
-        return UpdateStats(scalars=scalars, num_updates=len(steps), num_nonfinite=sum(skipped))
+        if sequences.in_loss is None and sequences.burn_in is None:
+            return figures
+        return {**figures, "sequences/computed_over_counted": computed / counted}
 
     def _count_skipped(self, steps: list[_Step], skipped: list[bool], minibatch: Callable[[Tensor], Minibatch]) -> None:
         for step, skip in zip(steps, skipped, strict=True):

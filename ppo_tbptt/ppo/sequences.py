@@ -5,6 +5,12 @@ either. Gradients stop at a sequence's start (its state is data) while the state
 
     env 0   |a a a a a|b b b b b b b          sequence_length = 4      aaaa a bbbb bbb
     env 1   |c c|d d d d d d d d d d    ──►   L = 4, S = 8             cc dddd dddd dd
+
+With a stride k1 below the length k2 sequences overlap: BPTT(k1, k2) of Williams and Peng 1990 (An efficient
+gradient-based algorithm for on-line training of recurrent network trajectories). The j-th of an episode (or of what the
+rollout holds of it) is its steps from ``max(0, (j + 1) k1 - k2)`` up to ``(j + 1) k1``, of which the last k1 count.
+
+    env 0   |0 1 2 3 4 5 6      stride = 2, sequence_length = 4   ──►   01  0123  2345  456     (count: 01 23 45 6)
 """
 
 from collections.abc import Sequence
@@ -15,30 +21,52 @@ from jaxtyping import Bool, Int
 from torch import Tensor
 
 from ppo_tbptt.runtime.pinned import to_device
-from ppo_tbptt.types import AgentOutput, Frames, Minibatch, Obs, Rollout, Sequences, Targets
+from ppo_tbptt.types import BurnIn, Frames, Minibatch, Obs, Rollout, Sequences, Targets
 
 
-def cut(start: Bool[Tensor, "T N"], sequence_length: int | None) -> Sequences:
+def cut(
+    start: Bool[Tensor, "T N"], sequence_length: int | None, stride: int | None = None, burn_in: int = 0
+) -> Sequences:
     """Cut a rollout into sequences of at most ``sequence_length`` steps (None: whole episodes within the rollout).
 
-    Every step is in exactly one sequence, and counts; a sequence is consecutive in time, of one environment, and never
-    crosses a start. ``L`` is the longest sequence, never the longest episode. Sequences are ordered by environment,
-    then time.
+    A sequence is consecutive in time, of one environment, and never crosses a start, nor does its burn-in. Sequences
+    are ordered by environment, then time. Every step counts in exactly one of them.
+
+    Args:
+        start: where episodes start.
+        sequence_length: k2.
+        stride: k1, steps of a sequence that count, its last ones; None: all do, and none overlap.
+        burn_in: steps before a sequence that warm its state, as far as there are any.
+
+    Returns:
+        Indices, where ``L`` is the longest sequence, never the longest episode; ``in_loss`` is None where all steps of
+        sequences count, ``burn_in`` is None without.
     """
     steps, envs = start.shape
+    length = sequence_length or 2 * steps  # longer than whatever the rollout holds
+    stride = stride or length
     t = torch.arange(steps)[:, None]
     first = start.cpu().clone()
     first[0] = True
     since = t - torch.where(first, t, 0).cummax(0).values  # steps since the piece of episode began  [T, N]
-    begins = first if sequence_length is None else since % sequence_length == 0
-    # In environment-major order every sequence is one contiguous run, and t = 0 always begins one.
-    begin = begins.T.reshape(-1).nonzero().squeeze(1)  # [S]
-    length = torch.diff(begin, append=torch.tensor([steps * envs]))  # [S]
+    # In environment-major order each sequence's steps that count are one contiguous run, and t = 0 always begins one.
+    begin = (since % stride == 0).T.reshape(-1).nonzero().squeeze(1)  # [S]
+    counted = torch.diff(begin, append=torch.tensor([steps * envs]))  # [S]
+    before = since.T.reshape(-1)[begin]  # [S]
+    overlap = before.clamp(max=length - stride)
+    warming = (before - overlap).clamp(max=burn_in)
+    sequences = _columns(begin - overlap, overlap + counted, steps, envs)
+    in_loss = sequences.mask & (torch.arange(len(sequences.mask))[:, None] >= overlap) if stride < length else None
+    earlier = _columns(begin - overlap - warming, warming, steps, envs) if burn_in else None
+    return replace(sequences, in_loss=in_loss, burn_in=earlier)
+
+
+def _columns(begin: Int[Tensor, "S"], length: Int[Tensor, "S"], steps: int, envs: int) -> Sequences:
+    """Lay out contiguous runs of environment-major positions as columns of time-major ones."""
     offset = torch.arange(int(length.max()))[:, None]  # [L, 1]
     mask = offset < length
-    position = torch.where(mask, begin + offset, 0)  # [L, S], environment-major
-    index = torch.where(mask, (position % steps) * envs + position // steps, 0)  # time-major
-    return Sequences(index=index, mask=mask)
+    position = torch.where(mask, begin + offset, 0)  # [L, S]
+    return Sequences(index=torch.where(mask, (position % steps) * envs + position // steps, 0), mask=mask)
 
 
 def split(
@@ -70,51 +98,81 @@ def gather(rollout: Rollout, targets: Targets, sequences: Sequences, ids: Int[Te
     Observations may be stored elsewhere, on the host. Of frames that repeat only the distinct ones are gathered.
     """
     ids = ids[sequences.lengths[ids].argsort(descending=True, stable=True)]
-    mask = sequences.mask[:, ids]
-    sequences_per_step = mask.sum(1)
-    sequences_per_step = sequences_per_step[: int((sequences_per_step > 0).sum())]
-    index = sequences.index[:, ids]
+    steps, sequences_per_step = _pack(sequences, ids)
     device = rollout.value.device
-    steps, firsts = index[mask], index[0]  # [M], time-major, and [S']
-    valid, first = to_device(steps, device), to_device(firsts, device)
+    valid, first = to_device(steps, device), to_device(sequences.index[0, ids], device)
     in_loss = None
     if sequences.in_loss is not None:
-        in_loss = to_device(sequences.in_loss[:, ids][mask].nonzero().squeeze(1), device)
-
-    def pick(x: Tensor, at: Tensor) -> Tensor:
-        return x.flatten(0, 1).index_select(0, at)
-
-    def pick_obs(x: Tensor | Frames) -> Tensor | Frames:
-        if isinstance(x, Frames):
-            number = pick(x.number, steps)
-            if len(x.table) >= x.number.numel():  # none repeats
-                return to_device(x.table.index_select(0, to_device(number, x.table.device)), device)
-            distinct, number = number.unique(return_inverse=True)
-            table = x.table.index_select(0, to_device(distinct, x.table.device))
-            return Frames(to_device(table, device), to_device(number, device))
-        return pick(x, valid) if x.device == device else to_device(pick(x, steps), device)
-
+        in_loss = to_device(sequences.in_loss[:, ids][sequences.mask[:, ids]].nonzero().squeeze(1), device)
     return Minibatch(
-        obs={key: pick_obs(x) for key, x in rollout.obs.items()},
-        action=pick(rollout.action, valid),
-        log_prob=pick(rollout.log_prob, valid),
-        value=pick(rollout.value, valid),
-        advantage=pick(targets.advantage, valid),
-        value_target=pick(targets.value_target, valid),
-        state=pick(rollout.state, first),
+        obs=_gather_obs(rollout, steps, repeat=sequences.in_loss is not None),
+        action=_rows(rollout.action, valid),
+        log_prob=_rows(rollout.log_prob, valid),
+        value=_rows(rollout.value, valid),
+        advantage=_rows(targets.advantage, valid),
+        value_target=_rows(targets.value_target, valid),
+        state=_rows(rollout.state, first),
         sequences_per_step=sequences_per_step,
         in_loss=in_loss,
+        burn_in=None if sequences.burn_in is None else _gather_burn_in(rollout, sequences.burn_in, ids),
     )
 
 
-def only_counted(batch: Minibatch, output: AgentOutput) -> tuple[Minibatch, AgentOutput]:
-    """Leave out the steps that don't count, of whatever has a row per step; the same objects where all count.
+def _gather_burn_in(rollout: Rollout, burn_in: Sequences, ids: Int[Tensor, "S"]) -> BurnIn | None:
+    """Gather the steps before the sequences ``ids`` of a minibatch; None where there are none."""
+    sequence = burn_in.lengths[ids].argsort(descending=True, stable=True)
+    sequence = sequence[burn_in.lengths[ids[sequence]] > 0]
+    if not len(sequence):
+        return None
+    steps, sequences_per_step = _pack(burn_in, ids[sequence])
+    device = rollout.value.device
+    return BurnIn(
+        obs=_gather_obs(rollout, steps, repeat=True),
+        state=_rows(rollout.state, to_device(burn_in.index[0, ids[sequence]], device)),
+        sequences_per_step=sequences_per_step,
+        sequence=to_device(sequence, device),
+    )
 
-    ``state``, ``state_out`` and ``sequences_per_step`` go on describing the sequences as they were unrolled.
+
+def _pack(sequences: Sequences, ids: Int[Tensor, "S"]) -> tuple[Int[Tensor, "M"], Int[Tensor, "L"]]:
+    """Return the steps of these sequences, the longest of which comes first, and how many there are at each step."""
+    mask = sequences.mask[:, ids]
+    sequences_per_step = mask.sum(1)
+    return sequences.index[:, ids][mask], sequences_per_step[: int((sequences_per_step > 0).sum())]
+
+
+def _rows(x: Tensor, at: Int[Tensor, "M"]) -> Tensor:
+    return x.flatten(0, 1).index_select(0, at)
+
+
+def _gather_obs(rollout: Rollout, steps: Int[Tensor, "M"], *, repeat: bool) -> Obs:
+    """Gather the observations of ``steps`` (on the CPU), each distinct frame once.
+
+    ``repeat`` says that steps repeat, hence frames do even where all those of the rollout differ.
+    """
+    device = rollout.value.device
+
+    def gather(x: Tensor | Frames) -> Tensor | Frames:
+        if not isinstance(x, Frames):
+            return to_device(_rows(x, to_device(steps, x.device)), device)
+        number = _rows(x.number, steps)
+        if len(x.table) >= x.number.numel() and not repeat:
+            return to_device(x.table.index_select(0, to_device(number, x.table.device)), device)
+        distinct, number = number.unique(return_inverse=True)
+        table = x.table.index_select(0, to_device(distinct, x.table.device))
+        return Frames(to_device(table, device), to_device(number, device))
+
+    return {key: gather(x) for key, x in rollout.obs.items()}
+
+
+def only_counted(batch: Minibatch) -> Minibatch:
+    """Leave out the steps that don't count, of whatever has a row per step; the same object where all count.
+
+    ``state``, ``burn_in`` and ``sequences_per_step`` go on describing the sequences as they are unrolled.
     """
     at = batch.in_loss
     if at is None:
-        return batch, output
+        return batch
 
     def pick(x: Tensor) -> Tensor:
         return x.index_select(0, at)
@@ -123,12 +181,7 @@ def only_counted(batch: Minibatch, output: AgentOutput) -> tuple[Minibatch, Agen
     obs: Obs = {
         key: Frames(x.table, pick(x.number)) if isinstance(x, Frames) else pick(x) for key, x in batch.obs.items()
     }
-    extras = {key: pick(x) for key, x in output.extras.items()}
-    outputs = ("logits", "value", "core_output", *(("features",) if output.features is not None else ()))
-    return (
-        replace(batch, obs=obs, **{name: pick(getattr(batch, name)) for name in per_step}),
-        replace(output, extras=extras, **{name: pick(getattr(output, name)) for name in outputs}),
-    )
+    return replace(batch, obs=obs, **{name: pick(getattr(batch, name)) for name in per_step})
 
 
 def padding_fraction(sequences: Sequences, groups: Sequence[Tensor]) -> float:

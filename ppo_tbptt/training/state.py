@@ -3,7 +3,7 @@
 import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import fields
+from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -137,8 +137,7 @@ def saving_nonfinite_minibatch(trainer: "Trainer") -> Iterator[None]:
         if trainer.run is None or error.minibatch is None:
             raise
         path = trainer.run.path / f"nonfinite_rank{trainer.world.rank}.pt"
-        batch = {f.name: getattr(error.minibatch, f.name) for f in fields(error.minibatch)}
-        save_checkpoint(path, {"iteration": trainer.iteration + 1, "minibatch": batch})
+        save_checkpoint(path, {"iteration": trainer.iteration + 1, "minibatch": asdict(error.minibatch)})
         raise NonFiniteError(f"{error}; the last minibatch is in {path}", error.minibatch) from error
 
 
