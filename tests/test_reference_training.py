@@ -49,7 +49,7 @@ CONFIGS = {
             "max_grad_norm": 0.3,
             "normalize_advantage": True,
         },
-        {"kind": "lstm", "num_layers": 2, "dropout": 0.3},
+        {"kind": "lstm", "num_layers": 2, "dropout": 0.3, "initial_state": "learnt"},
     ),
     "frames, whole episodes, one ratio per branch, stopped by KL": config(
         "Image",
@@ -57,6 +57,7 @@ CONFIGS = {
             "sequence_length": None,
             "num_minibatches": 4,
             "learning_rate": {"initial": 2e-2, "final": 1e-2},
+            "jacobian_norm_coef": 0.3,
             "clip_range": 0.1,
             "entropy_coef": {"initial": 0.02, "final": 0.0, "over_steps": 60},
             "ratio": "per_branch",
@@ -77,21 +78,27 @@ CONFIGS = {
             "clip_range": {"initial": 0.3, "final": 0.1, "over_steps": 60},
             "ratio": "per_branch",
             "normalize_advantage": True,
-            "max_grad_norm": 0.5,
+            "max_grad_norm": 0.1,
+            "grad_clip": "per_layer",
             "value_coef": 0.3,
         },
         {"kind": "rnn_tanh", "num_layers": 2, "dropout": 0.2},
         max_episode_steps=6,
     ),
     "no memory": config(
-        "Vector", {"sequence_length": 5, "learning_rate": 1e-2, "max_grad_norm": 0.5}, {"kind": "none"}
+        "Vector",
+        {"sequence_length": 5, "learning_rate": 1e-2, "max_grad_norm": 0.02, "grad_clip": "value"},
+        {"kind": "none"},
     ),
 }
 OF_RANKS = {
     name: CONFIGS["lstm with dropout"].replace(total_steps=60 * ITERATIONS, **changes)
     for name, changes in {
         "two ranks": {},
-        "few sequences": {"ppo": {"num_minibatches": 11, "sequence_length": None, "target_kl": 1e-2}},
+        "few sequences": {
+            "ppo": {"num_minibatches": 11, "sequence_length": None, "target_kl": 1e-2, "jacobian_norm_coef": 0.2},
+            "core": {"kind": "gru"},
+        },
     }.items()
 }
 
@@ -112,8 +119,7 @@ def beginning(trainer: Trainer) -> dict[str, Any]:
 
 def outcome(trainer: Trainer, report: Report) -> dict[str, Any]:
     """What an iteration made of the agent and the optimiser, and what it logged but for the clock."""
-    tree = trainer.state_dict()
-    moments = tree["optimizer"]["state"].values()
+    moments = [trainer.learner.optimizer.state[p] for p in trainer.agent.parameters()]
     return {
         "parameters": torch.cat([p.detach().flatten() for p in trainer.agent.parameters()]),
         "first moment": torch.cat([x["exp_avg"].flatten() for x in moments]),

@@ -9,6 +9,7 @@ The backward pass needs one product with ``W_hh`` and a few multiplications per 
 depend on later steps are computed at once; the gradient of ``W_hh`` is one large product at the end.
 """
 
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -19,6 +20,20 @@ State = list[Tensor]
 """The hidden state, and the cell state of an LSTM, ``[n, H]`` each."""
 Packing = list[Any]
 """Number of sequences at each step; symbols while an agent is exported."""
+
+
+@dataclass(slots=True)
+class Trace:
+    """What a layer's backward pass through S packed sequences of M steps leaves behind."""
+
+    cell: "type[Cell]"
+    weight: Float[Tensor, "GH H"]
+    bias: Float[Tensor, "GH"]
+    num_sequences: int
+    """S: so many steps are the first ones of their sequences."""
+    steps: tuple[Float[Tensor, "M GH"], State, State] | None = None
+    """p, the state before each step, and the gradient by the state after it: of all losses, those of later steps
+    included. None before the backward pass."""
 
 
 class Cell:
@@ -147,6 +162,7 @@ def run(
     weight: Float[Tensor, "GH H"],
     bias: Float[Tensor, "GH"],
     sequences_per_step: Packing,
+    trace: Trace | None = None,
 ) -> State:
     """Run a layer over packed sequences (see :class:`~ppo_tbptt.types.Minibatch`); gradients go to all tensors.
 
@@ -159,6 +175,7 @@ def run(
         weight: ``W_hh``.
         bias: ``b_hh``.
         sequences_per_step: the packing.
+        trace: filled in by the backward pass.
 
     Returns:
         The state after every step, packed.
@@ -168,12 +185,14 @@ def run(
     if len(sequences_per_step) == 1 and not torch.is_grad_enabled():
         q = torch.addmm(bias.to(dtype), state[0].to(dtype), weight.to(dtype).t())
         return cell.step(p, q.to(p.dtype), state)
-    return list(_Recurrence.apply(cell, sequences_per_step, dtype, p, weight, bias, *state))
+    return list(_Recurrence.apply(cell, sequences_per_step, dtype, trace, p, weight, bias, *state))
 
 
 class _Recurrence(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, cell: type[Cell], sizes: Packing, dtype: torch.dtype, *tensors: Tensor) -> Any:
+    def forward(
+        ctx: Any, cell: type[Cell], sizes: Packing, dtype: torch.dtype, trace: Trace | None, *tensors: Tensor
+    ) -> Any:
         p, weight, bias, *state = tensors
         transposed, bias = weight.to(dtype).t(), bias.to(dtype)
         q = torch.empty_like(p, dtype=dtype)
@@ -188,7 +207,7 @@ class _Recurrence(torch.autograd.Function):
             state = cell.step(p[rows], q[rows].to(p.dtype), state)
             for stored, x in zip(after, state, strict=True):
                 stored[rows] = x
-        ctx.cell, ctx.sizes, ctx.dtype = cell, sizes, dtype
+        ctx.cell, ctx.sizes, ctx.dtype, ctx.trace = cell, sizes, dtype, trace
         ctx.save_for_backward(p, q, weight, *before)
         return tuple(after)
 
@@ -206,7 +225,9 @@ class _Recurrence(torch.autograd.Function):
                 stored[rows][: len(x)] += x
             by_earlier = cell.back(rows, [x[rows] for x in by_state], dq[rows])
             by_earlier[0] += torch.mm(dq[rows].flatten(1).to(ctx.dtype), weight_)
+        if ctx.trace is not None:
+            ctx.trace.steps = p.detach(), before, by_state
         by_q = dq.flatten(1)
         by_weight = (by_q.to(ctx.dtype).t() @ before[0].to(ctx.dtype)).to(weight.dtype)
         by_p = cell.input_gradient(by_state[0], by_q)
-        return None, None, None, by_p, by_weight, by_q.sum(0), *by_earlier
+        return None, None, None, None, by_p, by_weight, by_q.sum(0), *by_earlier

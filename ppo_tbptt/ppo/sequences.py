@@ -102,6 +102,7 @@ def gather(rollout: Rollout, targets: Targets, sequences: Sequences, ids: Int[Te
         advantage=pick(targets.advantage, valid),
         value_target=pick(targets.value_target, valid),
         state=pick(rollout.state, first),
+        start=pick(rollout.start, first),
         sequences_per_step=sequences_per_step,
         in_loss=in_loss,
     )
