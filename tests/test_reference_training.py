@@ -82,7 +82,7 @@ CONFIGS = {
             "grad_clip": "per_layer",
             "value_coef": 0.3,
         },
-        {"kind": "rnn_tanh", "num_layers": 2, "dropout": 0.2},
+        {"kind": "rnn_tanh", "num_layers": 2, "dropout": 0.2, "execution": "padded"},
         max_episode_steps=6,
     ),
     "no memory": config(
