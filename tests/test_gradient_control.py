@@ -76,7 +76,8 @@ class Naive:
     """The loss of a minibatch in plain loops over sequences and steps, and what the regulariser looks at."""
 
     def __init__(self, agent: Agent, batch: Minibatch, loss: Learner) -> None:
-        self.agent, self.core = agent, agent.core
+        self.agent = agent
+        self.core: Any = agent.core
         self.lengths = [int((batch.sequences_per_step > s).sum()) for s in range(len(batch.state))]
         self.layers = self.core.rnn.num_layers
         self.pairs: list[tuple[int, Tensor, Tensor, Tensor]] = []
