@@ -164,6 +164,8 @@ class Minibatch:
     value_target: Float[Tensor, "M"]
     state: Float[Tensor, "S D"]
     """What the core was fed at each sequence's first step."""
+    start: Bool[Tensor, "S"]
+    """Whether that step is the first of an episode."""
     sequences_per_step: Int[Tensor, "L"]
     """Number of sequences that have an l-th step; never increasing. Always on the CPU, as torch wants it."""
     in_loss: Int[Tensor, "C"] | None = None

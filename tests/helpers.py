@@ -152,6 +152,7 @@ def naive_unroll(
         advantage=of(targets.advantage),
         value_target=of(targets.value_target),
         state=rollout.state[0],
+        start=rollout.start[0],
         sequences_per_step=torch.tensor([0]),
     )
     names = [f.name for f in fields(AgentOutput) if f.name not in ("features", "extras")]

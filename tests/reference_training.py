@@ -94,6 +94,8 @@ class Reference:
             self.permutation.append(torch.Generator().manual_seed(permutation))
             self.dropout.append(torch.Generator())
             self.dropout[rank].set_state(dropout[rank])
+        self.cells: list[tuple[int, Tensor, Tensor, Tensor]] = []
+        """Of the last step: layer, x_t, h_{t-1}, h_t."""
         self.first_moment = [torch.zeros_like(p) for p in self.agent.parameters()]
         self.second_moment = [torch.zeros_like(p) for p in self.agent.parameters()]
 
@@ -102,18 +104,25 @@ class Reference:
     def initial(self) -> State:
         core = self.config.core
         assert isinstance(core, CoreConfig)
-        layers = range(0 if core.kind == "none" else core.num_layers)
-        return [(torch.zeros(core.hidden_size), torch.zeros(core.hidden_size)) for _ in layers]
+        if core.kind == "none":
+            return []
+        learnt = self.agent.core.learnt_state
+        flat = torch.zeros(core.num_layers * core.hidden_size) if learnt is None else learnt
+        parts = flat.view(-1, core.num_layers, core.hidden_size)
+        return list(zip(parts[0], parts[-1], strict=True))
 
     def forward(self, obs: dict[str, Tensor], state: State, mask: Tensor | None) -> tuple[list[Tensor], Tensor, State]:
         """Logits of each branch, value, and the state after one step."""
+        self.cells = []
         x = torch.cat([*self.agent.encoder({key: value[None] for key, value in obs.items()}).values()], 1)[0]
         after: State = []
         for layer, (h, c) in enumerate(state):
             if layer and mask is not None:
                 x = x * mask
-            x, c = self.cell(layer, x, h, c)
-            after.append((x, c))
+            y, c = self.cell(layer, x, h, c)
+            after.append((y, c))
+            self.cells.append((layer, x, h, y))
+            x = y
         logits, value = self.agent.heads(x[None])
         return list(logits[0].split(self.agent.action_nvec)), value[0], after
 
@@ -332,6 +341,7 @@ class Reference:
             shift, scale = float(advantages.mean()), float(advantages.std()) + 1e-8
         zero = torch.zeros(())
         policy_loss = value_loss = entropy = kl = clipped = zero
+        pairs: list[tuple[int, Tensor, Tensor, Tensor]] = []
         for sequence in sequences:
             state = [*sequence.burn_in, *sequence.steps][0].state
             masks = iter(sequence.masks)
@@ -339,7 +349,9 @@ class Reference:
                 for step in sequence.burn_in:
                     state = self.forward(step.obs, state, next(masks))[2]
             for k, step in enumerate(sequence.steps):
+                state = self.initial() if step.start else state
                 logits, value, state = self.forward(step.obs, state, next(masks))
+                pairs += self.cells if k else []
                 if k < len(sequence) - sequence.counted:
                     continue
                 p = [branch.exp() / branch.exp().sum() for branch in logits]
@@ -360,9 +372,17 @@ class Reference:
                 kl = kl + (log_ratio.sum().exp() - 1 - log_ratio.sum()).detach()
         policy_loss, value_loss, entropy = (x / len(steps) for x in (policy_loss, value_loss, entropy))
         loss = policy_loss + ppo.value_coef * value_loss - entropy_coef * entropy
-        gradients = torch.autograd.grad(loss, list(agent.parameters()))
+        unused: Any = {"allow_unused": True, "materialize_grads": True}
+        gradients = torch.autograd.grad(loss, list(agent.parameters()), retain_graph=True, **unused)
+        regularised = {}
+        if coef := ppo.jacobian_norm_coef:
+            omega = self.jacobian_norm(loss, pairs)
+            recurrent = [p for name, p in agent.core.named_parameters() if "_hh_" in name]
+            by = dict(zip(recurrent, torch.autograd.grad(omega, recurrent, **unused), strict=True))
+            gradients = [g + coef * by.get(p, 0.0) for g, p in zip(gradients, agent.parameters(), strict=True)]
+            loss, regularised = loss + coef * omega, {"loss/jacobian_norm": omega.item()}
         norm = math.sqrt(sum(float((g**2).sum()) for g in gradients))
-        self.adamw([g * min(1.0, ppo.max_grad_norm / (norm + 1e-6)) for g in gradients], learning_rate)
+        self.adamw([self.clip(g, norm) for g in gradients], learning_rate)
         return {
             "loss/total": loss.item(),
             "loss/policy": policy_loss.item(),
@@ -371,14 +391,34 @@ class Reference:
             "policy/approx_kl": kl.item() / len(steps),
             "policy/clip_fraction": clipped.item() / len(steps),
             "optim/grad_norm": norm,
+            **regularised,
         }
+
+    def jacobian_norm(self, loss: Tensor, pairs: list[tuple[int, Tensor, Tensor, Tensor]]) -> Tensor:
+        """Pascanu et al. 2013, eq. 9 and 10: of one pair of steps after the other."""
+        total, count = torch.zeros((), requires_grad=True), 0
+        signals = torch.autograd.grad(loss, [after for *_, after in pairs], retain_graph=True) if pairs else ()
+        for (layer, x, h, _), signal in zip(pairs, signals, strict=True):
+            h = h.detach().requires_grad_()
+            back = torch.autograd.grad(self.cell(layer, x.detach(), h, h)[0], h, signal, create_graph=True)[0]
+            if signal.norm() > 0:
+                total, count = total + (back.norm() / signal.norm() - 1) ** 2, count + 1
+        return total / max(count, 1)
+
+    def clip(self, gradient: Tensor, norm_of_all: float) -> Tensor:
+        bound, kind = self.config.ppo.max_grad_norm, self.config.ppo.grad_clip
+        if kind == "value":
+            return gradient.clamp(-bound, bound)
+        norm = {"norm": norm_of_all, "per_layer": float((gradient**2).sum()) ** 0.5, "none": 0.0}[kind]
+        return gradient * min(1.0, bound / (norm + 1e-6))
 
     @torch.no_grad()
     def adamw(self, gradients: list[Tensor], learning_rate: float) -> None:
         """Loshchilov and Hutter 2019, algorithm 2, with torch's betas and epsilon."""
         self.updates += 1
         for p, g, m, v in zip(self.agent.parameters(), gradients, self.first_moment, self.second_moment, strict=True):
-            p *= 1 - learning_rate * self.config.ppo.weight_decay
+            if p is not self.agent.core.learnt_state:
+                p *= 1 - learning_rate * self.config.ppo.weight_decay
             m += 0.1 * (g - m)
             v += 0.001 * (g**2 - v)
             p -= learning_rate * (m / (1 - 0.9**self.updates)) / ((v / (1 - 0.999**self.updates)).sqrt() + 1e-8)

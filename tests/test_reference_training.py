@@ -50,7 +50,7 @@ CONFIGS = {
             "max_grad_norm": 0.3,
             "normalize_advantage": True,
         },
-        {"kind": "lstm", "num_layers": 2, "dropout": 0.3},
+        {"kind": "lstm", "num_layers": 2, "dropout": 0.3, "initial_state": "learnt"},
     ),
     "frames, whole episodes, one ratio per branch, stopped by KL": config(
         "Image",
@@ -58,6 +58,7 @@ CONFIGS = {
             "sequence_length": None,
             "num_minibatches": 4,
             "learning_rate": {"initial": 2e-2, "final": 1e-2},
+            "jacobian_norm_coef": 0.3,
             "clip_range": 0.1,
             "entropy_coef": {"initial": 0.02, "final": 0.0, "over_steps": 60},
             "ratio": "per_branch",
@@ -78,10 +79,11 @@ CONFIGS = {
             "clip_range": {"initial": 0.3, "final": 0.1, "over_steps": 60},
             "ratio": "per_branch",
             "normalize_advantage": True,
-            "max_grad_norm": 0.5,
+            "max_grad_norm": 0.1,
+            "grad_clip": "per_layer",
             "value_coef": 0.3,
         },
-        {"kind": "rnn_tanh", "num_layers": 2, "dropout": 0.2},
+        {"kind": "rnn_tanh", "num_layers": 2, "dropout": 0.2, "execution": "padded"},
         max_episode_steps=6,
     ),
     "overlapping sequences of frames, burn-in with dropout": config(
@@ -113,7 +115,9 @@ CONFIGS = {
         {"kind": "lstm"},
     ),
     "no memory": config(
-        "Vector", {"sequence_length": 5, "learning_rate": 1e-2, "max_grad_norm": 0.5}, {"kind": "none"}
+        "Vector",
+        {"sequence_length": 5, "learning_rate": 1e-2, "max_grad_norm": 0.02, "grad_clip": "value"},
+        {"kind": "none"},
     ),
 }
 OF_RANKS = {
@@ -122,7 +126,10 @@ OF_RANKS = {
         "two ranks": ("lstm with dropout", {}),
         "few sequences": (
             "lstm with dropout",
-            {"ppo": {"num_minibatches": 11, "sequence_length": None, "target_kl": 1e-2}},
+            {
+                "ppo": {"num_minibatches": 11, "sequence_length": None, "target_kl": 1e-2, "jacobian_norm_coef": 0.2},
+                "core": {"kind": "gru"},
+            },
         ),
         "overlapping sequences": ("overlapping sequences, burn-in, refreshed states", {}),
     }.items()
@@ -145,8 +152,7 @@ def beginning(trainer: Trainer) -> dict[str, Any]:
 
 def outcome(trainer: Trainer, report: Report) -> dict[str, Any]:
     """What an iteration made of the agent and the optimiser, and what it logged but for the clock."""
-    tree = trainer.state_dict()
-    moments = tree["optimizer"]["state"].values()
+    moments = [trainer.learner.optimizer.state[p] for p in trainer.agent.parameters()]
     return {
         "parameters": torch.cat([p.detach().flatten() for p in trainer.agent.parameters()]),
         "first moment": torch.cat([x["exp_avg"].flatten() for x in moments]),

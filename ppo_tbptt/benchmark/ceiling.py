@@ -81,7 +81,8 @@ def full_minibatch(agent: Agent, obs: Obs, steps: int, sequences: int) -> Miniba
         value=torch.zeros(num, device=device),
         advantage=noise,
         value_target=noise,
-        state=agent.core.initial_state(sequences),
+        state=agent.core.initial_state(sequences).detach(),
+        start=torch.ones(sequences, dtype=torch.bool, device=device),
         sequences_per_step=torch.full((steps,), sequences),
     )
 

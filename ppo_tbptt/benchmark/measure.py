@@ -125,7 +125,7 @@ def describe(setting: Setting, say: Callable[[str], None]) -> dict[str, Any]:
         "fraction_of_ceiling": speed / limit,
         "distinct_fraction": mean(setting.distinct) if setting.distinct else None,
         "computed_over_counted": mean(setting.computed),
-        "padded_over_valid": 1.0,
+        "padded_over_valid": 1 / (1 - mean(setting.padding)) if trainer.agent.core.padded else 1.0,
         "padded_over_valid_if_padded": 1 / (1 - mean(setting.padding)),
         "flop_per_step": passes * sum(forward.values()),
         "peak_flops": peak,

@@ -65,6 +65,11 @@ def _usage(policy: Policy, path: Path, inputs: list[Port]) -> list[str]:
     if policy.spec.discrete:
         action = "int(logits[0].argmax())"
     lines = ["import numpy as np, onnxruntime", f"session = onnxruntime.InferenceSession({str(path)!r})"]
-    lines += [f"state = np.zeros((1, {size}), np.float32)  # at the start of each episode"] if size else []
+    initial = f"np.zeros((1, {size}), np.float32)"
+    if policy.agent.core.initial_state(1).any():
+        lines[0] = f"import json, {lines[0].removeprefix('import ')}"
+        of_file = "session.get_modelmeta().custom_metadata_map['initial_state']"
+        initial = f"np.array([json.loads({of_file})], np.float32)"
+    lines += [f"state = {initial}  # at the start of each episode"] if size else []
     outputs = "logits, value, state" if size else "logits, value"
     return [*lines, f"{outputs} = session.run(None, {{{', '.join(fed)}}})", f"action = {action}"]

@@ -343,6 +343,9 @@ class Config(Table):
         if isinstance(core, CoreConfig) and core.dropout > 0 and core.num_layers == 1:
             text = f"dropout = {core.dropout} acts between layers, and num_layers is 1"
             yield ("core.dropout", "core.num_layers"), f"{text}; must be 0, or num_layers at least 2"
+        if isinstance(core, CoreConfig) and core.kind == "none" and core.initial_state == "learnt":
+            text = 'initial_state = "learnt" with kind = "none", which has no state'
+            yield ("core.initial_state", "core.kind"), f'{text}; must be "zeros"'
         if ppo.clip_range.initial == 0:
             yield ("ppo.clip_range",), "initial is 0, so nothing can be learnt; must be above 0"
         if (rate := max(ppo.learning_rate.initial, ppo.learning_rate.final or 0)) > 1:
@@ -356,6 +359,14 @@ class Config(Table):
             text = f"num_minibatches = {ppo.num_minibatches} exceeds the {self.batch_size} steps of a rollout"
             remedy = "must be at most ppo.rollout_steps * env.num_envs"
             yield ("ppo.num_minibatches", "ppo.rollout_steps", "env.num_envs"), f"{text}; {remedy}"
+        if ppo.jacobian_norm_coef > 0:
+            text = f"jacobian_norm_coef = {ppo.jacobian_norm_coef}"
+            if core.kind not in ("rnn_tanh", "rnn_relu", "gru"):
+                remedy = "must be 0, or the core rnn_tanh, rnn_relu or gru"
+                yield ("ppo.jacobian_norm_coef", "core.kind"), f"{text} with kind = {shown(core.kind)}; {remedy}"
+            if ppo.sequence_length == 1:
+                text += " acts between the steps of a sequence, and sequence_length is 1"
+                yield ("ppo.jacobian_norm_coef", "ppo.sequence_length"), f"{text}; must be 0, or sequences longer"
         seeds = range(env.first_seed, env.first_seed + env.num_seeds)
         held_out = range(train.eval_first_seed, train.eval_first_seed + train.eval_num_seeds)
         of_env, of_train = ("env.num_seeds", "env.first_seed"), ("train.eval_num_seeds", "train.eval_first_seed")

@@ -102,6 +102,7 @@ def export_onnx(policy: Policy, path: Path) -> Exported:
         "action_nvec": json.dumps(list(spec.action_nvec)),
         "discrete": json.dumps(spec.discrete),
         "state_size": str(agent.core.state_size),
+        "initial_state": json.dumps(agent.core.initial_state(1)[0].tolist()),
         "env_steps": str(policy.env_steps),
         "version": metadata.version("ppo-tbptt"),
     }.items():

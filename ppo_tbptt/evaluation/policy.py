@@ -78,6 +78,7 @@ class Policy:
             raise CheckpointError(f"{file}: its weights and its config don't belong together ({reason})") from error
         return cls(agent, spec, config, env_steps=env_steps, path=file)
 
+    @torch.no_grad()
     def reset(self, mask: np.ndarray | None = None, *, seed: int | None = None) -> None:
         """Reset the recurrent state of all rows, or of those where ``mask`` (bool ``[N]``) is True.
 

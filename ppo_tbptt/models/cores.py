@@ -5,7 +5,8 @@ such a class in any module, named ``kind = "module:Class"``; :mod:`ppo_tbptt.mod
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from itertools import groupby
 from typing import Any, ClassVar
 
@@ -31,13 +32,20 @@ class Core(nn.Module, ABC):
     Config: ClassVar[Any]
     state_size: int
     output_size: int
+    padded = False
+    """Whether :meth:`unroll` goes on with sequences that have ended, and leaves out what it made of them."""
+    learnt_state: nn.Parameter | None
+    """The state at the start of an episode, ``[D]``, if it is learnt. Weight decay does not apply to it."""
 
     def __init__(self, *_: Any) -> None:
         super().__init__()
         self.register_buffer("_like", torch.empty(0), persistent=False)  # knows dtype and device
+        self.register_parameter("learnt_state", None)
 
     def initial_state(self, batch: int) -> Float[Tensor, "B D"]:
-        """Return the state at the start of an episode: zeros."""
+        """Return the state at the start of an episode: the learnt one if there is one, else zeros."""
+        if self.learnt_state is not None:
+            return self.learnt_state.expand(batch, -1)
         return self.get_buffer("_like").new_zeros(batch, self.state_size)
 
     def project_input(self, x: Float[Tensor, "U _"], columns: slice) -> Float[Tensor, "U _"]:
@@ -65,16 +73,21 @@ class Core(nn.Module, ABC):
         """Unroll packed sequences (see :class:`~ppo_tbptt.types.Minibatch`), each from its own ``state``.
 
         Returns the outputs, and the state after the last step of each sequence. :meth:`forward` is called once for each
-        stretch of steps with as many sequences, so nothing is padded; a core with a faster way overrides this.
+        stretch of steps with as many sequences, so nothing is padded, unless ``padded``; a core with a faster way
+        overrides this.
         """
         stretches = [(count, len(list(steps))) for count, steps in groupby(sequences_per_step.tolist())]
         outputs, states, begin = [], [], 0
         for number, (count, steps) in enumerate(stretches):
-            y, state = self(x[begin : begin + steps * count].view(steps, count, -1), state[:count])
-            outputs.append(y.flatten(0, 1))
+            rows, state = x[begin : begin + steps * count].view(steps, count, -1), state[:count]
+            if self.padded:
+                ended = (0, 0, 0, stretches[0][0] - count)
+                rows, state = F.pad(rows, ended), F.pad(state, ended)
+            y, state = self(rows, state)
+            outputs.append(y[:, :count].flatten(0, 1))
             begin += steps * count
             going_on = stretches[number + 1][0] if number + 1 < len(stretches) else 0
-            states.append(state[going_on:])
+            states.append(state[going_on:count])
         if len(outputs) == 1:
             return outputs[0], states[0]
         return torch.cat(outputs), torch.cat(states[::-1])
@@ -125,6 +138,22 @@ class TorchCore(Core):
                 nn.init.zeros_(parameter)
             else:
                 nn.init.orthogonal_(parameter, 2**0.5)
+        self._traces: list[recurrence.Trace] | None = None
+        self.padded = config.execution == "padded"
+        if config.initial_state == "learnt":
+            self.learnt_state = nn.Parameter(torch.zeros(self.state_size))
+
+    @contextmanager
+    def traced(self) -> Iterator[list[recurrence.Trace]]:
+        """List every layer of each :meth:`unroll` inside of the context, for what its backward pass leaves behind.
+
+        On a GPU too :mod:`ppo_tbptt.models.recurrence` computes them, and not cuDNN.
+        """
+        self._traces = []
+        try:
+            yield self._traces
+        finally:
+            self._traces = None
 
     def project_input(self, x: Float[Tensor, "U _"], columns: slice) -> Float[Tensor, "U _"]:
         """Multiply by these columns of the first layer's input weights; the first ones bring the bias with them."""
@@ -151,10 +180,10 @@ class TorchCore(Core):
         self, x: Float[Tensor, "M P"], state: Float[Tensor, "S D"], sequences_per_step: Int[Tensor, "L"]
     ) -> tuple[Float[Tensor, "M H"], Float[Tensor, "S D"]]:
         """See :meth:`Core.unroll`."""
-        if not x.is_cuda:
+        if not x.is_cuda or self._traces is not None:
             y, parts = self._recur(x, state, sequences_per_step.tolist())
             return y, self._pack(parts)
-        if len(x) == len(sequences_per_step) * len(state):
+        if self.padded or len(x) == len(sequences_per_step) * len(state):
             return super().unroll(x, state, sequences_per_step)  # a rectangle: plain tensors are faster
         y, parts = self._cudnn(PackedSequence(x, sequences_per_step), state)
         return y.data, self._pack(parts)
@@ -170,10 +199,29 @@ class TorchCore(Core):
             w_ih, w_hh, b_ih, b_hh = self._weights(layer)
             if layer:
                 p = F.linear(F.dropout(y, self.rnn.dropout, self.training), w_ih, b_ih).to(state.dtype)
-            y, *c = recurrence.run(self.cell, p, [part[layer] for part in before], w_hh, b_hh, sequences_per_step)
+            elif p.is_cuda:  # where features come as they are
+                p = F.linear(p, w_ih, b_ih).to(state.dtype)
+            y, *c = self._run(p, [part[layer] for part in before], w_hh, b_hh, sequences_per_step)
             for part, x in zip(after, (y, *c), strict=True):
                 part.append(x if last is None else x.index_select(0, last.to(x.device)))
         return y, [torch.stack(layers) for layers in after]
+
+    def _run(
+        self, p: Tensor, state: recurrence.State, weight: Tensor, bias: Tensor, sizes: recurrence.Packing
+    ) -> recurrence.State:
+        """Run one layer over packed steps; if ``padded``, over the rectangle [L, S] around them."""
+        trace = None
+        if self._traces is not None:
+            trace = recurrence.Trace(self.cell, weight, bias, sizes[0])
+            self._traces.append(trace)
+        if not self.padded or len(sizes) == 1:
+            return recurrence.run(self.cell, p, state, weight, bias, sizes, trace)
+        mask = torch.arange(sizes[0]) < torch.tensor(sizes)[:, None]
+        valid = mask.flatten().nonzero().squeeze(1).to(p.device)
+        # Inputs that shut every unit: of a sequence that has ended, ReLU's state could grow without bounds.
+        rectangle = p.new_full((mask.numel(), p.shape[1]), -1e4).index_copy(0, valid, p)
+        after = recurrence.run(self.cell, rectangle, state, weight, bias, [sizes[0]] * len(sizes), trace)
+        return [x.index_select(0, valid) for x in after]
 
     def _weights(self, layer: int) -> list[Tensor]:
         names = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")

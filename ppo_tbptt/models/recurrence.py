@@ -9,7 +9,8 @@ The backward pass needs one product with ``W_hh`` and a few multiplications per 
 depend on later steps are computed at once; the gradient of ``W_hh`` is one large product at the end.
 """
 
-from collections.abc import Iterator
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -20,8 +21,24 @@ sigmoid_backward, tanh_backward = torch.ops.aten.sigmoid_backward, torch.ops.ate
 
 State = list[Tensor]
 """The hidden state, and the cell state of an LSTM, ``[n, H]`` each."""
+Kept = Sequence[Tensor]
+"""What a layer's backward pass needs of a step, ``[n, _]`` each."""
 Packing = list[Any]
 """Number of sequences at each step; symbols while an agent is exported."""
+
+
+@dataclass(slots=True)
+class Trace:
+    """What a layer's backward pass through S packed sequences of M steps leaves behind."""
+
+    cell: "type[Cell]"
+    weight: Float[Tensor, "GH H"]
+    bias: Float[Tensor, "GH"]
+    num_sequences: int
+    """S: so many steps are the first ones of their sequences."""
+    steps: tuple[Float[Tensor, "M GH"], State, State] | None = None
+    """p, the state before each step, and the gradient by the state after it: of all losses, those of later steps
+    included. None before the backward pass."""
 
 
 class Cell:
@@ -32,15 +49,13 @@ class Cell:
 
     factor: Tensor
 
-    def __init__(self, q: Float[Tensor, "M GH"], extra: Float[Tensor, "M H"], before: State) -> None:
-        """Compute the factors from what :meth:`step` left in ``q`` and ``extra``, and the state before each step."""
+    def __init__(self, before: State, kept: Kept) -> None:
+        """Compute the factors from the state before each step, and what :meth:`step` kept of it."""
         raise NotImplementedError
 
     @staticmethod
-    def step(
-        p: Float[Tensor, "n GH"], q: Float[Tensor, "n GH"], extra: Float[Tensor, "n H"], before: State, after: State
-    ) -> None:
-        """Compute one step of n sequences into ``after``; overwrite ``q`` and ``extra``."""
+    def step(p: Float[Tensor, "n GH"], q: Float[Tensor, "n GH"], state: State) -> tuple[State, Kept]:
+        """Return the state after one step of n sequences, and what the backward pass needs of it."""
         raise NotImplementedError
 
     def back(self, rows: slice, after: State, dq: Float[Tensor, "n G H"], before: State) -> None:
@@ -57,23 +72,22 @@ class Cell:
 class GRU(Cell):
     """``r, z = sigmoid(p + q)``, ``n = tanh(p + r q)``, ``h' = (1 - z) n + z h``."""
 
-    def __init__(self, q: Tensor, extra: Tensor, before: State) -> None:
-        r, self.z, q_n = q.chunk(3, 1)
-        n = extra
+    def __init__(self, before: State, kept: Kept) -> None:
+        rz, n, q_n = kept
+        r, self.z = rz.chunk(2, 1)
         self.by_n = tanh_backward(1 - self.z, n)
-        self.factor = q.new_empty(len(n), 3, n.shape[1])
+        self.factor = n.new_empty(len(n), 3, n.shape[1])
         sigmoid_backward.grad_input(self.by_n * q_n, r, grad_input=self.factor[:, 0])
         sigmoid_backward.grad_input(before[0] - n, self.z, grad_input=self.factor[:, 1])
         torch.mul(self.by_n, r, out=self.factor[:, 2])
 
     @staticmethod
-    def step(p: Tensor, q: Tensor, extra: Tensor, before: State, after: State) -> None:
+    def step(p: Tensor, q: Tensor, state: State) -> tuple[State, Kept]:
         """See :meth:`Cell.step`."""
-        size = extra.shape[1]
-        r, z, q_n = q.chunk(3, 1)
-        q[:, : 2 * size].add_(p[:, : 2 * size]).sigmoid_()
-        n = torch.addcmul(p[:, 2 * size :], r, q_n, out=extra).tanh_()
-        torch.lerp(n, before[0], z, out=after[0])
+        size = p.shape[1] // 3
+        rz, q_n = (p[:, : 2 * size] + q[:, : 2 * size]).sigmoid(), q[:, 2 * size :]
+        n = torch.addcmul(p[:, 2 * size :], rz[:, :size], q_n).tanh()
+        return [torch.lerp(n, state[0], rz[:, size:])], (rz, n, q_n)
 
     def back(self, rows: slice, after: State, dq: Tensor, before: State) -> None:
         """See :meth:`Cell.back`."""
@@ -88,24 +102,23 @@ class GRU(Cell):
 class LSTM(Cell):
     """``i, f, o = sigmoid(p + q)``, ``g = tanh(p + q)``, ``c' = f c + i g``, ``h' = o tanh(c')``."""
 
-    def __init__(self, q: Tensor, extra: Tensor, before: State) -> None:
-        i, self.f, g, o = q.chunk(4, 1)
-        tanh_c = extra
+    def __init__(self, before: State, kept: Kept) -> None:
+        i, self.f, g, o, tanh_c = kept
         self.c_by_h = tanh_backward(o, tanh_c)
-        self.factor = q.new_empty(len(q), 4, extra.shape[1])
+        self.factor = i.new_empty(len(i), 4, i.shape[1])
         sigmoid_backward.grad_input(g, i, grad_input=self.factor[:, 0])
         sigmoid_backward.grad_input(before[1], self.f, grad_input=self.factor[:, 1])
         tanh_backward.grad_input(i, g, grad_input=self.factor[:, 2])
         sigmoid_backward.grad_input(tanh_c, o, grad_input=self.factor[:, 3])
 
     @staticmethod
-    def step(p: Tensor, q: Tensor, extra: Tensor, before: State, after: State) -> None:
+    def step(p: Tensor, q: Tensor, state: State) -> tuple[State, Kept]:
         """See :meth:`Cell.step`."""
-        i, f, g, o = q.add_(p).chunk(4, 1)
-        for gate in (i, f, o):
-            gate.sigmoid_()
-        torch.addcmul(f * before[1], i, g.tanh_(), out=after[1])
-        torch.mul(o, torch.tanh(after[1], out=extra), out=after[0])
+        i, f, g, o = (p + q).chunk(4, 1)
+        i, f, g, o = i.sigmoid(), f.sigmoid(), g.tanh(), o.sigmoid()
+        c = torch.addcmul(f * state[1], i, g)
+        tanh_c = c.tanh()
+        return [o * tanh_c, c], (i, f, g, o, tanh_c)
 
     def back(self, rows: slice, after: State, dq: Tensor, before: State) -> None:
         """See :meth:`Cell.back`."""
@@ -119,25 +132,27 @@ class LSTM(Cell):
 class TanhRNN(Cell):
     """``h' = tanh(p + q)``."""
 
-    def __init__(self, q: Tensor, extra: Tensor, before: State) -> None:
-        self.factor = (1 - extra * extra)[:, None]
+    def __init__(self, before: State, kept: Kept) -> None:
+        self.factor = (1 - kept[0] * kept[0])[:, None]
 
     @staticmethod
-    def step(p: Tensor, q: Tensor, extra: Tensor, before: State, after: State) -> None:
+    def step(p: Tensor, q: Tensor, state: State) -> tuple[State, Kept]:
         """See :meth:`Cell.step`."""
-        after[0].copy_(torch.add(p, q, out=extra).tanh_())
+        h = (p + q).tanh()
+        return [h], (h,)
 
 
 class ReluRNN(Cell):
     """``h' = relu(p + q)``."""
 
-    def __init__(self, q: Tensor, extra: Tensor, before: State) -> None:
-        self.factor = (extra > 0).to(extra.dtype)[:, None]
+    def __init__(self, before: State, kept: Kept) -> None:
+        self.factor = (kept[0] > 0).to(kept[0].dtype)[:, None]
 
     @staticmethod
-    def step(p: Tensor, q: Tensor, extra: Tensor, before: State, after: State) -> None:
+    def step(p: Tensor, q: Tensor, state: State) -> tuple[State, Kept]:
         """See :meth:`Cell.step`."""
-        after[0].copy_(torch.add(p, q, out=extra).relu_())
+        h = (p + q).relu()
+        return [h], (h,)
 
 
 def run(
@@ -147,6 +162,7 @@ def run(
     weight: Float[Tensor, "GH H"],
     bias: Float[Tensor, "GH"],
     sequences_per_step: Packing,
+    trace: Trace | None = None,
 ) -> State:
     """Run a layer over packed sequences (see :class:`~ppo_tbptt.types.Minibatch`); gradients go to all tensors.
 
@@ -159,6 +175,7 @@ def run(
         weight: ``W_hh``.
         bias: ``b_hh``.
         sequences_per_step: the packing.
+        trace: filled by the backward pass.
 
     Returns:
         The state after every step, packed.
@@ -166,56 +183,50 @@ def run(
     kind = p.device.type
     dtype = torch.get_autocast_dtype(kind) if kind == "cpu" and torch.is_autocast_enabled(kind) else weight.dtype
     if len(sequences_per_step) == 1 and not torch.is_grad_enabled():
-        q = torch.addmm(bias.to(dtype), state[0].to(dtype), weight.to(dtype).t()).to(p.dtype)
-        after = [torch.empty_like(x) for x in state]
-        cell.step(p, q, torch.empty_like(state[0]), state, after)
-        return after
-    return list(_Recurrence.apply(cell, sequences_per_step, dtype, p, weight, bias, *state))
-
-
-def _steps(sizes: Packing) -> Iterator[tuple[slice, slice, slice]]:
-    """Yield each step's rows; in a tensor that begins with the initial rows, those before the step and after it."""
-    begin, earlier = 0, 0
-    for size in sizes:
-        after = sizes[0] + begin
-        yield slice(begin, begin + size), slice(earlier, earlier + size), slice(after, after + size)
-        begin, earlier = begin + size, after
+        q = torch.addmm(bias.to(dtype), state[0].to(dtype), weight.to(dtype).t())
+        return cell.step(p, q.to(p.dtype), state)[0]
+    return list(_Recurrence.apply(cell, sequences_per_step, dtype, trace, p, weight, bias, *state))
 
 
 class _Recurrence(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, cell: type[Cell], sizes: Packing, dtype: torch.dtype, *tensors: Tensor) -> Any:
-        p, weight, bias, *initial = tensors
+    def forward(
+        ctx: Any, cell: type[Cell], sizes: Packing, dtype: torch.dtype, trace: Trace | None, *tensors: Tensor
+    ) -> Any:
+        p, weight, bias, *state = tensors
         transposed, bias = weight.to(dtype).t(), bias.to(dtype)
-        first, size = initial[0].shape
-        q, extra, h = torch.empty_like(p), p.new_empty(len(p), size), p.new_empty(len(p), size, dtype=dtype)
-        states = [x.new_empty(first + len(p), size) for x in initial]
-        for x, start in zip(states, initial, strict=True):
-            x[:first] = start
-        for rows, earlier, later in _steps(sizes):
-            h[rows] = states[0][earlier]
-            q[rows] = torch.addmm(bias, h[rows], transposed)
-            cell.step(p[rows], q[rows], extra[rows], [x[earlier] for x in states], [x[later] for x in states])
-        ctx.cell, ctx.sizes = cell, sizes
-        ctx.save_for_backward(weight, q, extra, h, *states)
-        return tuple(x[first:] for x in states)
+        steps: list[tuple[Tensor, ...]] = []
+        for size, p_step in zip(sizes, p.split(sizes), strict=True):
+            before = [x[:size] for x in state]
+            q = torch.addmm(bias, before[0].to(dtype), transposed).to(p.dtype)
+            state, kept = cell.step(p_step, q, before)
+            steps.append((*state, *before, *kept))
+        packed = [torch.cat(x) for x in zip(*steps, strict=True)]
+        ctx.cell, ctx.sizes, ctx.dtype, ctx.trace = cell, sizes, dtype, trace
+        ctx.save_for_backward(weight, *([] if trace is None else [p]), *packed[len(state) :])
+        return tuple(packed[: len(state)])
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> Any:
-        weight, q, extra, h, *states = ctx.saved_tensors
-        steps, first = list(_steps(ctx.sizes)), ctx.sizes[0]
-        cell = ctx.cell(q, extra, [torch.cat([x[earlier] for _, earlier, _ in steps]) for x in states])
-        weight_ = weight.to(h.dtype)
-        by_state = [torch.cat((x.new_zeros(first, x.shape[1]), x)) for x in gradients]
+        weight, *tensors = ctx.saved_tensors
+        p = tensors.pop(0) if ctx.trace is not None else None
+        before, kept = tensors[: len(gradients)], tensors[len(gradients) :]
+        cell, weight_ = ctx.cell(before, kept), weight.to(ctx.dtype)
         dq = torch.empty_like(cell.factor)
-        dq_ = dq if h.dtype == dq.dtype else torch.empty_like(dq, dtype=h.dtype)
-        for rows, earlier, later in reversed(steps):
-            before = [x[earlier] for x in by_state]
-            cell.back(rows, [x[later] for x in by_state], dq[rows], before)
+        dq_ = dq if ctx.dtype == dq.dtype else torch.empty_like(dq, dtype=ctx.dtype)
+        first = ctx.sizes[0]
+        by_state = [torch.cat((x.new_zeros(first, x.shape[1]), x)) for x in gradients]  # after the rows before t = 0
+        end, later = len(dq), len(dq) + first
+        for size, earlier in zip(reversed(ctx.sizes), [*reversed(ctx.sizes[:-1]), first], strict=True):
+            rows, end, later = slice(end - size, end), end - size, later - size
+            by_before = [x[later - earlier :][:size] for x in by_state]
+            cell.back(rows, [x[later : later + size] for x in by_state], dq[rows], by_before)
             if dq_ is not dq:
                 dq_[rows] = dq[rows]
-            before[0] += torch.mm(dq_[rows].flatten(1), weight_)
-        by_weight = (dq_.flatten(1).t() @ h).to(weight.dtype)
+            by_before[0] += torch.mm(dq_[rows].flatten(1), weight_)
+        if ctx.trace is not None:
+            ctx.trace.steps = p.detach(), before, [x[first:] for x in by_state]
+        by_weight = (dq_.flatten(1).t() @ before[0].to(ctx.dtype)).to(weight.dtype)
         by_bias = dq.sum(0).flatten()
         cell.input_gradient(by_state[0][first:], dq)
-        return None, None, None, dq.flatten(1), by_weight, by_bias, *(x[:first] for x in by_state)
+        return None, None, None, None, dq.flatten(1), by_weight, by_bias, *(x[:first] for x in by_state)

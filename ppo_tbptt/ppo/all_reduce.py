@@ -5,7 +5,7 @@ A minibatch is the union of what each rank puts into it: M_r steps of rank r, M 
     sum over r of  M_r / M * (gradient of rank r's mean loss),
 
 all-reduced before clipping, so that all ranks clip and step alike. A rank without steps (M_r = 0) adds 0. Only steps
-that count in the loss are steps here. A process that trains alone goes through here unchanged.
+that count in the loss are steps here. For a process that trains alone only the gradients that are missing become 0.
 """
 
 from collections.abc import Iterable, Sequence
@@ -87,17 +87,17 @@ def all_reduce_gradients(
 
     Args:
         world: the ranks.
-        parameters: whose gradients; without one, as on a rank without steps, it is 0.
+        parameters: whose gradients; one that is missing, as on a rank without steps, is 0.
         figures: 0-d, by tag, the same tags on every rank that has steps, and none on the others.
         part: this rank's of the minibatch.
     """
-    if world.size == 1:
-        return figures
     parameters = list(parameters)
-    tags = list(figures) if part.everywhere else next(filter(None, world.gather_json(list(figures))))
     for p in parameters:
         if p.grad is None:
             p.grad = torch.zeros_like(p)
+    if world.size == 1:
+        return figures
+    tags = list(figures) if part.everywhere else next(filter(None, world.gather_json(list(figures))))
     grads = [p.grad for p in parameters if p.grad is not None]
     values = torch.stack(list(figures.values())) if figures else grads[0].new_zeros(len(tags))
     weight = part.steps / part.total_steps

@@ -67,7 +67,7 @@ class RolloutCollector:
         """Reset all environments; every one is at the start of an episode."""
         self.envs.reset()
         start = torch.ones(self.envs.num_envs, dtype=torch.bool)
-        return self._carry(start, self.agent.core.initial_state(self.envs.num_envs))
+        return self._carry(start, self.agent.core.initial_state(self.envs.num_envs).detach().clone())
 
     def resume(
         self,

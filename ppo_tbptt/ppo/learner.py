@@ -1,6 +1,7 @@
 """The update: epochs over minibatches of whole sequences."""
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -9,11 +10,14 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from ppo_tbptt.config import PPOConfig
+from ppo_tbptt.config import ConfigError, PPOConfig
 from ppo_tbptt.models import Agent
 from ppo_tbptt.models.compile import Encode
+from ppo_tbptt.models.cores import GRU, ReluRNN, TanhRNN
+from ppo_tbptt.models.recurrence import Trace
 from ppo_tbptt.ppo.advantages import Moments, normalize
 from ppo_tbptt.ppo.all_reduce import Part, all_reduce_gradients, all_reduce_moments, all_reduce_steps
+from ppo_tbptt.ppo.gradients import clip_gradients, jacobian_norm
 from ppo_tbptt.ppo.losses import AuxiliaryLoss, Figures, PPOLoss, total_loss
 from ppo_tbptt.ppo.refresh import burnt_in, recomputed_states
 from ppo_tbptt.ppo.sequences import cut, gather, only_counted, padding_fraction, split
@@ -77,6 +81,9 @@ class Learner:
         world: the ranks.
         max_nonfinite: so many skipped updates in a row, over the end of an iteration too, are an error.
         auxiliary: losses beside PPO's. The parameters of those that are modules are trained too.
+
+    Raises:
+        ConfigError: ``jacobian_norm_coef`` is not 0, and the agent's core is none that it can regularise.
     """
 
     def __init__(
@@ -101,8 +108,18 @@ class Learner:
         self.encode: Encode | None = None
         """The encoder where it is compiled."""
         self._nonfinite_in_a_row = 0
+        self._traced: Callable[[], AbstractContextManager[list[Trace]]] = partial(nullcontext, [])
+        if config.jacobian_norm_coef:
+            if not isinstance(agent.core, GRU | TanhRNN | ReluRNN):
+                text = f"{config.jacobian_norm_coef} is not possible with the core {type(agent.core).__name__}"
+                raise ConfigError(f"ppo.jacobian_norm_coef: {text}; must be 0, or the core rnn_tanh, rnn_relu or gru")
+            self._traced = agent.core.traced
+        learnt_state = agent.core.learnt_state
+        groups: list[dict[str, Any]] = [{"params": [p for p in self.parameters() if p is not learnt_state]}]
+        if learnt_state is not None:  # in front, so that the agent's parameters keep the lowest numbers
+            groups.insert(0, {"params": [learnt_state], "weight_decay": 0.0})
         self.optimizer = torch.optim.AdamW(
-            self.parameters(), lr=config.learning_rate.initial, weight_decay=config.weight_decay, fused=True
+            groups, lr=config.learning_rate.initial, weight_decay=config.weight_decay, fused=True
         )
 
     def parameters(self) -> list[nn.Parameter]:
@@ -137,7 +154,7 @@ class Learner:
         settings = self.optimizer.state_dict()["param_groups"]
         self.optimizer.load_state_dict({"state": state, "param_groups": settings})
         for parameter in parameters:
-            moments = self.optimizer.state.get(parameter, {})  # none of what has never had a gradient
+            moments = self.optimizer.state.get(parameter, {})  # what has none begins anew
             if any(moments[name].shape != parameter.shape for name in ("exp_avg", "exp_avg_sq") if moments):
                 raise ValueError("the optimiser's state is of another network")
 
@@ -161,7 +178,7 @@ class Learner:
         batch = burnt_in(self.agent, batch)
         output = self.agent.unroll(
             batch.obs,
-            batch.state,
+            self.agent.reset_state(batch.state, batch.start),  # a learnt initial state gets gradient here
             batch.sequences_per_step,
             self.encode,
             features=bool(self.auxiliary),
@@ -184,14 +201,17 @@ class Learner:
         parameters = self.parameters()
         self.optimizer.zero_grad(set_to_none=True)
         figures: Figures = {}
+        traces: list[Trace] = []
         if part.steps:
             with timer("sequences"):
                 batch = minibatch(part.ids)
-            with timer("learning"):
+            with timer("learning"), self._traced() as traces:
                 figures = self.backward(batch, ppo, part.moments)
         with timer("learning"):
+            if self.config.jacobian_norm_coef:
+                figures = self._add_jacobian_norm(traces, figures, part)
             figures = all_reduce_gradients(self.world, parameters, figures, part)
-            norm = nn.utils.clip_grad_norm_(parameters, self.config.max_grad_norm)
+            norm = clip_gradients(parameters, self.config)
             figures = {**figures, "optim/grad_norm": norm}
             values = torch.stack(list(figures.values()))
             skipped = values.isfinite().logical_not().any()
@@ -200,6 +220,23 @@ class Learner:
             self.optimizer.found_inf = skipped.float()  # type: ignore[attr-defined]
             self.optimizer.step()
         return _Step(part=part, tags=tuple(figures), figures=values, skipped=skipped)
+
+    def _add_jacobian_norm(self, traces: Sequence[Trace], figures: Figures, part: Part) -> Figures:
+        """Add :func:`jacobian_norm`'s mean over the pairs of all layers and ranks to the loss, after its backward pass.
+
+        All ranks call it together. Returns the figures with ``loss/jacobian_norm``, and it in ``loss/total``.
+        """
+        coef, traces = self.config.jacobian_norm_coef, [trace for trace in traces if trace.steps is not None]
+        terms = [jacobian_norm(trace) for trace in traces]
+        count = torch.zeros((), dtype=torch.int64, device=self.agent.device)
+        count = self.world.sum_(sum((pairs for _, pairs in terms), count))
+        if not part.steps:
+            return figures
+        # Gradients and figures will be multiplied by steps / total_steps.
+        mean = sum(term for term, _ in terms) / count.clamp(min=1) * (part.total_steps / part.steps)
+        (coef * mean).backward(inputs=[x for trace in traces for x in (trace.weight, trace.bias)])
+        total = figures["loss/total"] + coef * mean.detach()
+        return {**figures, "loss/total": total, "loss/jacobian_norm": mean.detach()}
 
     # --- one iteration ---------------------------------------------------------------------------------------------
 

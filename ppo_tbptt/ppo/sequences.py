@@ -112,6 +112,7 @@ def gather(rollout: Rollout, targets: Targets, sequences: Sequences, ids: Int[Te
         advantage=_rows(targets.advantage, valid),
         value_target=_rows(targets.value_target, valid),
         state=_rows(rollout.state, first),
+        start=_rows(rollout.start, first),
         sequences_per_step=sequences_per_step,
         in_loss=in_loss,
         burn_in=None if sequences.burn_in is None else _gather_burn_in(rollout, sequences.burn_in, ids),
