@@ -58,11 +58,22 @@ class Player:
         self.env = gym.make(self.config.env.id.split(":")[1], disable_env_checker=True)
         self.reset()
 
+    def see(self, obs: Any, action: list[int] | None = None, reward: float = 0.0) -> None:
+        """What the agent sees after ``action`` and ``reward``; none of them at an episode's start."""
+        self.obs, space = tensors(obs), self.env.action_space
+        assert isinstance(space, gym.spaces.MultiDiscrete)
+        if self.config.model.previous_action:
+            choices = [(k, c) for k, n in enumerate(space.nvec) for c in range(n)]
+            chosen = [float(action is not None and action[k] == c) for k, c in choices]
+            self.obs["previous_action"] = torch.tensor(chosen)
+        if self.config.model.previous_reward:
+            self.obs["previous_reward"] = torch.tensor([float(np.float32(reward))])
+
     def reset(self) -> None:
         env = self.config.env
         sequence = np.random.SeedSequence(self.config.seed, spawn_key=(self.number, self.levels))
         level = env.first_seed + int(np.random.Generator(np.random.Philox(sequence)).integers(env.num_seeds))
-        self.obs = tensors(self.env.reset(seed=level)[0])
+        self.see(self.env.reset(seed=level)[0])
         self.start, self.ret, self.length, self.levels = True, 0.0, 0, self.levels + 1
 
 
@@ -183,7 +194,8 @@ class Reference:
         step.reward = float(np.float32(reward))
         truncated = not terminated and (truncated or player.length == self.config.env.max_episode_steps)
         step.end = bool(terminated or truncated)
-        player.obs, player.state, player.start = tensors(obs), after, False
+        player.see(obs, action, reward)
+        player.state, player.start = after, False
         if step.end:
             step.next_value = float(self.forward(player.obs, after, None)[1]) if truncated else 0.0
             figures = {"episode/return": player.ret, "episode/length": float(player.length)}
@@ -283,7 +295,7 @@ class Reference:
         self, sequences: list[list[Step]], learning_rate: float, entropy_coef: float, clip_range: float
     ) -> dict[str, float]:
         """One minibatch: its figures before the step."""
-        ppo, agent = self.config.ppo, self.agent
+        ppo = self.config.ppo
         steps = [step for sequence in sequences for step in sequence]
         shift, scale = 0.0, 1.0
         if ppo.normalize_advantage:
@@ -313,7 +325,7 @@ class Reference:
                 kl = kl + (log_ratio.sum().exp() - 1 - log_ratio.sum()).detach()
         policy_loss, value_loss, entropy = (x / len(steps) for x in (policy_loss, value_loss, entropy))
         loss = policy_loss + ppo.value_coef * value_loss - entropy_coef * entropy
-        gradients = torch.autograd.grad(loss, list(agent.parameters()))
+        gradients = self.gradients(policy_loss - entropy_coef * entropy, ppo.value_coef * value_loss)
         norm = math.sqrt(sum(float((g**2).sum()) for g in gradients))
         self.adamw([g * min(1.0, ppo.max_grad_norm / (norm + 1e-6)) for g in gradients], learning_rate)
         return {
@@ -325,6 +337,16 @@ class Reference:
             "policy/clip_fraction": clipped.item() / len(steps),
             "optim/grad_norm": norm,
         }
+
+    def gradients(self, policy: Tensor, value: Tensor) -> list[Tensor]:
+        """Of the sum of these losses, but for what policy and value share, which gets less of the value's."""
+        named, scale = dict(self.agent.named_parameters()), self.config.ppo.value_gradient_scale
+        of_policy, of_value = (
+            torch.autograd.grad(x, list(named.values()), retain_graph=True, allow_unused=True, materialize_grads=True)
+            for x in (policy, value)
+        )
+        scales = [1.0 if name.startswith("heads.value") else scale for name in named]
+        return [a + s * b for a, s, b in zip(of_policy, scales, of_value, strict=True)]
 
     @torch.no_grad()
     def adamw(self, gradients: list[Tensor], learning_rate: float) -> None:

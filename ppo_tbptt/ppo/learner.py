@@ -158,7 +158,12 @@ class Learner:
             moments: of the advantages, where other ranks hold more of the minibatch.
         """
         output = self.agent.unroll(
-            batch.obs, batch.state, batch.sequences_per_step, self.encode, features=bool(self.auxiliary)
+            batch.obs,
+            batch.state,
+            batch.sequences_per_step,
+            self.encode,
+            features=bool(self.auxiliary),
+            value_gradient_scale=self.config.value_gradient_scale,
         )
         batch, output = only_counted(batch, output)
         if self.config.normalize_advantage:
