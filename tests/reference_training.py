@@ -194,7 +194,7 @@ class Reference:
         step.reward = float(np.float32(reward))
         truncated = not terminated and (truncated or player.length == self.config.env.max_episode_steps)
         step.end = bool(terminated or truncated)
-        player.see(obs, action, reward)
+        player.see(obs, action, float(reward))
         player.state, player.start = after, False
         if step.end:
             step.next_value = float(self.forward(player.obs, after, None)[1]) if truncated else 0.0

@@ -55,7 +55,8 @@ def agent_for(obs_shapes: Mapping[str, tuple[int, ...]], nvec: tuple[int, ...], 
     """One that heeds what happened before."""
     torch.manual_seed(0)
     sizes = {"previous_action": (sum(nvec),), "previous_reward": (1,)}
-    model = ModelConfig(hidden_size=16, vector_hidden_sizes=(8,), **dict.fromkeys(previous, True))
+    chosen = {name: name in previous for name in BOTH}
+    model = ModelConfig.model_validate({"hidden_size": 16, "vector_hidden_sizes": (8,), **chosen})
     agent = Agent({**obs_shapes, **{name: sizes[name] for name in previous}}, nvec, model=model)
     for head in agent.heads.policy:
         torch.nn.init.orthogonal_(head.get_parameter("weight"), 2.0)
@@ -172,8 +173,9 @@ def returns(agent: Agent, level: int, see: Callable[[Any, Any, float], dict[str,
         with torch.no_grad():
             output = agent.step(see(obs, action, reward), state)
         state, action = output.state_out, [int(x.argmax()) for x in output.logits[0].split((3, 2))]
-        obs, reward, *_ = env.step(np.array(action))  # type: ignore[assignment]
-        total += float(reward)
+        obs, got, *_ = env.step(np.array(action))
+        reward = float(got)
+        total += reward
     return total
 
 
