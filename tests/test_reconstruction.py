@@ -79,6 +79,7 @@ def test_loss_and_gradients_equal_the_formula(agent: Agent, repeat: bool, counte
     plain, _ = without.loss(batch, without.ppo_loss(0))
     expected = naive(agent, loss, batch, list(range(5)) if counted is None else counted)
     assert figures["loss/reconstruction"].item() == pytest.approx(expected.item(), abs=1e-12)
+    assert all(name.startswith("decoders.") for name in loss.state_dict())
     parameters = with_it.parameters()
     assert len(parameters) == len(list(agent.parameters())) + 2 * 8
     actual = torch.autograd.grad(total, parameters)

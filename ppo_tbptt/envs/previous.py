@@ -55,7 +55,6 @@ class PreviousInputs(gym.Wrapper[Any, Any, Any, Any]):
         return self._with(obs, one_hot, reward), reward, terminated, truncated, info
 
     def _with(self, obs: Any, one_hot: np.ndarray, reward: Any) -> dict[str, Any]:
-        with np.errstate(over="ignore"):
-            previous = {"previous_action": one_hot, "previous_reward": np.array([reward], np.float32)}
+        previous = {"previous_action": one_hot, "previous_reward": np.array([reward], np.float32)}
         own = obs if isinstance(obs, Mapping) else {"obs": obs}
         return {**own, **{name: previous[name] for name in self._names}}

@@ -48,7 +48,8 @@ class Decoder(nn.Module):
 class Reconstruction(nn.Module):
     """Binary cross-entropy between each step's frame / 255 and what a decoder makes of the core's output.
 
-    The mean over pixels and steps; where there are several images, the sum over them.
+    The mean over pixels and steps; where there are several images, the sum over them. The decoder runs on every step,
+    for the core's outputs differ where frames are the same: on a CPU that takes longer than all else in an update.
 
     Raises:
         ConfigError: the agent observes no image.
@@ -76,6 +77,5 @@ class Reconstruction(nn.Module):
             frames = obs.stacked() if isinstance(obs, Frames) else obs
             with self._arithmetic():
                 logits = at_least_float32(self.decoders[name](output.core_output))
-            # -y log p - (1 - y) log (1 - p) with y = frame / 255 and p = sigmoid(logit), in which frames stay bytes.
-            losses.append(F.softplus(logits).mean() - (logits * frames).mean() / 255)
+            losses.append(F.binary_cross_entropy_with_logits(logits, frames / 255))
         return torch.stack(losses).sum(), {}
