@@ -70,11 +70,22 @@ class Player:
         self.env = gym.make(self.config.env.id.split(":")[1], disable_env_checker=True)
         self.reset()
 
+    def see(self, obs: Any, action: list[int] | None = None, reward: float = 0.0) -> None:
+        """What the agent sees after ``action`` and ``reward``; none of them at an episode's start."""
+        self.obs, space = tensors(obs), self.env.action_space
+        assert isinstance(space, gym.spaces.MultiDiscrete)
+        if self.config.model.previous_action:
+            choices = [(k, c) for k, n in enumerate(space.nvec) for c in range(n)]
+            chosen = [float(action is not None and action[k] == c) for k, c in choices]
+            self.obs["previous_action"] = torch.tensor(chosen)
+        if self.config.model.previous_reward:
+            self.obs["previous_reward"] = torch.tensor([float(np.float32(reward))])
+
     def reset(self) -> None:
         env = self.config.env
         sequence = np.random.SeedSequence(self.config.seed, spawn_key=(self.number, self.levels))
         level = env.first_seed + int(np.random.Generator(np.random.Philox(sequence)).integers(env.num_seeds))
-        self.obs = tensors(self.env.reset(seed=level)[0])
+        self.see(self.env.reset(seed=level)[0])
         self.start, self.ret, self.length, self.levels = True, 0.0, 0, self.levels + 1
 
 
@@ -204,7 +215,8 @@ class Reference:
         step.reward = float(np.float32(reward))
         truncated = not terminated and (truncated or player.length == self.config.env.max_episode_steps)
         step.end = bool(terminated or truncated)
-        player.obs, player.state, player.start = tensors(obs), after, False
+        player.see(obs, action, float(reward))
+        player.state, player.start = after, False
         if step.end:
             step.next_value = float(self.forward(player.obs, after, None)[1]) if truncated else 0.0
             figures = {"episode/return": player.ret, "episode/length": float(player.length)}
@@ -372,13 +384,13 @@ class Reference:
                 kl = kl + (log_ratio.sum().exp() - 1 - log_ratio.sum()).detach()
         policy_loss, value_loss, entropy = (x / len(steps) for x in (policy_loss, value_loss, entropy))
         loss = policy_loss + ppo.value_coef * value_loss - entropy_coef * entropy
-        unused: Any = {"allow_unused": True, "materialize_grads": True}
-        gradients = torch.autograd.grad(loss, list(agent.parameters()), retain_graph=True, **unused)
+        gradients = self.gradients(policy_loss - entropy_coef * entropy, ppo.value_coef * value_loss)
         regularised = {}
         if coef := ppo.jacobian_norm_coef:
             omega = self.jacobian_norm(loss, pairs)
             recurrent = [p for name, p in agent.core.named_parameters() if "_hh_" in name]
-            by = dict(zip(recurrent, torch.autograd.grad(omega, recurrent, **unused), strict=True))
+            of_omega = torch.autograd.grad(omega, recurrent, allow_unused=True, materialize_grads=True)
+            by = dict(zip(recurrent, of_omega, strict=True))
             gradients = [g + coef * by.get(p, 0.0) for g, p in zip(gradients, agent.parameters(), strict=True)]
             loss, regularised = loss + coef * omega, {"loss/jacobian_norm": omega.item()}
         norm = math.sqrt(sum(float((g**2).sum()) for g in gradients))
@@ -411,6 +423,16 @@ class Reference:
             return gradient.clamp(-bound, bound)
         norm = {"norm": norm_of_all, "per_layer": float((gradient**2).sum()) ** 0.5, "none": 0.0}[kind]
         return gradient * min(1.0, bound / (norm + 1e-6))
+
+    def gradients(self, policy: Tensor, value: Tensor) -> list[Tensor]:
+        """Of the sum of these losses, but for what policy and value share, which gets less of the value's."""
+        named, scale = dict(self.agent.named_parameters()), self.config.ppo.value_gradient_scale
+        of_policy, of_value = (
+            torch.autograd.grad(x, list(named.values()), retain_graph=True, allow_unused=True, materialize_grads=True)
+            for x in (policy, value)
+        )
+        scales = [1.0 if name.startswith("heads.value") else scale for name in named]
+        return [a + s * b for a, s, b in zip(of_policy, scales, of_value, strict=True)]
 
     @torch.no_grad()
     def adamw(self, gradients: list[Tensor], learning_rate: float) -> None:

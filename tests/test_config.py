@@ -52,6 +52,7 @@ def test_task_configs_hold_the_published_settings(name: str) -> None:
     varying = {"learning_rate", "entropy_coef", "ratio"}
     assert config.ppo.model_dump(exclude=varying) == PPOConfig().model_dump(exclude=varying)
     assert config.core == CoreConfig(kind="gru", hidden_size=512)
+    assert config.aux.reconstruction_coef == (0.1 if "searing" in name else 0)
 
 
 @pytest.mark.parametrize("path", sorted(CONFIGS.rglob("*.toml")), ids=lambda path: str(path.relative_to(CONFIGS)))
@@ -130,6 +131,10 @@ REFUSALS: list[tuple[Any, list[str]]] = [
     (base(core={"kind": "my module:C"}), ["core.kind: ", '"my module:C"', '"my_module:MyCore"']),
     (base(losses={"a b": 1}), ["losses: ", '"a b"', "my_module:my_loss"]),
     (base(losses={"m:f": -1}), ['losses."m:f": -1', "a number from 0"]),
+    (
+        base(aux={"reconstruction_coef": 0.1}, losses={"reconstruction": 1}),
+        ["aux.reconstruction_coef: ", "= 0.1", "losses.reconstruction", "must be 0"],
+    ),
     (base(losses=[1]), ["losses: [1]", "a table, each value a number"]),
     (5, ["config: 5", "must be a table"]),
 ]

@@ -95,6 +95,34 @@ def test_steps_that_do_not_count_only_warm_the_state(normalize: bool, monkeypatc
     assert scalars["loss/total"] == pytest.approx(expected.item(), abs=1e-5)
 
 
+@pytest.mark.parametrize("scale", [0.0, 0.3, 1.0])
+def test_the_values_gradient_into_what_it_shares_with_the_policy_is_scaled(scale: float) -> None:
+    """As if there were two losses: what is the value's own gets all of its gradient, everything else this share."""
+    agent, start = small_agent("gru"), torch.rand(14, 3, generator=torch.Generator().manual_seed(1)) < 0.15
+    rollout, sequences = fake_rollout(agent, start), cut(start, 4)
+    config = PPOConfig(value_gradient_scale=scale, value_coef=0.7, clip_value_loss=False)
+    learner = Learner(agent, config, total_steps=1000, generator=torch.Generator())
+    batch = gather(rollout, fake_targets(rollout), sequences, torch.arange(sequences.mask.shape[1]))
+    total, _ = learner.loss(batch, learner.ppo_loss(0))
+
+    wanted, output = naive_unroll(agent, rollout, cuts(start, 4))
+    policy, _ = replace(learner.ppo_loss(0), config=PPOConfig(value_coef=0.0))(wanted, output)
+    value = 0.7 * (output.value - wanted.value_target).square().mean()
+    assert total.item() == pytest.approx(policy.item() + value.item(), abs=1e-6)
+    named = dict(agent.named_parameters())
+    of_policy, of_value = (
+        torch.autograd.grad(x, list(named.values()), retain_graph=True, allow_unused=True, materialize_grads=True)
+        for x in (policy, value)
+    )
+    scales = [1.0 if name.startswith("heads.value") else scale for name in named]
+    expected = [a + s * b for a, s, b in zip(of_policy, scales, of_value, strict=True)]
+    assert worst_relative(gradients(agent, total), expected) < 1e-4
+    with torch.no_grad():
+        packed = (batch.obs, batch.state, batch.sequences_per_step)
+        scaled, plain = (agent.unroll(*packed, value_gradient_scale=s) for s in (scale, 1.0))
+    assert torch.equal(scaled.value, plain.value)
+
+
 def test_hooks_run_around_every_epoch_and_may_change_the_rollout() -> None:
     agent = small_agent("gru")
     rollout = fake_rollout(agent, torch.zeros(8, 2, dtype=torch.bool))

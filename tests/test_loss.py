@@ -72,7 +72,7 @@ def test_what_was_saved_of_other_losses_is_left_and_of_other_networks_refused() 
 @pytest.mark.parametrize(
     ("names", "complaint"),
     [
-        (["reconstruction"], "'reconstruction' is unknown; must be module:name or built in"),
+        (["recon"], r"'recon' is unknown; must be module:name or built in \(reconstruction\)"),
         (["no_such_module:loss"], "ModuleNotFoundError"),
         (["test_loss:HERE"], "dict can't be called"),
         (["test_loss:Minibatch"], "TypeError: "),

@@ -25,13 +25,15 @@ TOLERANCE = 1e-10
 ITERATIONS = 3
 
 
-def config(kind: str, ppo: dict[str, Any], core: dict[str, Any], **env: Any) -> Config:
+def config(
+    kind: str, ppo: dict[str, Any], core: dict[str, Any], model: dict[str, Any] | None = None, **env: Any
+) -> Config:
     """Three iterations of 30 steps, in which episodes of 2 to 8 steps end and run over the ends of rollouts."""
     return tiny(
         total_steps=30 * ITERATIONS,
         seed=3,
         env={"id": f"reference_envs:reference/{kind}-v0", "num_envs": 3, "first_seed": 4, "num_seeds": 60, **env},
-        model={"cnn_channels": [3, 4, 5], "hidden_size": 12},
+        model={"cnn_channels": [3, 4, 5], "hidden_size": 12, **(model or {})},
         core={"hidden_size": 6, **core},
         ppo={"rollout_steps": 10, "num_epochs": 3, "num_minibatches": 3, "gamma": 0.9, "gae_lambda": 0.8, **ppo},
         train={"checkpoint_every": 1},
@@ -113,6 +115,13 @@ CONFIGS = {
             "normalize_advantage": True,
         },
         {"kind": "lstm"},
+    ),
+    "previous action and reward, a value that hardly shapes what it shares": config(
+        "Dict",
+        {"sequence_length": 5, "learning_rate": 1e-2, "max_grad_norm": 0.5, "value_gradient_scale": 0.3},
+        {"kind": "gru"},
+        {"previous_action": True, "previous_reward": True},
+        max_episode_steps=6,
     ),
     "no memory": config(
         "Vector",

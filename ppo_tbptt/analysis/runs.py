@@ -131,7 +131,8 @@ def _spec(run: RunDir, config: Config) -> EnvSpec:
             return EnvSpec.from_json(tree["spec"])
         except (KeyError, TypeError, ValueError) as error:
             raise RunDirError(f"{checkpoint}: its description of the environment is broken") from error
-    env = make_env(config.env.id, options=config.env.options, max_episode_steps=config.env.max_episode_steps)
+    task, previous = config.env, config.model.previous
+    env = make_env(task.id, options=task.options, max_episode_steps=task.max_episode_steps, previous=previous)
     env.close()
     return env.spec
 

@@ -29,7 +29,7 @@ def measure_ceiling(trainer: Trainer) -> dict[str, float]:
     steps, sequences = unpadded(config)
     env, random = config.env, np.random.default_rng(config.seed)
     levels = LevelSeeds(config.seed, env.num_envs, env.first_seed, env.num_seeds)
-    with make_vector_env(env, levels) as envs:
+    with make_vector_env(env, levels, previous=config.model.previous) as envs:
         envs.reset()
         environments = seconds_per_call(lambda: _play_randomly(envs, random))
         obs = {key: x.to(trainer.device) for key, x in _random_observations(envs, random, steps * sequences).items()}

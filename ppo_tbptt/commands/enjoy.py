@@ -52,7 +52,7 @@ def run(argv: list[str]) -> int:
     if video is None:
         video = Path(f"{policy.spec.env_id.replace('/', '_').replace(':', '_')}_level_{args.seed}.mp4")
         console.print("no screen here, so this writes a video")
-    with watched_env(config) as env:
+    with watched_env(config, policy.agent.previous) as env:
         recordings = _episodes(policy, env, args, console)
     if not recordings:
         return 1
@@ -63,7 +63,7 @@ def run(argv: list[str]) -> int:
 
 
 def _window(policy: Policy, config: EnvConfig, args: Namespace, console: Console) -> int:
-    with remote_env(config) as env:
+    with remote_env(config, policy.agent.previous) as env:
         levels, first = range(SEED_LIMIT), args.seed
         if args.pick != "all":
             levels, first = [recording.seed for recording in _episodes(policy, env, args, console)], 0

@@ -36,7 +36,8 @@ def _derived(config: Config) -> list[str]:
     from ppo_tbptt.envs import make_env
     from ppo_tbptt.models.agent import build_agent
 
-    env = make_env(config.env.id, options=config.env.options, max_episode_steps=config.env.max_episode_steps)
+    task, previous = config.env, config.model.previous
+    env = make_env(task.id, options=task.options, max_episode_steps=task.max_episode_steps, previous=previous)
     env.close()
     spec = env.spec
     agent = build_agent(config, spec, torch.device("meta"))

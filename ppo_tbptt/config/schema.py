@@ -141,6 +141,11 @@ class ModelConfig(Table):
     previous_reward: bool = False
     """Feed the core the reward before; 0 at an episode's first step."""
 
+    @property
+    def previous(self) -> tuple[str, ...]:
+        """Which of the two there are; observations of the same names hold them."""
+        return tuple(name for name in ("previous_action", "previous_reward") if getattr(self, name))
+
 
 class CoreConfig(Table):
     """A recurrent core of this package."""
@@ -340,6 +345,9 @@ class Config(Table):
         for name in self.losses:
             if not re.fullmatch(r"[\w.]+(:[\w.]+)?", name):
                 yield ("losses",), f"{shown(name)} is not the name of a loss; must be like my_module:my_loss"
+        if self.aux.reconstruction_coef and "reconstruction" in self.losses:
+            text = f"reconstruction_coef = {self.aux.reconstruction_coef} is the weight of losses.reconstruction too"
+            yield ("aux.reconstruction_coef", "losses"), f"{text}; must be 0, or losses without it"
         if isinstance(core, CoreConfig) and core.dropout > 0 and core.num_layers == 1:
             text = f"dropout = {core.dropout} acts between layers, and num_layers is 1"
             yield ("core.dropout", "core.num_layers"), f"{text}; must be 0, or num_layers at least 2"

@@ -12,6 +12,7 @@ from ppo_tbptt.envs.interface import (
 )
 from ppo_tbptt.envs.levels import LevelSeeds, LevelSource
 from ppo_tbptt.envs.memory_gym import MEMORY_GYM_IDS
+from ppo_tbptt.envs.previous import PreviousInputs
 from ppo_tbptt.envs.single import SingleEnv, make_env
 from ppo_tbptt.envs.workers.cores import resolve_workers
 from ppo_tbptt.envs.workers.vector import VectorEnv
@@ -26,6 +27,7 @@ __all__ = [
     "FaultBudget",
     "LevelSeeds",
     "LevelSource",
+    "PreviousInputs",
     "SingleEnv",
     "StepResult",
     "VectorEnv",

@@ -2,7 +2,7 @@
 
 import copy
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, SupportsInt
 
 import gymnasium as gym
@@ -11,6 +11,7 @@ import numpy as np
 from ppo_tbptt.envs import memory_gym
 from ppo_tbptt.envs.interface import ArraySpec, EnvError, EnvSpec, Episode, Observation, WorkerError
 from ppo_tbptt.envs.make import action_spec, check_options, observation_specs, open_env, try_options
+from ppo_tbptt.envs.previous import PreviousInputs
 
 _FLOAT32_MAX = float(np.finfo(np.float32).max)
 _NOT_FIGURES = frozenset({"reward", "length", "ground_truth", "episode", "TimeLimit.truncated"})
@@ -22,6 +23,7 @@ def make_env(
     options: Mapping[str, Any] | None = None,
     max_episode_steps: int | None = None,
     render_mode: str | None = None,
+    previous: Sequence[str] = (),
 ) -> "SingleEnv":
     """Make one environment.
 
@@ -31,13 +33,17 @@ def make_env(
         max_episode_steps: truncate episodes after so many steps, in addition to the environment's own limits.
         render_mode: None, an own mode of the environment, or `"ground_truth"`: the picture with everything hidden
             from the agent for MemoryGym (336 x 336), `"rgb_array"` for others that offer it, else nothing.
+        previous: `"previous_action"`, `"previous_reward"` or both to observe them too; see `PreviousInputs`.
 
     Raises:
         EnvError: no such environment or option, an option's value is refused, or a space is not supported.
     """
     if max_episode_steps is not None and max_episode_steps < 1:
         raise EnvError(f"{env_id}: max_episode_steps must be at least 1, not {max_episode_steps}")
-    return SingleEnv(open_env(env_id, render_mode), env_id, dict(options or {}), max_episode_steps)
+    env = open_env(env_id, render_mode)
+    if previous:
+        env = PreviousInputs(env, previous)
+    return SingleEnv(env, env_id, dict(options or {}), max_episode_steps)
 
 
 class SingleEnv:

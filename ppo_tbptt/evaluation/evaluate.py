@@ -105,7 +105,7 @@ def evaluate(
     num_envs = min(PARALLEL_EPISODES, len(seeds) * repeats)
     queue = EpisodeQueue(seeds, repeats, num_envs)
     limit = max_steps if env.max_episode_steps is None else min(max_steps, env.max_episode_steps)
-    changes = {"num_envs": num_envs, "num_workers": num_workers, "max_episode_steps": limit}
+    changes = {"num_envs": num_envs, "num_workers": num_workers, "max_episode_steps": limit, "previous": agent.previous}
 
     def generator(index: int) -> np.random.Generator:
         """Action noise is a function of the sampling seed and the episode's level seed and repeat alone."""

@@ -26,7 +26,8 @@ class Policy:
         action = policy.act(obs)
 
     ``act`` takes what a Gymnasium environment gives (an array, or a dict of them) and returns what its ``step``
-    takes. An array with one more leading axis is a batch: one action and one state per row.
+    takes. An array with one more leading axis is a batch: one action and one state per row. For an agent that is fed
+    the previous action or reward, wrap the environment: ``PreviousInputs(env, policy.agent.previous)``.
     """
 
     def __init__(

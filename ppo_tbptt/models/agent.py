@@ -46,6 +46,8 @@ class Agent(nn.Module):
         self.obs_shapes = dict(obs_shapes)
         self.action_nvec = action_nvec
         self.precision = precision
+        self.previous = model.previous
+        """Observations that :class:`~ppo_tbptt.envs.PreviousInputs` adds to the environment's own."""
         self.encoder = Encoder(obs_shapes, model)
         self.core = build_core(self.encoder.output_size, core or CoreConfig())
         self.heads = Heads(self.core.output_size, model.hidden_size, action_nvec)
@@ -89,6 +91,7 @@ class Agent(nn.Module):
         *,
         features: bool = True,
         in_loss: Int[Tensor, "C"] | None = None,
+        value_gradient_scale: float = 1.0,
     ) -> AgentOutput:
         """Unroll S packed sequences, M steps in all, each from its own ``state``.
 
@@ -101,6 +104,7 @@ class Agent(nn.Module):
             encode: called in the encoder's place: the same, compiled (see :mod:`ppo_tbptt.models.compile`).
             features: return the features of every step too.
             in_loss: positions among the M of the steps that the heads run on and that are returned; None: all.
+            value_gradient_scale: factor on the values' gradient into what policy and value share.
         """
         with self.arithmetic():
             tables = {key: x.table if isinstance(x, Frames) else x for key, x in obs.items()}
@@ -111,15 +115,19 @@ class Agent(nn.Module):
             if in_loss is not None:
                 y = y.index_select(0, in_loss)
                 by_step = None if by_step is None else by_step.index_select(0, in_loss)
-            return self._output(by_step, y, state_out)
+            return self._output(by_step, y, state_out, value_gradient_scale)
 
     def _join(self, projected: Mapping[str, Float[Tensor, "M _"]]) -> Float[Tensor, "M P"]:
         return self.core.join_inputs([projected[key] for key in self.obs_shapes])
 
     def _output(
-        self, features: Float[Tensor, "M F"] | None, y: Float[Tensor, "M H"], state_out: Float[Tensor, "S D"]
+        self,
+        features: Float[Tensor, "M F"] | None,
+        y: Float[Tensor, "M H"],
+        state_out: Float[Tensor, "S D"],
+        value_gradient_scale: float = 1.0,
     ) -> AgentOutput:
-        logits, value = self.heads(y)
+        logits, value = self.heads(y, value_gradient_scale)
         return AgentOutput(
             logits=at_least_float32(logits),
             value=at_least_float32(value),
@@ -156,6 +164,10 @@ def build_agent(config: Config, spec: EnvSpec, device: torch.device) -> Agent:
     Raises:
         ConfigError: a network that does not fit the environment, or a core that can't be built.
     """
+    for name in config.model.previous:
+        if name not in spec.obs:
+            text = f"model.{name}: true, but the environments that were handed in have no observation {name!r}"
+            raise ConfigError(f"{text}; must be false, or they must be in ppo_tbptt.envs.PreviousInputs")
     try:
         agent = Agent(
             {key: array.shape for key, array in spec.obs.items()},

@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 from ppo_tbptt.config import ModelConfig
 
-Layer = TypeVar("Layer", nn.Linear, nn.Conv2d)
+Layer = TypeVar("Layer", nn.Linear, nn.Conv2d, nn.ConvTranspose2d)
 
 
 def orthogonal_(layer: Layer, gain: float) -> Layer:
@@ -77,6 +77,7 @@ class MLP(nn.Module):
 
     def __init__(self, size: int, hidden_sizes: Sequence[int]) -> None:
         super().__init__()
+        self.register_buffer("_like", torch.empty(0), persistent=False)  # knows the dtype: weights may be float64
         layers: list[nn.Module] = []
         for hidden in hidden_sizes:
             layers += [orthogonal_(nn.Linear(size, hidden), 2**0.5), nn.ReLU(inplace=True)]
@@ -86,11 +87,11 @@ class MLP(nn.Module):
 
     def forward(self, x: Float[Tensor, "M I"]) -> Float[Tensor, "M F"]:
         """Encode observations."""
-        return self.layers(x.to(next(self.parameters(), x).dtype))  # float64 weights too
+        return self.layers(x.to(self.get_buffer("_like").dtype))
 
 
 class Encoder(nn.Module):
-    """One encoder for each observation: CNN for rank 3, MLP for rank 1."""
+    """One encoder for each observation: CNN for rank 3, MLP for rank 1; none for the previous action and reward."""
 
     def __init__(self, obs_shapes: Mapping[str, tuple[int, ...]], config: ModelConfig) -> None:
         super().__init__()
@@ -104,7 +105,7 @@ class Encoder(nn.Module):
             if len(shape) == 3:
                 part = NatureCNN((shape[0], shape[1], shape[2]), config.cnn_channels, config.cnn_features)
             else:
-                part = MLP(shape[0], config.vector_hidden_sizes)
+                part = MLP(shape[0], () if key in config.previous else config.vector_hidden_sizes)
             self.names[key] = name = _module_name(key, self.parts)
             self.parts[name] = part
             self.columns[key] = slice(self.output_size, self.output_size + part.output_size)

@@ -19,11 +19,18 @@ class Heads(nn.Module):
         self.policy = nn.ModuleList(orthogonal_(nn.Linear(hidden_size, n), 0.1) for n in action_nvec)
         self.value = orthogonal_(nn.Linear(hidden_size, 1), 1.0)
 
-    def forward(self, x: Float[Tensor, "M H"]) -> tuple[Float[Tensor, "M K"], Float[Tensor, "M"]]:
-        """Return the logits of all branches side by side, and the values."""
+    def forward(
+        self, x: Float[Tensor, "M H"], value_gradient_scale: float = 1.0
+    ) -> tuple[Float[Tensor, "M K"], Float[Tensor, "M"]]:
+        """Return the logits of all branches side by side, and the values.
+
+        The values' gradient into the shared hidden layer is multiplied by ``value_gradient_scale``.
+        """
         x = F.relu(self.hidden(x), inplace=True)
         policy = F.relu(self.policy_hidden(x), inplace=True)
         logits = torch.cat([branch(policy) for branch in self.policy], 1)
+        if value_gradient_scale != 1:
+            x = torch.lerp(x.detach(), x, value_gradient_scale)  # x itself, as there is nothing between x and x
         return logits, self.value(F.relu(self.value_hidden(x), inplace=True)).squeeze(1)
 
 

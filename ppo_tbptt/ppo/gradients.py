@@ -31,7 +31,7 @@ def jacobian_norm(trace: Trace) -> tuple[Float[Tensor, ""], Int[Tensor, ""]]:
     has_signal = largest > 0
     direction = F.normalize(g / largest.where(has_signal, 1), dim=1)  # the squares of small gradients would be 0
     h = h.detach().requires_grad_()
-    (after,) = trace.cell.step(p, F.linear(h, trace.weight, trace.bias), [h])
+    (after,), _ = trace.cell.step(p, F.linear(h, trace.weight, trace.bias), [h])
     (back,) = torch.autograd.grad(after, h, direction, create_graph=True)
     terms = (torch.linalg.vector_norm(back, dim=1) - 1).square()
     return terms.where(has_signal.squeeze(1), 0).sum(), has_signal.sum()

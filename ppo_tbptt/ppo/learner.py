@@ -183,6 +183,7 @@ class Learner:
             self.encode,
             features=bool(self.auxiliary),
             in_loss=batch.in_loss,
+            value_gradient_scale=self.config.value_gradient_scale,
         )
         batch = only_counted(batch)
         if self.config.normalize_advantage:

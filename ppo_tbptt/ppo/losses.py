@@ -17,13 +17,14 @@ from ppo_tbptt.config import ConfigError, PPOConfig
 from ppo_tbptt.models import Agent
 from ppo_tbptt.models.heads import log_prob_and_entropy
 from ppo_tbptt.models.plugins import load_plugin, one_line
+from ppo_tbptt.ppo.reconstruction import Reconstruction
 from ppo_tbptt.types import AgentOutput, Minibatch
 
 Figures = dict[str, Float[Tensor, ""]]
 """Means over steps by their full tags (``policy/approx_kl``), detached and still on the device."""
 Loss = Callable[[Minibatch, AgentOutput], tuple[Float[Tensor, ""], Figures]]
 """The mean loss over the steps of a minibatch, which carries the gradient, and its figures."""
-LOSSES: dict[str, Callable[..., Any]] = {}
+LOSSES: dict[str, Callable[..., Any]] = {"reconstruction": Reconstruction}
 """Built-in auxiliary losses by the name in the config's ``[losses]``: functions, or classes built as ``(agent)``."""
 
 
@@ -124,6 +125,8 @@ def _build_loss(name: str, agent: Agent) -> Any:
     if isinstance(loss, type):
         try:
             loss = loss(agent)
+        except ConfigError:
+            raise
         except (TypeError, ValueError) as error:
             raise ConfigError(f"losses: {name!r}: {one_line(error)}") from error
     if not callable(loss):

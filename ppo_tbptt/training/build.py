@@ -42,6 +42,7 @@ def build_envs(
         two_groups=double_buffered(config.env, cuda=device.type == "cuda"),
         replay=config.env.replay,
         faults=faults,
+        previous=config.model.previous,
     )
 
 
@@ -60,6 +61,8 @@ def build_collector(
 
 def build_learner(config: Config, agent: Agent, generator: torch.Generator, world: World) -> Learner:
     """Build the learner, whose parameters become rank 0's; ``generator`` permutes the minibatches."""
+    reconstruction = config.aux.reconstruction_coef
+    losses = {**({"reconstruction": reconstruction} if reconstruction else {}), **config.losses}
     learner = Learner(
         agent,
         config.ppo,
@@ -67,7 +70,7 @@ def build_learner(config: Config, agent: Agent, generator: torch.Generator, worl
         generator=generator,
         world=world,
         max_nonfinite=config.train.max_nonfinite_updates,
-        auxiliary=build_losses(config.losses, agent),
+        auxiliary=build_losses(losses, agent),
     )
     broadcast_parameters(world, learner.parameters())
     return learner

@@ -4,7 +4,7 @@ A process has one pygame display: MemoryGym's environments use it without a scre
 """
 
 import socket
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager, suppress
 from dataclasses import astuple
 from typing import Any, SupportsInt
@@ -16,14 +16,17 @@ from ppo_tbptt.envs import EnvError, Episode, SingleEnv, WorkerError, make_env
 from ppo_tbptt.envs.workers.ipc import Channel, ignore_signals, start_process
 
 
-def watched_env(config: EnvConfig) -> closing[SingleEnv]:
+def watched_env(config: EnvConfig, previous: Sequence[str] = ()) -> closing[SingleEnv]:
     """Make the environment, rendering the ground truth where it can; to be used in a ``with`` statement.
+
+    ``previous`` is the agent's attribute of that name.
 
     Raises:
         EnvError: the environment cannot be made.
     """
     options, limit = config.options, config.max_episode_steps
-    return closing(make_env(config.id, options=options, max_episode_steps=limit, render_mode="ground_truth"))
+    how: dict[str, Any] = {"options": options, "max_episode_steps": limit, "previous": previous}
+    return closing(make_env(config.id, render_mode="ground_truth", **how))
 
 
 class RemoteEnv:
@@ -66,12 +69,12 @@ Env = SingleEnv | RemoteEnv
 
 
 @contextmanager
-def remote_env(config: EnvConfig) -> Iterator[RemoteEnv]:
+def remote_env(config: EnvConfig, previous: Sequence[str] = ()) -> Iterator[RemoteEnv]:
     """Make the environment of :func:`watched_env` in another process; the first call raises its errors."""
     ours, theirs = socket.socketpair()
     with start_process("ppo_tbptt.watch.environment", theirs.fileno()), closing(Channel(ours)) as channel:
         theirs.close()
-        channel.send(config.model_dump(mode="json"))
+        channel.send([config.model_dump(mode="json"), list(previous)])
         yield RemoteEnv(channel)
 
 
@@ -80,11 +83,12 @@ def main(connection: int) -> None:
     ignore_signals()
     env: SingleEnv | None = None
     with closing(Channel(socket.socket(fileno=connection))) as channel, suppress(ConnectionError), ExitStack() as stack:
-        config = EnvConfig(**channel.receive())
+        tree, previous = channel.receive()
+        config = EnvConfig(**tree)
         while True:
             method, *arguments = channel.receive()
             try:
-                env = env or stack.enter_context(watched_env(config))
+                env = env or stack.enter_context(watched_env(config, previous))
                 result = getattr(env, method)(*arguments)
                 if method == "step":
                     *outcome, episode = result

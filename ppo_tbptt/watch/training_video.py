@@ -59,7 +59,7 @@ def _record(trainer: Trainer, writer: RunWriter, level: int) -> None:
 
     env_steps = trainer.env_steps
     policy = Policy(trainer.agent, trainer.envs.spec, trainer.config, env_steps=env_steps)
-    with watched_env(trainer.config.env) as env:
+    with watched_env(trainer.config.env, trainer.agent.previous) as env:
         greedy = trainer.config.train.eval_greedy
         recording = record_episode(policy, env, seed=level, greedy=greedy, max_steps=MOST_STEPS)
     frames = frames_of([recording], note=f"after {env_steps:,} steps", hold=HOLD)

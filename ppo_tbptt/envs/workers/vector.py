@@ -1,7 +1,7 @@
 """N environments behind `BatchedEnv`, in this process or in workers, with the same results bit for bit."""
 
 import itertools
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Literal
 
 import numpy as np
@@ -35,6 +35,7 @@ class VectorEnv(BatchedEnv):
         two_groups: bool = False,
         options: Mapping[str, Any] | None = None,
         max_episode_steps: int | None = None,
+        previous: Sequence[str] = (),
         replay: bool = False,
         step_timeout: float | None = None,
         faults: FaultBudget | None = None,
@@ -49,6 +50,7 @@ class VectorEnv(BatchedEnv):
             two_groups: split the environments into halves, which depend on N alone.
             options: as of `make_env`.
             max_episode_steps: as of `make_env`.
+            previous: as of `make_env`.
             replay: record unfinished episodes for `state_dict`.
             step_timeout: seconds after which a worker that does not answer is taken for hung; None: never.
             faults: how many are survived; none without it.
@@ -76,6 +78,7 @@ class VectorEnv(BatchedEnv):
         self._all_workers = range(len(slices))
         options = plain_options(env_id, options)
         arguments = {"env_id": env_id, "options": options, "max_episode_steps": max_episode_steps}
+        arguments["previous"] = list(previous)
         if self.num_workers:
             self._pool = WorkerPool(arguments, slices, replay, step_timeout)
         else:
