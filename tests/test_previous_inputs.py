@@ -101,14 +101,14 @@ def vector_env(num_workers: int = 0, two_groups: bool = False, previous: tuple[s
     return VectorEnv(TRACER, num_envs=ENVS, levels=levels, previous=previous, **groups)
 
 
-def test_the_core_is_fed_with_them_as_they_are() -> None:
+@pytest.mark.parametrize(("name", "other"), [BOTH, BOTH[::-1]])
+def test_the_core_is_fed_with_them_as_they_are(name: str, other: str) -> None:
     """Unless the environment has an observation of such a name by itself, which is one like any other."""
-    nvec = (3, 2)
-    agent = agent_for({"obs": (3,), "previous_reward": (4,)}, nvec, BOTH[:1])
-    obs = {"obs": torch.randn(2, 3), "previous_reward": torch.randn(2, 4), "previous_action": torch.randn(2, 5)}
+    agent = agent_for({"obs": (3,), other: (4,)}, (3, 2), (name,))
+    obs = {key: torch.randn(2, *shape) for key, shape in agent.obs_shapes.items()}
     features = agent.unroll(obs, torch.zeros(2, agent.core.state_size), torch.tensor([2])).features
-    assert features is not None and features.shape == (2, 8 + 8 + 5)
-    assert torch.equal(features[:, agent.encoder.columns["previous_action"]], obs["previous_action"])
+    assert features is not None and features.shape == (2, 8 + 8 + obs[name].shape[1])
+    assert torch.equal(features[:, agent.encoder.columns[name]], obs[name])
 
 
 @pytest.mark.parametrize("previous", [BOTH, BOTH[:1], BOTH[1:]])
