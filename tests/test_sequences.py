@@ -38,20 +38,14 @@ def windows_of(sequences: Sequences) -> list[Window]:
     return list(zip(earlier, columns(index, mask), counted, strict=True))
 
 
-@given(
-    st.integers(1, 30),
-    st.integers(1, 5),
-    st.none() | st.integers(1, 35),
-    st.none() | st.integers(1, 35),
-    st.integers(0, 35),
-    st.data(),
-)
+@given(st.integers(1, 30), st.integers(1, 3), st.none() | st.integers(1, 9), st.integers(0, 9), st.data())
 def test_overlapping_windows_are_as_defined(
-    steps: int, envs: int, length: int | None, stride: int | None, burn_in: int, data: st.DataObject
+    steps: int, envs: int, length: int | None, burn_in: int, data: st.DataObject
 ) -> None:
-    stride = None if stride is None else min(stride, length or steps)
-    bits = data.draw(st.lists(st.booleans(), min_size=steps * envs, max_size=steps * envs))
-    start = torch.tensor(bits).view(steps, envs)
+    stride = data.draw(st.none() | st.integers(1, length or steps))
+    start = torch.zeros(steps * envs, dtype=torch.bool)
+    start[list(data.draw(st.sets(st.integers(0, steps * envs - 1), max_size=6)))] = True  # few, so that pieces are long
+    start = start.view(steps, envs)
     sequences = cut(start, length, stride, burn_in)
     found = windows_of(sequences)
     assert found == windows(start, length, stride, burn_in)

@@ -7,16 +7,19 @@ from collections.abc import Iterator
 
 import pytest
 import torch
-from helpers import NVEC, fake_rollout, fake_targets, small_agent
+from helpers import NVEC, fake_rollout, fake_targets, small_agent, tiny_agent
+from test_frames import SHAPES, some_rollout
 from torch import Tensor
 
 from ppo_tbptt.config import PPOConfig, Schedule
 from ppo_tbptt.models import Agent
 from ppo_tbptt.models.heads import log_prob_and_entropy
 from ppo_tbptt.ppo.learner import Learner
+from ppo_tbptt.ppo.losses import AuxiliaryLoss
+from ppo_tbptt.ppo.sequences import cut, gather
 from ppo_tbptt.runtime.distributed import World
 from ppo_tbptt.runtime.timing import Timer
-from ppo_tbptt.types import Rollout, Targets
+from ppo_tbptt.types import AgentOutput, Frames, Minibatch, Rollout, Targets
 
 CASES = [(1, 1, 0), (1, 8, 0), (4, 8, 0), (8, 8, 0), (8, None, 0), (2, 5, 3), (6, 6, 9)]
 """k1, k2 and burn-in."""
@@ -111,3 +114,30 @@ def test_an_update_is_that_of_a_naive_loop() -> None:
         # The reach of gradients, and burn-in, are felt, so that the comparison says something.
         assert all((wanted["gradient"] - other).abs().max() > 1e-4 for other in gradients), case
         gradients.append(wanted["gradient"])
+
+
+def test_losses_see_the_steps_that_count_alone_and_overlaps_encode_a_frame_once() -> None:
+    agent, seen = tiny_agent(SHAPES, (3, 2)), []
+
+    def spy(batch: Minibatch, output: AgentOutput) -> tuple[Tensor, dict[str, Tensor]]:
+        seen.append((batch, output))
+        return output.value.sum(), {}
+
+    auxiliary = [AuxiliaryLoss(name="spy", coef=1.0, loss=spy)]
+    learner = Learner(agent, PPOConfig(), total_steps=1, generator=torch.Generator(), auxiliary=auxiliary)
+    rollout = some_rollout(agent, 200)  # in which no frame repeats
+    sequences = cut(rollout.start, 4, 2)
+    batch = gather(rollout, fake_targets(rollout), sequences, torch.arange(len(sequences.counted)))
+    image, at = batch.obs["image"], batch.in_loss
+    assert isinstance(image, Frames) and at is not None and len(at) == rollout.value.numel() < len(batch.value)
+    assert len(image.table) == len(image.number.unique()) <= rollout.value.numel()
+
+    learner.loss(batch, learner.ppo_loss(0))
+    output = agent.unroll(batch.obs, batch.state, batch.sequences_per_step)
+    counted_batch, counted = seen[0]
+    for name in ("logits", "value", "features", "core_output"):
+        torch.testing.assert_close(getattr(counted, name), getattr(output, name)[at])
+    for name in ("action", "log_prob", "value", "advantage", "value_target"):
+        assert torch.equal(getattr(counted_batch, name), getattr(batch, name)[at])
+    assert torch.equal(counted_batch.obs["image"].stacked(), image.stacked()[at])
+    assert torch.equal(counted_batch.obs["vector"], batch.obs["vector"][at])
