@@ -1,1 +1,1 @@
-"""The algorithm, readable in this order: acting, collector, advantages, sequences, losses, learner."""
+"""The algorithm, readable in this order: acting, collector, advantages, sequences, refresh, losses, learner."""
