@@ -38,6 +38,11 @@ class Cell:
         """Return the state after one step of n sequences."""
         raise NotImplementedError
 
+    @staticmethod
+    def gates(p: Float[Tensor, "M GH"], q: Float[Tensor, "M GH"]) -> Float[Tensor, "M _ H"]:
+        """Return what may saturate at 0 and 1: the sigmoid gates; of a cell without any its units, scaled to that."""
+        raise NotImplementedError
+
     def back(self, rows: slice, gradient: State, dq: Float[Tensor, "n G H"]) -> State:
         """Go back through the step ``rows`` from the loss by the state after it; fill ``dq``.
 
@@ -74,6 +79,11 @@ class GRU(Cell):
         _, z, n, _ = GRU._gates(p, q)
         return [torch.lerp(n, state[0], z)]
 
+    @staticmethod
+    def gates(p: Tensor, q: Tensor) -> Tensor:
+        """See :meth:`Cell.gates`."""
+        return torch.stack(GRU._gates(p, q)[:2], 1)
+
     def back(self, rows: slice, gradient: State, dq: Tensor) -> State:
         """See :meth:`Cell.back`."""
         torch.mul(gradient[0][:, None], self.factor[rows], out=dq)
@@ -106,6 +116,12 @@ class LSTM(Cell):
         c = torch.addcmul(f * state[1], i, g)
         return [o * c.tanh(), c]
 
+    @staticmethod
+    def gates(p: Tensor, q: Tensor) -> Tensor:
+        """See :meth:`Cell.gates`."""
+        i, f, _, o = LSTM._gates(p + q)
+        return torch.stack((i, f, o), 1)
+
     def back(self, rows: slice, gradient: State, dq: Tensor) -> State:
         """See :meth:`Cell.back`."""
         dh, factor = gradient[0], self.factor[rows]
@@ -127,6 +143,11 @@ class TanhRNN(Cell):
         """See :meth:`Cell.step`."""
         return [(p + q).tanh()]
 
+    @staticmethod
+    def gates(p: Tensor, q: Tensor) -> Tensor:
+        """See :meth:`Cell.gates`."""
+        return ((p + q).tanh()[:, None] + 1) / 2
+
 
 class ReluRNN(Cell):
     """``h' = relu(p + q)``."""
@@ -138,6 +159,11 @@ class ReluRNN(Cell):
     def step(p: Tensor, q: Tensor, state: State) -> State:
         """See :meth:`Cell.step`."""
         return [(p + q).relu()]
+
+    @staticmethod
+    def gates(p: Tensor, q: Tensor) -> Tensor:
+        """See :meth:`Cell.gates`; a unit is saturated where it is off."""
+        return (p + q > 0).to(p.dtype)[:, None] / 2
 
 
 def run(

@@ -15,13 +15,13 @@ from ppo_tbptt.models.compile import Encode
 from ppo_tbptt.ppo.advantages import Moments, normalize
 from ppo_tbptt.ppo.all_reduce import Part, all_reduce_gradients, all_reduce_moments, all_reduce_steps
 from ppo_tbptt.ppo.losses import AuxiliaryLoss, Figures, PPOLoss, total_loss
-from ppo_tbptt.ppo.sequences import cut, gather, only_counted, padding_fraction, split
+from ppo_tbptt.ppo.sequences import cut, cut_fraction, gather, only_counted, padding_fraction, split
 from ppo_tbptt.runtime.device import tf32
 from ppo_tbptt.runtime.distributed import World
 from ppo_tbptt.runtime.errors import RunError
 from ppo_tbptt.runtime.pinned import to_device
 from ppo_tbptt.runtime.timing import Timer
-from ppo_tbptt.types import Minibatch, Rollout, Sequences, Targets
+from ppo_tbptt.types import AgentOutput, Minibatch, Rollout, Sequences, Targets
 
 EpochHook = Callable[[int], object]
 """Called with the number of the epoch, from 0 on. It may change the rollout's tensors in place."""
@@ -149,6 +149,13 @@ class Learner:
         nvec = self.agent.action_nvec
         return PPOLoss(config=self.config, action_nvec=nvec, clip_range=clip_range, entropy_coef=entropy_coef)
 
+    def unroll(self, batch: Minibatch) -> tuple[Minibatch, AgentOutput]:
+        """Unroll a minibatch with the current weights; return both without the steps that don't count."""
+        output = self.agent.unroll(
+            batch.obs, batch.state, batch.sequences_per_step, self.encode, features=bool(self.auxiliary)
+        )
+        return only_counted(batch, output)
+
     def loss(self, batch: Minibatch, ppo: PPOLoss, moments: Moments | None = None) -> tuple[Float[Tensor, ""], Figures]:
         """Compute the sum of all losses of one minibatch with the current weights, and its figures.
 
@@ -157,10 +164,7 @@ class Learner:
             ppo: see :meth:`ppo_loss`.
             moments: of the advantages, where other ranks hold more of the minibatch.
         """
-        output = self.agent.unroll(
-            batch.obs, batch.state, batch.sequences_per_step, self.encode, features=bool(self.auxiliary)
-        )
-        batch, output = only_counted(batch, output)
+        batch, output = self.unroll(batch)
         if self.config.normalize_advantage:
             batch = replace(batch, advantage=normalize(batch.advantage, moments))
         return total_loss(batch, output, ppo, self.auxiliary)
@@ -194,6 +198,10 @@ class Learner:
             self.optimizer.step()
         return _Step(part=part, tags=tuple(figures), figures=values, skipped=skipped)
 
+    def cut(self, rollout: Rollout) -> Sequences:
+        """Cut a rollout as the config says."""
+        return cut(rollout.start, self.config.sequence_length)
+
     # --- one iteration ---------------------------------------------------------------------------------------------
 
     def update(
@@ -220,7 +228,7 @@ class Learner:
         for module in (self.agent, *self.loss_modules.values()):
             module.train()
         with timer("sequences"):
-            sequences = cut(rollout.start, config.sequence_length)
+            sequences = self.cut(rollout)
         minibatch = partial(gather, rollout, targets, sequences)
         epochs: list[list[_Step]] = []
         for epoch in range(config.num_epochs):
@@ -236,7 +244,7 @@ class Learner:
                 if float(kl) > config.target_kl:
                     break
         with timer("learning"):  # where a GPU catches up
-            return self._report(epochs, sequences, ppo, minibatch)
+            return self._report(epochs, sequences, cut_fraction(rollout.start, sequences), ppo, minibatch)
 
     def _partition(self, sequences: Sequences, targets: Targets) -> list[Part]:
         """Draw an epoch's minibatches."""
@@ -251,6 +259,7 @@ class Learner:
         self,
         epochs: list[list[_Step]],
         sequences: Sequences,
+        cut_share: Float[Tensor, ""],
         ppo: PPOLoss,
         minibatch: Callable[[Tensor], Minibatch],
     ) -> UpdateStats:
@@ -261,13 +270,14 @@ class Learner:
         """
         steps = [step for epoch in epochs for step in epoch]
         tags = steps[0].tags
-        means = torch.cat([_means(steps), torch.stack([step.skipped for step in steps])]).tolist()
+        flags = torch.stack([step.skipped for step in steps])
+        *means, own_cut = torch.cat([_means(steps), flags, cut_share[None]]).tolist()
         skipped = [bool(flag) for flag in means[len(tags) :]]
         self._count_skipped(steps, skipped, minibatch)
         padding = [padding_fraction(sequences, [x.part.ids for x in epoch if len(x.part.ids)]) for epoch in epochs]
         lengths = sequences.lengths
-        own = [len(lengths), int(lengths.sum()), sum(padding) / len(padding)]
-        num_sequences, num_steps, padded = self.world.sum_(torch.tensor(own, dtype=torch.float64)).tolist()
+        own = [len(lengths), int(lengths.sum()), sum(padding) / len(padding), own_cut]
+        num_sequences, num_steps, padded, cut_steps = self.world.sum_(torch.tensor(own, dtype=torch.float64)).tolist()
         scalars = {} if all(skipped) else dict(zip(tags, means, strict=False))
         scalars |= {
             "optim/learning_rate": self.optimizer.param_groups[0]["lr"],
@@ -277,6 +287,7 @@ class Learner:
             "sequences/count": num_sequences,
             "sequences/mean_length": num_steps / num_sequences,
             "sequences/padding_fraction": padded / self.world.size,
+            "sequences/cut_fraction": cut_steps / self.world.size,
         }
         return UpdateStats(scalars=scalars, num_updates=len(steps), num_nonfinite=sum(skipped))
 
