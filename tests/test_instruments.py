@@ -19,6 +19,7 @@ from ppo_tbptt.ppo.instruments import every_nth_env, measure, measuring, quotien
 from ppo_tbptt.ppo.losses import PPOLoss
 from ppo_tbptt.run.event_files import read_events
 from ppo_tbptt.training.callbacks import Callback, Iteration
+from ppo_tbptt.training.instruments import draw_gradients
 from ppo_tbptt.training.trainer import Trainer
 from ppo_tbptt.types import Frames, Rollout, Targets
 
@@ -192,6 +193,14 @@ def test_drift_and_kl_by_hand() -> None:
     assert float(quotient(one)) == pytest.approx(wanted)
     two = stale_kl(torch.stack((fresh_logits, stale_logits)), stale_logits.expand(2, 4), (2, 2))
     assert float(quotient(two)) == pytest.approx(wanted / 2)
+
+
+@pytest.mark.parametrize("norms", [[[0.0, 0.0], [0.0, 0.0]], [[torch.inf, torch.inf], [1.0, 1.0]]])
+def test_what_could_not_be_measured_is_absent(norms: list[list[float]]) -> None:
+    """No gradient at all, or none that is finite; the figure of it is empty."""
+    measured = {"gradient": torch.tensor(norms, dtype=torch.float64), "state_norm": torch.tensor([[0.0, 0.0]]).double()}
+    assert scalars(measured | {"saturation": torch.empty(0, 2, dtype=torch.float64)}) == {}
+    assert draw_gradients(quotient(measured["gradient"]), title="nothing").axes
 
 
 def test_some_environments_of_a_rollout() -> None:
