@@ -70,10 +70,12 @@ class Instruments(Callback):
             fresh = replace(rollout, state=recomputed_states(agent, rollout))
             sequences = learner.cut(rollout)
             ids = torch.arange(len(sequences.lengths))
-            logits = [learner.unroll(gather(x, targets, sequences, ids))[1].logits for x in (fresh, rollout)]
+            of_fresh, of_stale = (
+                learner.unroll(gather(x, targets, sequences, ids))[1].logits for x in (fresh, rollout)
+            )
             self._measured |= {
                 f"state_drift_epoch{epoch}": state_drift(rollout.state, fresh.state)[None],
-                f"stale_kl_epoch{epoch}": stale_kl(*logits, agent.action_nvec)[None],
+                f"stale_kl_epoch{epoch}": stale_kl(of_fresh, of_stale, agent.action_nvec)[None],
             }
 
     def after_iteration(self, iteration: Iteration) -> None:
