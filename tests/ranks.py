@@ -55,7 +55,9 @@ def _rank(function: Callable[[World, Path], Any], folder: Path, rank: int, port:
 def train(world: World, folder: Path) -> dict[str, Any]:
     """Two iterations, and the same run resumed for one more."""
     config = tiny(
-        train={"checkpoint_every": 1, "eval_every": 2}, total_steps=384, core={"num_layers": 2, "dropout": 0.2}
+        train={"checkpoint_every": 1, "eval_every": 2, "instruments_every": 2},
+        total_steps=384,
+        core={"num_layers": 2, "dropout": 0.2},
     )
     out: dict[str, Any] = {}
     with Trainer(config, folder / "run", world=world) as trainer:

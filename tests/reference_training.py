@@ -339,6 +339,7 @@ class Reference:
             "sequences/count": float(len(lengths)),
             "sequences/mean_length": sum(lengths) / len(lengths),
             "sequences/padding_fraction": sum(padding) / len(padding),
+            "sequences/cut_fraction": sum(len(s) for rank in sequences for s in rank if not s[0].start) / sum(lengths),
         }
 
     def step(

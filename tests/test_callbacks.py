@@ -116,4 +116,5 @@ def test_checkpoints_of_format_2_are_resumed(tmp_path: Path) -> None:
         assert trainer.iteration == 2
         list(trainer)
     for row, wanted in zip(results(run)[0], results(tmp_path / "whole")[0], strict=True):
-        assert row == pytest.approx(wanted, rel=1e-4, abs=1e-6)  # that version rounded otherwise
+        assert wanted.keys() - row.keys() <= {"sequences/cut_fraction"}  # newer than the version
+        assert row == pytest.approx({tag: wanted[tag] for tag in row}, rel=1e-4, abs=1e-6)  # which rounded otherwise

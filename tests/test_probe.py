@@ -11,6 +11,7 @@ from helpers import refusal, train_tiny
 from test_reference_evaluation import make_agent
 
 from ppo_tbptt.analysis.probe import ProbeResult, draw_probe, probe_memory
+from ppo_tbptt.analysis.runs import read_run
 from ppo_tbptt.cli import main
 from ppo_tbptt.commands import probe as command
 from ppo_tbptt.config import EnvConfig
@@ -88,12 +89,35 @@ def test_another_task_is_written_only_where_told(run: Path, tmp_path: Path) -> N
     assert set(run.rglob("*")) == before
 
 
+def test_gradients_leave_table_numbers_and_picture(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    small = ["--gradients", "--num-seeds", "3", "--num-workers", "0", "--device", "cpu"]
+    assert main(["probe", str(run), *small]) == 0
+    out = capsys.readouterr().out
+    (data,) = (run / "evaluations" / "gradients").glob("*.json")
+    tree = json.loads(data.read_text())
+    assert tree["checkpoint"].endswith("iteration_0000001.pt") and tree["env_steps"] == 64
+    assert (tree["rollout_steps"], tree["num_envs"], tree["seeds"]) == (16, 4, [200_000, 200_001, 200_002])
+    norms, reach = tree["gradient_norms"], tree["gradient_horizon"]
+    assert norms[0] == 1 and len(norms) == 8 and min(norms) > 0
+    assert reach == next((k for k, norm in enumerate(norms) if norm < 0.01), 8)
+    for text in (f"4 {norms[4]:.3g}", f"gradient horizon {reach}", f"{tree['saturation'][0]:.1%}"):
+        assert text in " ".join(out.split())
+    assert data.with_suffix(".png").read_bytes().startswith(b"\x89PNG")
+    before = data.read_bytes()
+    assert main(["probe", str(run), *small, "--num-workers", "2"]) == 0  # the last one holds
+    assert data.read_bytes() == before
+    assert read_run(run).env_steps == 64  # they are not taken for an evaluation
+
+
 def test_wrong_input_is_one_line(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     train_tiny(tmp_path / "none", total_steps=64, core={"kind": "none"})
     for arguments, text in [
         ([tmp_path / "none"], "no memory to probe (core.kind = 'none')"),
         ([run, "--json", tmp_path / "no" / "a.json"], "there is no folder"),
         ([run, "--forget-every", "2"], "forget"),
+        ([run, "--gradients", "--greedy"], "--greedy: not with --gradients"),
+        ([run, "--gradients", "--max-steps", "9"], "--max-steps: not with --gradients"),
+        ([tmp_path / "none", "--gradients"], "no memory to probe"),
     ]:
         assert text in refusal(capsys, "probe", *arguments)
 

@@ -1,10 +1,13 @@
 """Sequences partition the rollout, and minibatches the sequences."""
 
+from dataclasses import replace
+
+import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ppo_tbptt.ppo.sequences import cut, split
+from ppo_tbptt.ppo.sequences import cut, cut_fraction, split
 from ppo_tbptt.types import Sequences
 
 Window = tuple[list[int], list[int], list[int]]
@@ -83,6 +86,18 @@ def test_cut_partitions_the_rollout(steps: int, envs: int, length: int | None, d
         assert begins or (length is not None and lengths.max() == length)  # cut elsewhere only by the length
         at_end = t[-1] == steps - 1 or start[t[-1] + 1, n[0]] if t[-1] < steps - 1 else True
         assert at_end or len(t) == length  # and never shorter than need be
+
+
+def test_steps_whose_gradient_is_cut() -> None:
+    """Of two environments: `a` began before the rollout, `b` and `c` in it; in capitals those that are cut."""
+    start = torch.zeros(6, 2, dtype=torch.bool)
+    start[2, 0] = start[0, 1] = True
+    rows = {None: "AAbbbb cccccc", 3: "AAbbbB cccCCC", 1: "AAbBBB cCCCCC"}
+    for length, steps in rows.items():
+        assert float(cut_fraction(start, cut(start, length))) == pytest.approx(sum(map(str.isupper, steps)) / 12)
+    counting = cut(start, 3)
+    first = replace(counting, in_loss=counting.mask & (torch.arange(3)[:, None] == 0))
+    assert float(cut_fraction(start, first)) == pytest.approx(3 / 5)  # of the first steps of Aa, bbb, B, ccc and CCC
 
 
 @given(st.lists(st.integers(1, 40), min_size=1, max_size=60), st.integers(1, 12), st.integers(0, 5))

@@ -133,7 +133,8 @@ def test_losses_see_the_steps_that_count_alone_and_overlaps_encode_a_frame_once(
     assert len(image.table) == len(image.number.unique()) <= rollout.value.numel()
 
     learner.loss(batch, learner.ppo_loss(0))
-    output = agent.unroll(batch.obs, batch.state, batch.sequences_per_step)
+    state = agent.reset_state(batch.state, batch.start)
+    output = agent.unroll(batch.obs, state, batch.sequences_per_step)
     counted_batch, counted = seen[0]
     for name in ("logits", "value", "features", "core_output"):
         torch.testing.assert_close(getattr(counted, name), getattr(output, name)[at])

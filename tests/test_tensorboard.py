@@ -45,7 +45,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     assert main([*command, *small]) == 0
     board = TensorBoard(run)
     for iteration in range(1, 13):
-        board.gif("video/episode", gif(iteration), 8, 6, iteration * STEPS)
+        board.image("video/episode", gif(iteration), 8, 6, iteration * STEPS)
     board.close()
     for iteration in (11, 12):
         (run / "checkpoints" / f"iteration_{iteration:07d}.pt").unlink()

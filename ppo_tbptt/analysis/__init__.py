@@ -1,1 +1,1 @@
-"""Runs read from their folders, grouped, compared and drawn; and the memory probe."""
+"""Runs read from their folders, grouped, compared and drawn; and the probes of memory and gradients."""

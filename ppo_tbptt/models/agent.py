@@ -107,15 +107,25 @@ class Agent(nn.Module):
             value_gradient_scale: factor on the values' gradient into what policy and value share.
         """
         with self.arithmetic():
-            tables = {key: x.table if isinstance(x, Frames) else x for key, x in obs.items()}
-            encoded = self.encoder(tables) if encode is None else encode(tables)
-            projected = {key: per_step(x, obs[key]) for key, x in self._project(encoded).items()}
-            y, state_out = self.core.unroll(self._join(projected), state, sequences_per_step)
+            encoded, x = self._encode(obs, encode or self.encoder)
+            y, state_out = self.core.unroll(x, state, sequences_per_step)
             by_step = torch.cat([per_step(encoded[key], obs[key]) for key in self.obs_shapes], 1) if features else None
             if in_loss is not None:
                 y = y.index_select(0, in_loss)
                 by_step = None if by_step is None else by_step.index_select(0, in_loss)
             return self._output(by_step, y, state_out, value_gradient_scale)
+
+    def core_input(self, obs: Obs) -> Float[Tensor, "M P"]:
+        """Compute what :meth:`unroll` gives to the core for M observations, in any order."""
+        with self.arithmetic():
+            return self._encode(obs, self.encoder)[1]
+
+    def _encode(
+        self, obs: Obs, encode: Callable[[Mapping[str, Tensor]], dict[str, Tensor]]
+    ) -> tuple[dict[str, Tensor], Float[Tensor, "M P"]]:
+        """Return the features by key, of each frame of a table once, and the core's input of every step."""
+        encoded = encode({key: x.table if isinstance(x, Frames) else x for key, x in obs.items()})
+        return encoded, self._join({key: per_step(x, obs[key]) for key, x in self._project(encoded).items()})
 
     def _join(self, projected: Mapping[str, Float[Tensor, "M _"]]) -> Float[Tensor, "M P"]:
         return self.core.join_inputs([projected[key] for key in self.obs_shapes])

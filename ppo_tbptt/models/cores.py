@@ -92,6 +92,10 @@ class Core(nn.Module, ABC):
             return outputs[0], states[0]
         return torch.cat(outputs), torch.cat(states[::-1])
 
+    def gates(self, x: Float[Tensor, "M P"], state: Float[Tensor, "M D"]) -> list[Float[Tensor, "M _ _"]]:
+        """Return each layer's gates, between 0 and 1, at M single steps; none by default. Only instruments ask."""
+        return []
+
 
 class NoMemory(Core):
     """The identity, with a state of width 0: PPO without recurrence."""
@@ -187,6 +191,18 @@ class TorchCore(Core):
             return super().unroll(x, state, sequences_per_step)  # a rectangle: plain tensors are faster
         y, parts = self._cudnn(PackedSequence(x, sequences_per_step), state)
         return y.data, self._pack(parts)
+
+    def gates(self, x: Float[Tensor, "M P"], state: Float[Tensor, "M D"]) -> list[Float[Tensor, "M _ _"]]:
+        """See :meth:`Core.gates`."""
+        before, p, gates = self._unpack(state), x, []
+        for layer in range(self.rnn.num_layers):
+            w_ih, w_hh, b_ih, b_hh = self._weights(layer)
+            if layer or x.is_cuda:
+                p = F.linear(p, w_ih, b_ih)
+            q = F.linear(before[0][layer], w_hh, b_hh)
+            (p, *_), kept = self.cell.step(p, q, [part[layer] for part in before])
+            gates.append(self.cell.gates(kept))
+        return gates
 
     def _recur(
         self, p: Float[Tensor, "M P"], state: Float[Tensor, "S D"], sequences_per_step: recurrence.Packing

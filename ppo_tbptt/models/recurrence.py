@@ -58,6 +58,11 @@ class Cell:
         """Return the state after one step of n sequences, and what the backward pass needs of it."""
         raise NotImplementedError
 
+    @staticmethod
+    def gates(kept: Kept) -> Float[Tensor, "M _ H"]:
+        """Return what may saturate at 0 and 1: the sigmoid gates; of a cell without any its units, scaled to that."""
+        raise NotImplementedError
+
     def back(self, rows: slice, after: State, dq: Float[Tensor, "n G H"], before: State) -> None:
         """Go back through the step ``rows`` from the loss by the state ``after`` it.
 
@@ -88,6 +93,11 @@ class GRU(Cell):
         rz, q_n = (p[:, : 2 * size] + q[:, : 2 * size]).sigmoid(), q[:, 2 * size :]
         n = torch.addcmul(p[:, 2 * size :], rz[:, :size], q_n).tanh()
         return [torch.lerp(n, state[0], rz[:, size:])], (rz, n, q_n)
+
+    @staticmethod
+    def gates(kept: Kept) -> Tensor:
+        """See :meth:`Cell.gates`."""
+        return kept[0].unflatten(1, (2, -1))
 
     def back(self, rows: slice, after: State, dq: Tensor, before: State) -> None:
         """See :meth:`Cell.back`."""
@@ -120,6 +130,11 @@ class LSTM(Cell):
         tanh_c = c.tanh()
         return [o * tanh_c, c], (i, f, g, o, tanh_c)
 
+    @staticmethod
+    def gates(kept: Kept) -> Tensor:
+        """See :meth:`Cell.gates`."""
+        return torch.stack([kept[number] for number in (0, 1, 3)], 1)
+
     def back(self, rows: slice, after: State, dq: Tensor, before: State) -> None:
         """See :meth:`Cell.back`."""
         dh, factor = after[0], self.factor[rows]
@@ -141,6 +156,11 @@ class TanhRNN(Cell):
         h = (p + q).tanh()
         return [h], (h,)
 
+    @staticmethod
+    def gates(kept: Kept) -> Tensor:
+        """See :meth:`Cell.gates`."""
+        return (kept[0][:, None] + 1) / 2
+
 
 class ReluRNN(Cell):
     """``h' = relu(p + q)``."""
@@ -153,6 +173,11 @@ class ReluRNN(Cell):
         """See :meth:`Cell.step`."""
         h = (p + q).relu()
         return [h], (h,)
+
+    @staticmethod
+    def gates(kept: Kept) -> Tensor:
+        """See :meth:`Cell.gates`; a unit is saturated where it is off."""
+        return (kept[0] > 0).to(kept[0].dtype)[:, None] / 2
 
 
 def run(

@@ -20,13 +20,13 @@ from ppo_tbptt.ppo.all_reduce import Part, all_reduce_gradients, all_reduce_mome
 from ppo_tbptt.ppo.gradients import clip_gradients, jacobian_norm
 from ppo_tbptt.ppo.losses import AuxiliaryLoss, Figures, PPOLoss, total_loss
 from ppo_tbptt.ppo.refresh import burnt_in, recomputed_states
-from ppo_tbptt.ppo.sequences import cut, gather, only_counted, padding_fraction, split
+from ppo_tbptt.ppo.sequences import cut, cut_fraction, gather, only_counted, padding_fraction, split
 from ppo_tbptt.runtime.device import tf32
 from ppo_tbptt.runtime.distributed import World
 from ppo_tbptt.runtime.errors import RunError
 from ppo_tbptt.runtime.pinned import to_device
 from ppo_tbptt.runtime.timing import Timer
-from ppo_tbptt.types import Minibatch, Rollout, Sequences, Targets
+from ppo_tbptt.types import AgentOutput, Minibatch, Rollout, Sequences, Targets
 
 EpochHook = Callable[[int], object]
 """Called with the number of the epoch, from 0 on. It may change the rollout's tensors in place."""
@@ -167,14 +167,8 @@ class Learner:
         nvec = self.agent.action_nvec
         return PPOLoss(config=self.config, action_nvec=nvec, clip_range=clip_range, entropy_coef=entropy_coef)
 
-    def loss(self, batch: Minibatch, ppo: PPOLoss, moments: Moments | None = None) -> tuple[Float[Tensor, ""], Figures]:
-        """Compute the sum of all losses of one minibatch with the current weights, and its figures.
-
-        Args:
-            batch: advantages as they are; they are normalised here, if the config says so.
-            ppo: see :meth:`ppo_loss`.
-            moments: of the advantages, where other ranks hold more of the minibatch.
-        """
+    def unroll(self, batch: Minibatch) -> tuple[Minibatch, AgentOutput]:
+        """Unroll a minibatch with the current weights; return both without the steps that don't count."""
         batch = burnt_in(self.agent, batch)
         output = self.agent.unroll(
             batch.obs,
@@ -185,7 +179,17 @@ class Learner:
             in_loss=batch.in_loss,
             value_gradient_scale=self.config.value_gradient_scale,
         )
-        batch = only_counted(batch)
+        return only_counted(batch), output
+
+    def loss(self, batch: Minibatch, ppo: PPOLoss, moments: Moments | None = None) -> tuple[Float[Tensor, ""], Figures]:
+        """Compute the sum of all losses of one minibatch with the current weights, and its figures.
+
+        Args:
+            batch: advantages as they are; they are normalised here, if the config says so.
+            ppo: see :meth:`ppo_loss`.
+            moments: of the advantages, where other ranks hold more of the minibatch.
+        """
+        batch, output = self.unroll(batch)
         if self.config.normalize_advantage:
             batch = replace(batch, advantage=normalize(batch.advantage, moments))
         return total_loss(batch, output, ppo, self.auxiliary)
@@ -239,6 +243,11 @@ class Learner:
         total = figures["loss/total"] + coef * mean.detach()
         return {**figures, "loss/total": total, "loss/jacobian_norm": mean.detach()}
 
+    def cut(self, rollout: Rollout) -> Sequences:
+        """Cut a rollout as the config says."""
+        config = self.config
+        return cut(rollout.start, config.sequence_length, config.sequence_stride, config.burn_in)
+
     # --- one iteration ---------------------------------------------------------------------------------------------
 
     def update(
@@ -266,7 +275,7 @@ class Learner:
         for module in (self.agent, *self.loss_modules.values()):
             module.train()
         with timer("sequences"):
-            sequences = cut(rollout.start, config.sequence_length, config.sequence_stride, config.burn_in)
+            sequences = self.cut(rollout)
         minibatch = partial(gather, rollout, targets, sequences)
         epochs: list[list[_Step]] = []
         for epoch in range(config.num_epochs):
@@ -285,7 +294,7 @@ class Learner:
                 if float(kl) > config.target_kl:
                     break
         with timer("learning"):  # where a GPU catches up
-            return self._report(epochs, sequences, ppo, minibatch)
+            return self._report(epochs, sequences, cut_fraction(rollout.start, sequences), ppo, minibatch)
 
     def _partition(self, sequences: Sequences, targets: Targets) -> list[Part]:
         """Draw an epoch's minibatches."""
@@ -300,6 +309,7 @@ class Learner:
         self,
         epochs: list[list[_Step]],
         sequences: Sequences,
+        cut_share: Float[Tensor, ""],
         ppo: PPOLoss,
         minibatch: Callable[[Tensor], Minibatch],
     ) -> UpdateStats:
@@ -310,7 +320,8 @@ class Learner:
         """
         steps = [step for epoch in epochs for step in epoch]
         tags = steps[0].tags
-        means = torch.cat([_means(steps), torch.stack([step.skipped for step in steps])]).tolist()
+        flags = torch.stack([step.skipped for step in steps])
+        *means, own_cut = torch.cat([_means(steps), flags, cut_share[None]]).tolist()
         skipped = [bool(flag) for flag in means[len(tags) :]]
         self._count_skipped(steps, skipped, minibatch)
         scalars = {} if all(skipped) else dict(zip(tags, means, strict=False))
@@ -319,21 +330,22 @@ class Learner:
             "optim/entropy_coef": ppo.entropy_coef,
             "optim/clip_range": ppo.clip_range,
             "optim/updates": float(len(steps)),
-            **self._sequence_figures(sequences, epochs),
+            **self._sequence_figures(sequences, epochs, own_cut),
         }
         return UpdateStats(scalars=scalars, num_updates=len(steps), num_nonfinite=sum(skipped))
 
-    def _sequence_figures(self, sequences: Sequences, epochs: list[list[_Step]]) -> dict[str, float]:
+    def _sequence_figures(self, sequences: Sequences, epochs: list[list[_Step]], own_cut: float) -> dict[str, float]:
         """Compute ``sequences/*`` over all ranks; steps are those that sequences hold, whether or not they count."""
         padding = [padding_fraction(sequences, [x.part.ids for x in epoch if len(x.part.ids)]) for epoch in epochs]
         lengths, counted = sequences.lengths, int(sequences.counted.sum())
-        own = [len(lengths), int(lengths.sum()), sum(padding) / len(padding), sequences.computed, counted]
+        own = [len(lengths), int(lengths.sum()), sum(padding) / len(padding), own_cut, sequences.computed, counted]
         sums = self.world.sum_(torch.tensor(own, dtype=torch.float64)).tolist()
-        num_sequences, num_steps, padded, computed, counted = sums
+        num_sequences, num_steps, padded, cut_steps, computed, counted = sums
         figures = {
             "sequences/count": num_sequences,
             "sequences/mean_length": num_steps / num_sequences,
             "sequences/padding_fraction": padded / self.world.size,
+            "sequences/cut_fraction": cut_steps / self.world.size,
         }
         if sequences.in_loss is None and sequences.burn_in is None:
             return figures

@@ -17,7 +17,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 import torch
-from jaxtyping import Bool, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from ppo_tbptt.runtime.pinned import to_device
@@ -193,3 +193,13 @@ def padding_fraction(sequences: Sequences, groups: Sequence[Tensor]) -> float:
     lengths = sequences.lengths
     padded = sum(int(lengths[ids].max()) * len(ids) for ids in groups)
     return 1.0 - int(lengths.sum()) / padded
+
+
+def cut_fraction(start: Bool[Tensor, "T N"], sequences: Sequences) -> Float[Tensor, ""]:
+    """Return the share of steps whose episode began before their sequence: gradients don't reach that beginning.
+
+    Steps are those that count. On the device of ``start``, which is not waited for.
+    """
+    first, counted = (to_device(x, start.device) for x in (sequences.index[0], sequences.counted))
+    whole = start.flatten().index_select(0, first)
+    return 1 - (counted * whole).sum() / counted.sum()

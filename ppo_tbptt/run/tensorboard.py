@@ -100,8 +100,8 @@ class TensorBoard(EventFile):
         if values:
             self.add(Summary(value=values), env_steps)
 
-    def gif(self, tag: str, data: bytes, width: int, height: int, env_steps: int) -> None:
-        """Write an encoded GIF; it plays in the Images tab."""
+    def image(self, tag: str, data: bytes, width: int, height: int, env_steps: int) -> None:
+        """Write an encoded PNG or GIF for the Images tab, where the latter plays."""
         image = Summary.Image(encoded_image_string=data, width=width, height=height, colorspace=3)
         self.add(Summary(value=[Summary.Value(tag=tag, image=image)]), env_steps)
 

@@ -27,7 +27,7 @@ class TrainingRNG:
         self._installed = False
         self.noise = torch.Generator()
         self.permutation = torch.Generator()
-        with _preserved_globals(device):
+        with preserved_globals(device):
             torch.manual_seed(seed)  # draws the weights, so it is the same on every rank
             self._globals = _get_globals(device)
 
@@ -52,7 +52,7 @@ class TrainingRNG:
         if self._installed:
             yield
             return
-        with _preserved_globals(self._device):
+        with preserved_globals(self._device):
             _set_globals(self._globals, self._device)
             self._installed = True
             try:
@@ -79,7 +79,7 @@ class TrainingRNG:
 
 
 @contextmanager
-def _preserved_globals(device: torch.device) -> Iterator[None]:
+def preserved_globals(device: torch.device) -> Iterator[None]:
     """Restore the global RNG states at the end."""
     before = _get_globals(device)
     try:

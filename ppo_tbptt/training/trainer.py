@@ -31,6 +31,7 @@ from ppo_tbptt.training.callbacks import (
     WriteMetrics,
     evaluate_held_out,
 )
+from ppo_tbptt.training.instruments import Instruments
 from ppo_tbptt.training.report import FaultCounts, gather_episodes, iteration_scalars
 
 
@@ -81,7 +82,8 @@ class Trainer(Iterator[Report]):
         self.faults = FaultCounts(self.world, config.env.max_worker_restarts)
         self.snapshot, self.checkpoints = IterationSnapshot(), SaveCheckpoints()
         self.user_callbacks = list(callbacks)
-        self.callbacks = [EvaluateHeldOut(), self.snapshot, WriteMetrics(), self.checkpoints, *self.user_callbacks]
+        built_in = [EvaluateHeldOut(), self.snapshot, Instruments(), WriteMetrics(), self.checkpoints]
+        self.callbacks = [*built_in, *self.user_callbacks]
         self.rng = TrainingRNG(config.seed, self.world, self.device)
         self.run = None if run_dir is None else RunDir(Path(run_dir))
         self.writer: RunWriter | None = None

@@ -67,4 +67,4 @@ def _record(trainer: Trainer, writer: RunWriter, level: int) -> None:
     stride = -(-len(frames) // MOST_GIF_FRAMES)
     encoded = gif(frames[::stride], FPS / stride)
     height, width, _ = frames[0]().shape
-    writer.write_tensorboard(lambda board: board.gif("held-out episode", encoded, width, height, env_steps))
+    writer.write_tensorboard(lambda board: board.image("held-out episode", encoded, width, height, env_steps))
