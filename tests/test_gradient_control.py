@@ -13,10 +13,11 @@ from torch import Tensor
 from ppo_tbptt.config import Config, ConfigError, PPOConfig, Schedule
 from ppo_tbptt.models import Agent
 from ppo_tbptt.ppo.learner import Learner
+from ppo_tbptt.ppo.losses import AuxiliaryLoss
 from ppo_tbptt.ppo.sequences import cut, gather
 from ppo_tbptt.runtime.timing import Timer
 from ppo_tbptt.training.trainer import Trainer
-from ppo_tbptt.types import Minibatch
+from ppo_tbptt.types import AgentOutput, Minibatch
 
 KINDS = ["rnn_tanh", "rnn_relu", "gru"]
 
@@ -67,6 +68,33 @@ def test_an_update_that_is_not_finite_is_skipped_however_gradients_are_clipped(k
     other = Learner(small_agent(), config, total_steps=1000, generator=torch.Generator(), auxiliary=auxiliary)
     assert update_once(other).num_nonfinite == 1
     assert all(p.isfinite().all() for p in other.agent.parameters())
+
+
+class EverySecond(torch.nn.Module):
+    """A loss whose parameter has a part in every second minibatch only."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight, self.calls = torch.nn.Parameter(torch.ones(1)), 0
+
+    def forward(self, batch: Minibatch, output: AgentOutput) -> tuple[Tensor, dict[str, Tensor]]:
+        self.calls += 1
+        return (self.weight if self.calls % 2 else output.value).sum() * 0.1, {}
+
+
+def test_a_parameter_without_a_part_in_a_minibatch_has_a_gradient_of_zero() -> None:
+    """So one process steps as ranks do, of which only some may have a gradient."""
+    module = EverySecond()
+    config = PPOConfig(num_epochs=2, num_minibatches=2, weight_decay=0.0, grad_clip="none")
+    auxiliary = [AuxiliaryLoss(name="every_second", coef=1.0, loss=module)]
+    own = Learner(small_agent(), config, total_steps=1000, generator=torch.Generator(), auxiliary=auxiliary)
+    update_once(own)
+    wanted = torch.nn.Parameter(torch.ones(1))
+    adam = torch.optim.AdamW([wanted], lr=config.learning_rate.initial, weight_decay=0.0)
+    for gradient in (0.1, 0.0, 0.1, 0.0):
+        wanted.grad = torch.tensor([gradient])
+        adam.step()
+    torch.testing.assert_close(module.weight, wanted)
 
 
 # The regulariser of Pascanu et al. 2013
