@@ -33,7 +33,7 @@ def make_run(path: Path, held_out: Mapping[int, float], config: Config | None = 
 def add_evaluation(run: Path, name: str, env_steps: int, mean: float, **changes: Any) -> Path:
     """A file as ``evaluate`` writes it, by the published protocol but for ``changes``."""
     file = run / "evaluations" / f"{name}.json"
-    file.parent.mkdir(exist_ok=True)
+    file.parent.mkdir(parents=True, exist_ok=True)
     tree: dict[str, Any] = {
         "checkpoint": f"{run}/checkpoints/{name}.pt",
         "env_steps": env_steps,

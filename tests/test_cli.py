@@ -20,6 +20,7 @@ SMALL = ["--env.num-workers", "0", "--env.num-envs", "4", "--ppo.rollout-steps",
 SMALL += ["--ppo.sequence-length=8", "--train.eval-num-seeds", "3", "--train.eval-repeats=1", "--device", "cpu"]
 SMALL += ["--train.video-every=0"]
 POC = str(ROOT / "configs" / "toy_poc_memory.toml")
+DELAYED = str(ROOT / "configs" / "toy_delayed_choice.toml")
 
 
 TRAIN = [sys.executable, str(ROOT / "scripts" / "train.py"), POC]
@@ -179,6 +180,9 @@ WRONG = {
     "export nothing": (["export", POC], "--onnx FILE.onnx"),
     "all of a file": (["evaluate", POC, "--all"], "takes a run's folder"),
     "no time to soak": (["soak", POC, "--minutes", "0"], "above 0"),
+    "ablation of another task": (["ablate", POC], "must be 'ppo_tbptt/DelayedChoice-v0'"),
+    "ablation of no run": (["ablate", DELAYED, "--only", "gru_delay5"], "like gru_delay3_length4_seed1"),
+    "ablation by no jobs": (["ablate", DELAYED, "--jobs", "-1"], "at least 0"),
     "no iterations": (["benchmark", POC, "--iterations", "0"], "at least 1"),
     "wrong override of the second": (["benchmark", POC, "--vs", "--core.kidn lstm"], "core.kind"),
     "open quote": (["benchmark", POC, "--vs", "'--core.kind lstm"], "--vs"),

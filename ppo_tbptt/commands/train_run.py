@@ -35,7 +35,7 @@ def resume_or_start(args: Namespace, config: Config | None, overrides: dict[str,
             return _train(partial(Trainer.resume, args.resume, overrides), world, stop, console)
         run_dir = args.run_dir or Path("runs") / f"{args.config.stem}_{strftime('%Y%m%d-%H%M%S')}"
         # Rank 0 decides for all: another rank's clock may differ, and it may find files that rank 0 has just written.
-        plan = _plan(run_dir, args.go_on) if world.rank == 0 else ""
+        plan = plan_of(run_dir, go_on=args.go_on) if world.rank == 0 else ""
         plan, name = world.gather_json([plan, str(run_dir)])[0]
         run_dir = Path(name)
         if plan == "print":
@@ -45,7 +45,8 @@ def resume_or_start(args: Namespace, config: Config | None, overrides: dict[str,
         return _train(partial(Trainer, config, run_dir), world, stop, console)
 
 
-def _plan(run_dir: Path, go_on: bool) -> Literal["start", "resume", "print"]:
+def plan_of(run_dir: Path, *, go_on: bool) -> Literal["start", "resume", "print"]:
+    """Decide what to do in ``run_dir``; with ``go_on`` a run that was killed before its first checkpoint is cleared."""
     run = RunDir(run_dir)
     if go_on:
         if (run.evaluations / "final.json").is_file():

@@ -1,6 +1,6 @@
 """Toy environments whose right answers are known, registered with gymnasium as `ppo_tbptt/<Name>-v0`.
 
-A memory task, and probes whose values are known in closed form.
+Memory tasks, and probes whose values are known in closed form.
 """
 
 from collections.abc import Mapping
@@ -115,6 +115,41 @@ class PocMemory(ToyEnv):
         return self.observe(), reward, terminated, truncated, info
 
 
+class DelayedChoice(ToyEnv):
+    """Choose the action that the first observation named, `delay` steps later (after Hochreiter & Schmidhuber 1997).
+
+    Observation `[whether the choice is due, four numbers]`: one of four cues, one-hot, at step 0; from then on Gaussian
+    noise of deviation `noise` on the same line, so that no trace of the cue stays by itself. Actions do nothing until
+    step `delay`, which ends the episode: reward 1 for the cue's action, else 0.
+
+    Without memory, or with any fixed action, success is 1/4; with memory it is 1. Sequences begin with the episode, so
+    backpropagation links choice and cue if, and only if, `sequence_length` is above `delay`.
+    """
+
+    default_reset_parameters: ClassVar[dict[str, Any]] = {"delay": 7, "noise": 1.0}
+    minimum = 0
+    headline = ("success", 1.0)
+    observation_space = vector_box(5)
+    action_space = gym.spaces.Discrete(4)
+
+    def begin(self, seed: int | None) -> None:
+        self.cue = int(self.np_random.integers(4))
+
+    @property
+    def due(self) -> bool:
+        return self.t >= self.options["delay"]
+
+    def observe(self) -> np.ndarray:
+        if self.t == 0:
+            return vector(self.due, *(self.cue == cue for cue in range(4)))
+        return vector(self.due, *(self.options["noise"] * self.np_random.standard_normal(4)))
+
+    def step(self, action: Any) -> Step:
+        terminated, success = self.due, float(action == self.cue)
+        self.t += 1
+        return self.observe(), success * terminated, terminated, False, {"success": success} if terminated else {}
+
+
 class ProbeConstant(ToyEnv):
     """One step, observation 0, reward 1 whatever is done: V(0) = 1."""
 
@@ -178,7 +213,16 @@ class Truncate(ToyEnv):
         return self.observe(), 1.0, False, self.t >= self.options["length"], {}
 
 
-_TOYS = (PocMemory, ProbeConstant, ProbeObservation, ProbeDiscount, ProbeAction, ProbeActionObservation, Truncate)
+_TOYS = (
+    PocMemory,
+    DelayedChoice,
+    ProbeConstant,
+    ProbeObservation,
+    ProbeDiscount,
+    ProbeAction,
+    ProbeActionObservation,
+    Truncate,
+)
 TOY_IDS: tuple[str, ...] = tuple(f"ppo_tbptt/{toy.__name__}-v0" for toy in _TOYS)
 
 for _id, _toy in zip(TOY_IDS, _TOYS, strict=True):

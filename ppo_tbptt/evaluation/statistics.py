@@ -47,6 +47,23 @@ def iqm_over_runs(scores: Sequence[float]) -> Estimate:
     return _bootstrap(np.array(scores, dtype=np.float64), lambda x, axis=-1: stats.trim_mean(x, 0.25, axis=axis))
 
 
+def permutation_p(a: Sequence[float], b: Sequence[float]) -> float:
+    """Test whether the means of two groups of runs differ: the two-sided p-value of the permutation test.
+
+    If the groups do not differ, every way to deal the runs into groups of these sizes is as likely as the one that was
+    seen. All ways are counted up to 10,000 of them. Of n runs each no value is below 2 / C(2n, n): 0.33 for two, 0.1
+    for three, 0.008 for five.
+    """
+    from scipy import stats
+
+    def difference(x: np.ndarray, y: np.ndarray, axis: int) -> Any:
+        return x.mean(axis) - y.mean(axis)
+
+    rng = np.random.default_rng(0)
+    result = stats.permutation_test((a, b), difference, vectorized=True, n_resamples=10_000, rng=rng)
+    return float(result.pvalue)
+
+
 def _bootstrap(samples: np.ndarray, statistic: Callable[..., Any]) -> Estimate:
     """Estimate ``statistic`` with the percentile interval of 10,000 resamples with a fixed seed."""
     value = float(statistic(samples))

@@ -45,6 +45,40 @@ def test_poc_memory_truncates_the_undecided() -> None:
     assert results[-1][4] is not None and results[-1][4].measures == {"success": 0.0}
 
 
+@pytest.mark.parametrize(("options", "length"), [({}, 8), ({"delay": 3}, 4), ({"delay": 0}, 1)])
+def test_delayed_choice(options: dict[str, float], length: int) -> None:
+    """Who remembers the cue is always right, whatever is done while waiting; a fixed action every fourth time."""
+    env = make_env("ppo_tbptt/DelayedChoice-v0", options=options)
+    assert (env.spec.headline, env.spec.headline_max, env.spec.action_nvec) == ("success", 1.0, (4,))
+    fixed: list[float] = []
+    for seed, knows in itertools.product(range(200), (True, False)):
+        obs = env.reset(seed)["obs"]
+        cue = int(obs[1:].argmax())
+        assert sorted(obs[1:]) == [0, 0, 0, 1]
+        for t in range(length):
+            due = t == length - 1
+            assert obs[0] == due and (t == 0 or not np.isin(obs[1:], (0, 1)).any())
+            obs, reward, terminated, truncated, episode = env.step(act(cue if due and knows else 2))
+            obs, success = obs["obs"], knows or cue == 2
+            assert (terminated, truncated, reward) == (due, False, due and success)
+            assert (episode and episode.measures) == ({"success": success} if due else None)
+        if not knows:
+            fixed.append(cue == 2)
+    assert 0.13 < np.mean(fixed) < 0.37  # 4 standard errors
+
+
+def test_noise_of_delayed_choice_comes_from_the_level() -> None:
+    """It is as strong as told, and the same whenever the level is played again."""
+    env = make_env("ppo_tbptt/DelayedChoice-v0", options={"delay": 500, "noise": 3.0})
+
+    def noise(seed: int) -> np.ndarray:
+        env.reset(seed)
+        return np.stack([env.step(act(0))[0]["obs"][1:] for _ in range(500)])
+
+    assert abs(noise(1).std() - 3.0) < 0.3
+    assert np.array_equal(noise(1), noise(1)) and not np.array_equal(noise(1), noise(2))
+
+
 def only_step(env: SingleEnv, seed: int, action: int) -> tuple[float, float]:
     obs = env.reset(seed)["obs"]
     _, reward, terminated, _, episode = env.step(act(action))
