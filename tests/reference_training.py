@@ -325,12 +325,12 @@ class Reference:
                 kl, size_of_epoch = kl + size * figures["policy/approx_kl"], size_of_epoch + size
             if ppo.target_kl is not None and kl / size_of_epoch > ppo.target_kl:
                 break
-        lengths = [len(s) for rank in sequences for s in rank]
+        every = [s for rank in sequences for s in rank]
+        lengths, counted = [len(s) for s in every], sum(s.counted for s in every)
         overlapping: dict[str, float] = {}
         if ppo.burn_in or ppo.sequence_stride not in (None, ppo.sequence_length):
-            steps_of_epoch = sum(len(s.burn_in) + len(s) for rank in sequences for s in rank)
-            counted = sum(len(steps_of_env) for steps in rollout for steps_of_env in steps)
-            overlapping["sequences/computed_over_counted"] = steps_of_epoch / counted
+            computed = sum(len(s.burn_in) + len(s) for s in every)
+            overlapping["sequences/computed_over_counted"] = computed / counted
         return {
             **overlapping,
             **{name: value / weight for name, value in sums.items()},
@@ -339,7 +339,7 @@ class Reference:
             "sequences/count": float(len(lengths)),
             "sequences/mean_length": sum(lengths) / len(lengths),
             "sequences/padding_fraction": sum(padding) / len(padding),
-            "sequences/cut_fraction": sum(len(s) for rank in sequences for s in rank if not s[0].start) / sum(lengths),
+            "sequences/cut_fraction": sum(s.counted for s in every if not s.steps[0].start) / counted,
         }
 
     def step(

@@ -43,10 +43,10 @@ def minibatch(repeat: bool) -> Minibatch:
     obs: dict[str, Any] = {key: Frames(x, number) if repeat else x[number] for key, x in tables.items()}
     obs["vector"] = torch.randn(5, 2, generator=generator, dtype=torch.float64)
     action = torch.zeros(5, 1, dtype=torch.int64)
-    per_step = {"log_prob": ones[:, None], "value": ones, "advantage": ones, "value_target": ones}
-    return Minibatch(
-        obs=obs, action=action, state=torch.zeros(2, 8), sequences_per_step=torch.tensor([2, 2, 1]), **per_step
-    )
+    sizes, start = torch.tensor([2, 2, 1]), torch.tensor([True, False])
+    per_step: dict[str, Any] = {"log_prob": ones[:, None], "value": ones, "advantage": ones, "value_target": ones}
+    state = torch.zeros(2, 8)
+    return Minibatch(obs=obs, action=action, state=state, start=start, sequences_per_step=sizes, **per_step)
 
 
 def naive(agent: Agent, loss: Reconstruction, batch: Minibatch, steps: list[int]) -> Tensor:

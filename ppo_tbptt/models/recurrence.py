@@ -249,7 +249,7 @@ class _Recurrence(torch.autograd.Function):
             if dq_ is not dq:
                 dq_[rows] = dq[rows]
             by_before[0] += torch.mm(dq_[rows].flatten(1), weight_)
-        if ctx.trace is not None:
+        if p is not None:
             ctx.trace.steps = p.detach(), before, [x[first:] for x in by_state]
         by_weight = (dq_.flatten(1).t() @ before[0].to(ctx.dtype)).to(weight.dtype)
         by_bias = dq.sum(0).flatten()
