@@ -11,7 +11,7 @@ from configs_for_tests import tiny
 from helpers import NVEC, fake_rollout, fake_targets, small_agent, starts, timeless, train, worst_replay
 from test_gradients import loss_of_sequences
 
-from ppo_tbptt.config import PPOConfig
+from ppo_tbptt.config import PPOConfig, Schedule
 from ppo_tbptt.models import CORES, Agent
 from ppo_tbptt.ppo.acting import Actor, reset_and_act
 from ppo_tbptt.ppo.learner import Learner
@@ -64,6 +64,45 @@ def test_loss_and_gradients_equal_the_cpu(core: str) -> None:
         gradient = torch.cat([g.flatten() for g in torch.autograd.grad(loss, list(agent.parameters()))])
         results.append((loss.detach().cpu(), gradient.cpu()))
     torch.testing.assert_close(results[0], results[1], rtol=1e-3, atol=1e-5)
+
+
+@pytest.mark.parametrize("core", ["rnn_tanh", "rnn_relu", "gru"])
+@pytest.mark.parametrize("padded", [False, True])
+def test_an_update_with_the_regulariser_equals_the_cpu(core: str, padded: bool) -> None:
+    """The package's own recurrence takes cuDNN's place, as its gradients through time are needed."""
+    config = PPOConfig(
+        sequence_length=8,
+        num_epochs=1,
+        num_minibatches=1,
+        jacobian_norm_coef=0.5,
+        learning_rate=Schedule(initial=0.0),
+        grad_clip="none",
+    )
+    results = []
+    for device in (torch.device("cpu"), CUDA):
+        agent = small_agent(core, 2)
+        rollout = fake_rollout(agent, starts())
+        if device == CUDA:
+            agent, rollout = agent.to(CUDA), to_cuda(rollout)
+        agent.core.padded = padded
+        learner = Learner(agent, config, total_steps=1000, generator=torch.Generator())
+        scalars = learner.update(rollout, fake_targets(rollout), 0, Timer()).scalars
+        gradient = torch.cat([p.grad.flatten().cpu() for p in agent.parameters() if p.grad is not None])
+        results.append((torch.tensor(scalars["loss/jacobian_norm"]), gradient))
+    torch.testing.assert_close(results[0], results[1], rtol=1e-3, atol=1e-5)
+
+
+@pytest.mark.parametrize("core", ["rnn_relu", "gru", "lstm"])
+def test_padded_execution_equals_packed(core: str) -> None:
+    agent = small_agent(core, 2)
+    rollout = to_cuda(fake_rollout(agent, starts()))
+    agent.to(CUDA).train()
+    gradients = []
+    for padded in (False, True):
+        agent.core.padded = padded
+        loss = loss_of_sequences(agent, rollout, 8)
+        gradients.append(torch.cat([g.flatten() for g in torch.autograd.grad(loss, list(agent.parameters()))]))
+    torch.testing.assert_close(gradients[0], gradients[1], rtol=1e-3, atol=1e-5)
 
 
 def test_the_published_network_in_bfloat16() -> None:
