@@ -107,7 +107,7 @@ class Agent(nn.Module):
             value_gradient_scale: factor on the values' gradient into what policy and value share.
         """
         with self.arithmetic():
-            encoded, x = self._encode(obs, encode or self.encoder)
+            encoded, x = self._encode(obs, self.encoder if encode is None else encode)
             y, state_out = self.core.unroll(x, state, sequences_per_step)
             by_step = torch.cat([per_step(encoded[key], obs[key]) for key in self.obs_shapes], 1) if features else None
             if in_loss is not None:
