@@ -25,6 +25,7 @@ from ppo_tbptt.run.checkpoint import load_checkpoint
 from ppo_tbptt.run.metrics import read_metrics
 from ppo_tbptt.runtime.device import DeviceError
 from ppo_tbptt.runtime.distributed import World
+from ppo_tbptt.training.report import FaultCounts
 from ppo_tbptt.training.trainer import Trainer
 
 ROOT = Path(__file__).parent.parent
@@ -92,6 +93,14 @@ def test_one_device_for_several_ranks_is_refused() -> None:
     assert world.device_name("cuda") == "cuda:1"
     with pytest.raises(DeviceError, match="2 ranks need a device each"):
         world.device_name("cuda:0")
+
+
+@pytest.mark.parametrize(("num_ranks", "row"), [(2, [3, 4, 5]), (1, [0, 1, 2]), (3, [0, 1, 2])])
+def test_counts_of_faults_go_on_by_rank(num_ranks: int, row: list[int]) -> None:
+    """Where there are as many ranks as before; otherwise with those of rank 0."""
+    faults = FaultCounts(World(rank=1, size=2), 7)
+    faults.load_state_dict([[3 * rank, 3 * rank + 1, 3 * rank + 2] for rank in range(num_ranks)])
+    assert [faults.cut_episodes, faults.nonfinite_updates] == row[1:]
 
 
 # --- processes -----------------------------------------------------------------------------------------------------

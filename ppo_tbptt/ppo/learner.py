@@ -136,7 +136,7 @@ class Learner:
         settings = self.optimizer.state_dict()["param_groups"]
         self.optimizer.load_state_dict({"state": state, "param_groups": settings})
         for parameter in parameters:
-            moments = self.optimizer.state.get(parameter, {})  # none of what has never had a gradient
+            moments = self.optimizer.state.get(parameter)  # None for what has never had a gradient
             if any(moments[name].shape != parameter.shape for name in ("exp_avg", "exp_avg_sq") if moments):
                 raise ValueError("the optimiser's state is of another network")
 

@@ -155,7 +155,7 @@ def _load_level_seeds(trainer: "Trainer", counts: list[int]) -> None:
     if trainer.levels is None:
         return
     num_envs, world = trainer.envs.num_envs, trainer.world
-    padded = [*counts, *[0] * (num_envs * world.size - len(counts))]
+    padded = [*counts, *[0] * (num_envs * world.size)]
     trainer.levels.load_state_dict({"counts": padded[num_envs * world.rank : num_envs * (world.rank + 1)]})
 
 
