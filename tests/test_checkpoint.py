@@ -136,39 +136,40 @@ SPOILT: dict[str, tuple[Callable[[Tree], Tree], str]] = {
     "iteration is text": (lambda t: {"iteration": "x"}, "iteration holds 'x'; must be a whole number from 0 on"),
     "huge iteration": (lambda t: {"iteration": 10**60}, f"iteration holds '1{'0' * 39}'; must be a whole number"),
     "infinite steps": (lambda t: {"env_steps": float("inf")}, "env_steps holds 'inf'; must be"),
+    "too many steps": (lambda t: {"env_steps": 10**15}, "env_steps holds '1000000000000000'; must be"),
     "steps are true": (lambda t: {"env_steps": True}, "env_steps holds 'True'; must be"),
     "negative steps": (lambda t: {"env_steps": -1}, "env_steps holds '-1'; must be"),
     "best is NaN": (lambda t: {"best": float("nan")}, "best holds 'nan'; must be a number"),
     "results are text": (lambda t: {"recent": [0.5, "a" * 50]}, f"recent holds '{'a' * 40}'; must be a number"),
     "no results": (lambda t: {"recent": None}, "recent is NoneType"),
-    "no optimiser": (lambda t: {"optimizer": None}, "'NoneType' object"),
+    "no optimiser": (lambda t: {"optimizer": None}, ".*NoneType' object"),
     "another optimiser": (lambda t: {"optimizer": {"state": [], "param_groups": [3]}}, "'list' object"),
     "an optimiser without state": (
         lambda t: {"optimizer": {**t["optimizer"], "state": {}}},
-        "the optimiser has no state",
+        "the optimiser has no state$",
     ),
-    "another network's optimiser": (other_moments, "the optimiser's state is of another network"),
-    "no generators": (lambda t: {"generators": None}, "can't be gone on with"),
+    "another network's optimiser": (other_moments, "the optimiser's state is of another network$"),
+    "no generators": (lambda t: {"generators": None}, ""),
     "other generators": (
         lambda t: {"generators": {k: torch.zeros(3, dtype=torch.uint8) for k in t["generators"]}},
-        "can't be gone on with",
+        "",
     ),
-    "other ranks": (lambda t: {"generators_of_other_ranks": 5}, "has no len"),
+    "other ranks": (lambda t: {"generators_of_other_ranks": 5}, ".*has no len"),
     "another rank": (lambda t: {"generators_of_other_ranks": [{}]}, "environments of 1 ranks"),
     "no level seeds": (lambda t: {"level_seeds": None}, "level_seeds is NoneType"),
     "huge level seeds": (lambda t: {"level_seeds": [10**30] * 4}, f"level_seeds holds '{10**30}'; must be"),
-    "no config": (lambda t: {"config": {"env": 3}}, "config"),
-    "no weights": (lambda t: {"agent": None}, "NoneType"),
-    "other weights": (lambda t: {"agent": {"weight": torch.zeros(1)}}, "Missing key"),
-    "no environment": (lambda t: {"spec": 3}, "can't be gone on with"),
-    "no episodes": (lambda t: {"environments": None}, "NoneType"),
+    "no config": (lambda t: {"config": {"env": 3}}, "total_steps: missing"),
+    "no weights": (lambda t: {"agent": None}, ""),
+    "other weights": (lambda t: {"agent": {"weight": torch.zeros(1)}}, "Error.* Missing key"),
+    "no environment": (lambda t: {"spec": 3}, ""),
+    "no episodes": (lambda t: {"environments": None}, ".*NoneType"),
     "other states": (
         other_episodes(state=lambda x: torch.zeros(4, 3)),
         r"states of shape \(4, 3\) for 4 environments",
     ),
     "states in double precision": (other_episodes(state=lambda x: x.double()), "states of shape"),
     "starts are numbers": (other_episodes(start=lambda x: x.float()), "states of shape"),
-    "states are NaN": (other_episodes(state=lambda x: x * torch.nan), "recurrent states that are not finite"),
+    "states are NaN": (other_episodes(state=lambda x: x * torch.nan), "recurrent states that are not finite$"),
     "more actions than steps": (
         other_episodes(steps=torch.zeros_like),
         r"actions of shape \(\d+, 1\) for 0 steps",
@@ -180,13 +181,17 @@ SPOILT: dict[str, tuple[Callable[[Tree], Tree], str]] = {
     "actions are negative": (other_episodes(actions=lambda x: -1 - x.long()), "actions of shape"),
     "actions are fractions": (other_episodes(actions=lambda x: x + 0.5), "actions of shape"),
     "actions without branches": (other_episodes(actions=lambda x: x[:, 0]), "actions of shape"),
-    "no faults": (lambda t: {"faults": []}, "out of range"),
+    "no faults": (lambda t: {"faults": []}, ".*out of range"),
     "faults are text": (lambda t: {"faults": [["a", "b", "c"]]}, "faults holds 'a'; must be"),
     "fewer faults": (lambda t: {"faults": [[0, 0]]}, "faults is list"),
-    "numbering of frames is text": (lambda t: {"distinct_frames": ["x"]}, "distinct_frames must be true, false or n"),
+    "numbering of frames is text": (
+        lambda t: {"distinct_frames": ["x"]},
+        "distinct_frames must be true, false or nothing$",
+    ),
 }
 
 
+BEFORE = {"no config": "the config in the checkpoint: "}
 READ_TO_PLAY = ("infinite steps", "no config", "no weights", "other weights", "no environment")
 
 
@@ -195,7 +200,9 @@ def test_contents_that_cannot_be(kind: str, run: RunDir) -> None:
     spoil, reason = SPOILT[kind]
     change(run, spoil)
     before = {path: path.read_bytes() for path in run.path.rglob("*") if path.is_file()}
-    with pytest.raises(InputError, match=reason) as caught:
+    with pytest.raises(
+        InputError, match=f"^{BEFORE.get(kind, 'the checkpoint can.t be gone on with: ')}{reason}"
+    ) as caught:
         Trainer.resume(run.path, {"total_steps": 256})
     if kind in READ_TO_PLAY:
         with pytest.raises(InputError):

@@ -9,7 +9,7 @@ import pytest
 import torch
 from configs_for_tests import tiny
 from fixture_envs import GivenLevels
-from helpers import collect, fake_targets, tiny_agent, tracers, train, worst_replay
+from helpers import collect, fake_targets, tiny_agent, tracers, train, warmed_up, worst_replay
 from test_resume import assert_equal_runs
 from torch import Tensor
 
@@ -19,7 +19,7 @@ from ppo_tbptt.models import Agent
 from ppo_tbptt.ppo.collector import empty_rollout
 from ppo_tbptt.ppo.frames import CachedObservations, FeatureCache, FrameTable, Observations
 from ppo_tbptt.ppo.learner import Learner
-from ppo_tbptt.ppo.sequences import cut, gather
+from ppo_tbptt.ppo.sequences import cut, gather, only_counted
 from ppo_tbptt.training.trainer import Trainer
 from ppo_tbptt.types import Frames, Minibatch, Projected, Rollout
 
@@ -189,6 +189,23 @@ def test_gathering_shows_every_step_its_frame(num_frames: int) -> None:
         assert num_frames == 200  # none repeats, so nothing is numbered
     assert torch.equal(image, wanted.obs["image"])
     assert torch.equal(batch.obs["vector"], wanted.obs["vector"])
+
+
+def test_steps_that_do_not_count_leave_the_others_their_frames() -> None:
+    agent, counted = tiny_agent(SHAPES, (3, 2)), []
+    rollout = some_rollout(agent, 5)
+    for each in (rollout, stacked(rollout)):
+        sequences = warmed_up(each.start, 5)
+        batch = gather(each, fake_targets(each), sequences, torch.arange(0, sequences.mask.shape[1], 2))
+        output = agent.unroll(batch.obs, batch.state, batch.sequences_per_step)
+        counted.append(only_counted(batch, output)[0])
+        features = only_counted(batch, output)[1].features
+        assert features is not None and output.features is not None and batch.in_loss is not None
+        assert torch.equal(features, output.features[batch.in_loss])
+    once, wanted = counted
+    assert torch.equal(once.obs["image"].stacked(), wanted.obs["image"])
+    assert torch.equal(once.obs["vector"], wanted.obs["vector"])
+    assert len(wanted.obs["image"]) == len(wanted.action) == sequences.counted[::2].sum()
 
 
 def gradient(agent: Agent, batch: Minibatch) -> Tensor:

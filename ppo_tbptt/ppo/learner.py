@@ -100,9 +100,8 @@ class Learner:
         self.encode: Encode | None = None
         """The encoder where it is compiled."""
         self._nonfinite_in_a_row = 0
-        self.optimizer = torch.optim.AdamW(
-            self.parameters(), lr=config.learning_rate.initial, weight_decay=config.weight_decay, fused=True
-        )
+        # Every update sets the learning rate.
+        self.optimizer = torch.optim.AdamW(self.parameters(), weight_decay=config.weight_decay, fused=True)
 
     def parameters(self) -> list[nn.Parameter]:
         """Return all that is trained: the agent's parameters, then the losses'."""
@@ -175,7 +174,7 @@ class Learner:
     def _step(self, part: Part, minibatch: Callable[[Tensor], Minibatch], ppo: PPOLoss, timer: Timer) -> _Step:
         """Step the optimiser once, with the minibatch that ``minibatch`` makes of the part's sequences."""
         parameters = self.parameters()
-        self.optimizer.zero_grad(set_to_none=True)
+        self.optimizer.zero_grad()
         figures: Figures = {}
         if part.steps:
             with timer("sequences"):
