@@ -1,5 +1,7 @@
 """NaN and infinity in an update: it is skipped and counted, the weights stay, and in the end the run stops."""
 
+from typing import Any
+
 import pytest
 import torch
 from helpers import poison, small_agent, update_once
@@ -8,7 +10,7 @@ from ppo_tbptt.config import PPOConfig
 from ppo_tbptt.ppo.learner import Learner, NonFiniteError
 
 
-def learner(poisoned: set[int], **options: int) -> Learner:
+def learner(poisoned: set[int], **options: Any) -> Learner:
     """One whose k-th losses, k in ``poisoned``, are NaN with NaN gradients."""
     config = PPOConfig(rollout_steps=23, num_epochs=2, num_minibatches=3, sequence_length=8)
     return Learner(
