@@ -141,7 +141,7 @@ SPOILT: dict[str, tuple[Callable[[Tree], Tree], str]] = {
     "negative steps": (lambda t: {"env_steps": -1}, "env_steps holds '-1'; must be"),
     "best is NaN": (lambda t: {"best": float("nan")}, "best holds 'nan'; must be a number"),
     "results are text": (lambda t: {"recent": [0.5, "a" * 50]}, f"recent holds '{'a' * 40}'; must be a number"),
-    "no results": (lambda t: {"recent": None}, "recent is NoneType"),
+    "results are one text": (lambda t: {"recent": "0.5"}, "recent is str"),
     "no optimiser": (lambda t: {"optimizer": None}, ".*NoneType' object"),
     "another optimiser": (lambda t: {"optimizer": {"state": [], "param_groups": [3]}}, "'list' object"),
     "an optimiser without state": (
