@@ -167,11 +167,11 @@ def warmed_up(start: Tensor, length: int | None, *_: Any) -> Sequences:
 
 
 def poison(when: Callable[[int], bool]) -> AuxiliaryLoss:
-    """A loss that is 0, but NaN with NaN gradients at its k-th call where ``when(k)``."""
+    """A loss that is 0, but NaN with NaN gradients at its k-th call where ``when(k)``; its figure is 1."""
     calls = itertools.count()
 
     def loss(batch: Minibatch, output: AgentOutput) -> tuple[Tensor, dict[str, Tensor]]:
-        return output.value.mean() * (torch.nan if when(next(calls)) else 0.0), {}
+        return output.value.mean() * (torch.nan if when(next(calls)) else 0.0), {"poison/one": torch.ones(())}
 
     return AuxiliaryLoss(name="poison", coef=1.0, loss=loss)
 

@@ -1,18 +1,21 @@
 """An environment made of tensors behind the same interface: collected, trained, resumed."""
 
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 import torch
 from configs_for_tests import tiny
-from helpers import collect, tiny_agent
+from helpers import collect, timeless, tiny_agent
 from torch import Tensor
 
 from ppo_tbptt.envs import BatchedEnv, EnvSpec, Episode, LevelSeeds, LevelSource, StepResult
 from ppo_tbptt.envs.interface import ArraySpec
 from ppo_tbptt.models import Agent
 from ppo_tbptt.ppo.collector import RolloutCollector
+from ppo_tbptt.run.checkpoint import CheckpointError
 from ppo_tbptt.training.trainer import Trainer
 from ppo_tbptt.types import Carry
 
@@ -125,6 +128,22 @@ def test_it_is_resumed_in_the_middle_of_its_episodes() -> None:
     result = collect(collector, again, STEPS, 1)
     for name in ("state", "action", "next_value", "reward"):
         assert torch.equal(getattr(result.rollout, name), getattr(expected.rollout, name))
+
+
+def test_a_training_in_it_is_resumed_exactly_with_it_alone(tmp_path: Path) -> None:
+    config = tiny(total_steps=3 * 4 * ENVS, env={"num_envs": ENVS}, ppo={"rollout_steps": 4, "sequence_length": None})
+    levels = LevelSeeds(0, ENVS, 0, 100)
+    with Trainer(config, envs=Recall(LevelSeeds(0, ENVS, 0, 100))) as trainer:
+        whole = [timeless(report.row()) for report in trainer]
+    with Trainer(config, tmp_path / "run", envs=Recall(levels)) as trainer:
+        next(trainer)
+        assert trainer.levels is None and trainer.state_dict()["level_seeds"] == []
+        assert trainer.save() is not None
+    with pytest.raises(CheckpointError, match=r"run: its envs was handed in .*; resume with envs=\.\.\.$"):
+        Trainer.resume(tmp_path / "run")
+    with Trainer.resume(tmp_path / "run", envs=Recall(levels)) as trainer:
+        assert trainer.notes == []
+        assert [timeless(report.row()) for report in trainer] == whole[1:]
 
 
 def test_a_trainer_takes_it() -> None:

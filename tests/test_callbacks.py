@@ -71,6 +71,33 @@ def test_a_callback_of_ones_own(tmp_path: Path) -> None:
     assert rows == train(config)
 
 
+class MayDrop(Callback):
+    """Asks before each update whether the iteration may be dropped."""
+
+    def __init__(self) -> None:
+        self.answers: list[bool] = []
+
+    def before_epoch(self, iteration: Iteration, epoch: int) -> None:
+        if not epoch:
+            self.answers.append(iteration.trainer.snapshot.may_drop())
+
+
+@pytest.mark.parametrize(
+    ("eval_every", "answers"),
+    [(0, [True, False, False, False]), (3, [True, False, True, False]), (2, [True, True, False, False])],
+)
+def test_iterations_of_unknown_duration_may_be_dropped(eval_every: int, answers: list[bool], tmp_path: Path) -> None:
+    """Of those with an evaluation, and of those without, only the first of a run that writes what is needed for it."""
+    config = tiny(train={"eval_every": eval_every, "eval_num_seeds": 1, "eval_repeats": 1})
+    with Trainer(config, tmp_path / "run", callbacks=[asks := MayDrop()]) as trainer:
+        assert not trainer.snapshot.may_drop()
+        list(trainer)
+    assert asks.answers == answers
+    with Trainer(config, callbacks=[asks := MayDrop()]) as trainer:
+        list(trainer)
+    assert not any(asks.answers)
+
+
 def test_an_agent_that_is_handed_in(tmp_path: Path) -> None:
     """It trains, and what a config cannot rebuild is said in one line where it is missing."""
     config = tiny(train={"checkpoint_every": 1})

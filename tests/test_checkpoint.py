@@ -16,6 +16,7 @@ from ppo_tbptt.run import checkpoint
 from ppo_tbptt.run.checkpoint import CheckpointError, load_checkpoint, save_checkpoint
 from ppo_tbptt.run.folder import RunDir
 from ppo_tbptt.runtime.errors import InputError
+from ppo_tbptt.training.callbacks import Callback
 from ppo_tbptt.training.trainer import Trainer
 
 TREE = {"config": {"a": 1}, "agent": {"w": torch.ones(3)}, "best": None}
@@ -126,50 +127,100 @@ def other_moments(tree: Tree) -> Tree:
     return {"optimizer": {**tree["optimizer"], "state": state}}
 
 
-SPOILT: dict[str, Callable[[Tree], Tree]] = {
-    "iteration is text": lambda t: {"iteration": "x"},
-    "huge iteration": lambda t: {"iteration": 10**30},
-    "infinite steps": lambda t: {"env_steps": float("inf")},
-    "steps are true": lambda t: {"env_steps": True},
-    "best is NaN": lambda t: {"best": float("nan")},
-    "results are text": lambda t: {"recent": ["a"]},
-    "no optimiser": lambda t: {"optimizer": None},
-    "another optimiser": lambda t: {"optimizer": {"state": [], "param_groups": [3]}},
-    "an optimiser without state": lambda t: {"optimizer": {**t["optimizer"], "state": {}}},
-    "another network's optimiser": other_moments,
-    "no generators": lambda t: {"generators": None},
-    "other generators": lambda t: {"generators": {k: torch.zeros(3, dtype=torch.uint8) for k in t["generators"]}},
-    "other ranks": lambda t: {"generators_of_other_ranks": 5},
-    "no level seeds": lambda t: {"level_seeds": None},
-    "huge level seeds": lambda t: {"level_seeds": [10**30] * 4},
-    "no config": lambda t: {"config": {"env": 3}},
-    "no weights": lambda t: {"agent": None},
-    "other weights": lambda t: {"agent": {"weight": torch.zeros(1)}},
-    "no environment": lambda t: {"spec": 3},
-    "no episodes": lambda t: {"environments": None},
-    "other states": lambda t: {"environments": [{**first(t), "state": torch.zeros(4, 3)}]},
-    "states are NaN": lambda t: {"environments": [{**first(t), "state": first(t)["state"] * torch.nan}]},
-    "more actions than steps": lambda t: {"environments": [{**first(t), "steps": torch.zeros(4, dtype=torch.int64)}]},
-    "fewer episodes": lambda t: {"environments": [{**first(t), "seed": first(t)["seed"][:2]}]},
-    "no faults": lambda t: {"faults": []},
-    "faults are text": lambda t: {"faults": [["a", "b", "c"]]},
+def other_episodes(**changes: Callable[[torch.Tensor], torch.Tensor]) -> Callable[[Tree], Tree]:
+    """With these tensors of the environments changed."""
+    return lambda tree: {"environments": [first(tree) | {key: f(first(tree)[key]) for key, f in changes.items()}]}
+
+
+SPOILT: dict[str, tuple[Callable[[Tree], Tree], str]] = {
+    "iteration is text": (lambda t: {"iteration": "x"}, "iteration holds 'x'; must be a whole number from 0 on"),
+    "huge iteration": (lambda t: {"iteration": 10**60}, f"iteration holds '1{'0' * 39}'; must be a whole number"),
+    "infinite steps": (lambda t: {"env_steps": float("inf")}, "env_steps holds 'inf'; must be"),
+    "too many steps": (lambda t: {"env_steps": 10**15}, "env_steps holds '1000000000000000'; must be"),
+    "steps are true": (lambda t: {"env_steps": True}, "env_steps holds 'True'; must be"),
+    "negative steps": (lambda t: {"env_steps": -1}, "env_steps holds '-1'; must be"),
+    "best is NaN": (lambda t: {"best": float("nan")}, "best holds 'nan'; must be a number"),
+    "results are text": (lambda t: {"recent": [0.5, "a" * 50]}, f"recent holds '{'a' * 40}'; must be a number"),
+    "results are one text": (lambda t: {"recent": "0.5"}, "recent is str"),
+    "no optimiser": (lambda t: {"optimizer": None}, ".*NoneType' object"),
+    "another optimiser": (lambda t: {"optimizer": {"state": [], "param_groups": [3]}}, "'list' object"),
+    "an optimiser without state": (
+        lambda t: {"optimizer": {**t["optimizer"], "state": {}}},
+        "the optimiser has no state$",
+    ),
+    "another network's optimiser": (other_moments, "the optimiser's state is of another network$"),
+    "no generators": (lambda t: {"generators": None}, ""),
+    "other generators": (
+        lambda t: {"generators": {k: torch.zeros(3, dtype=torch.uint8) for k in t["generators"]}},
+        "",
+    ),
+    "other ranks": (lambda t: {"generators_of_other_ranks": 5}, ".*has no len"),
+    "another rank": (lambda t: {"generators_of_other_ranks": [{}]}, "environments of 1 ranks"),
+    "no level seeds": (lambda t: {"level_seeds": None}, "level_seeds is NoneType"),
+    "huge level seeds": (lambda t: {"level_seeds": [10**30] * 4}, f"level_seeds holds '{10**30}'; must be"),
+    "no config": (lambda t: {"config": {"env": 3}}, "total_steps: missing"),
+    "no weights": (lambda t: {"agent": None}, ""),
+    "other weights": (lambda t: {"agent": {"weight": torch.zeros(1)}}, "Error.* Missing key"),
+    "no environment": (lambda t: {"spec": 3}, ""),
+    "no episodes": (lambda t: {"environments": None}, ".*NoneType"),
+    "other states": (
+        other_episodes(state=lambda x: torch.zeros(4, 3)),
+        r"states of shape \(4, 3\) for 4 environments",
+    ),
+    "states in double precision": (other_episodes(state=lambda x: x.double()), "states of shape"),
+    "starts are numbers": (other_episodes(start=lambda x: x.float()), "states of shape"),
+    "states are NaN": (other_episodes(state=lambda x: x * torch.nan), "recurrent states that are not finite$"),
+    "more actions than steps": (
+        other_episodes(steps=torch.zeros_like),
+        r"actions of shape \(\d+, 1\) for 0 steps",
+    ),
+    "fewer episodes": (other_episodes(seed=lambda x: x[:2]), "episodes of other than 4 environments"),
+    "fewer digests": (other_episodes(digest=lambda x: x[:2]), "episodes of other than 4 environments"),
+    "more steps": (other_episodes(steps=lambda x: torch.cat([x, x[:1]])), "episodes of other than 4 environments"),
+    "episodes of negative steps": (other_episodes(steps=lambda x: -1 - x), "episodes of other than 4 environments"),
+    "actions are negative": (other_episodes(actions=lambda x: -1 - x.long()), "actions of shape"),
+    "actions are fractions": (other_episodes(actions=lambda x: x + 0.5), "actions of shape"),
+    "actions without branches": (other_episodes(actions=lambda x: x[:, 0]), "actions of shape"),
+    "no faults": (lambda t: {"faults": []}, ".*out of range"),
+    "faults are text": (lambda t: {"faults": [["a", "b", "c"]]}, "faults holds 'a'; must be"),
+    "fewer faults": (lambda t: {"faults": [[0, 0]]}, "faults is list"),
+    "numbering of frames is text": (
+        lambda t: {"distinct_frames": ["x"]},
+        "distinct_frames must be true, false or nothing$",
+    ),
 }
 
 
+BEFORE = {"no config": "the config in the checkpoint: "}
 READ_TO_PLAY = ("infinite steps", "no config", "no weights", "other weights", "no environment")
 
 
 @pytest.mark.parametrize("kind", SPOILT)
 def test_contents_that_cannot_be(kind: str, run: RunDir) -> None:
-    change(run, SPOILT[kind])
+    spoil, reason = SPOILT[kind]
+    change(run, spoil)
     before = {path: path.read_bytes() for path in run.path.rglob("*") if path.is_file()}
-    with pytest.raises(InputError) as caught:
+    with pytest.raises(
+        InputError, match=f"^{BEFORE.get(kind, 'the checkpoint can.t be gone on with: ')}{reason}"
+    ) as caught:
         Trainer.resume(run.path, {"total_steps": 256})
     if kind in READ_TO_PLAY:
         with pytest.raises(InputError):
             Policy.load(run.newest())
     assert "\n" not in str(caught.value) and len(str(caught.value)) < 500
     assert before == {path: path.read_bytes() for path in run.path.rglob("*") if path.is_file()}
+
+
+def test_what_older_checkpoints_lack_begins_anew(run: RunDir) -> None:
+    tree = load_checkpoint(run.newest())
+    save_checkpoint(run.newest(), {key: x for key, x in tree.items() if key not in ADDED_LATER})
+    callback = Callback()
+    callback.name = "counts"
+    with Trainer.resume(run.path, {"total_steps": 192}, callbacks=[callback]) as trainer:
+        assert next(trainer).iteration == 3
+
+
+ADDED_LATER = ("callbacks", "losses", "distinct_frames", "handed_in")
 
 
 def test_episodes_that_were_never_played_begin_anew(run: RunDir) -> None:

@@ -18,7 +18,7 @@ from torch import Tensor
 from ppo_tbptt.config import Config
 from ppo_tbptt.evaluation.policy import Policy
 from ppo_tbptt.models import Agent
-from ppo_tbptt.models.compile import Encode, compile_encoder
+from ppo_tbptt.models.compile import CompileError, Encode, compile_encoder
 from ppo_tbptt.run.checkpoint import load_checkpoint
 from ppo_tbptt.run.folder import RunDir
 from ppo_tbptt.run.metrics import read_metrics
@@ -83,6 +83,16 @@ def test_it_is_compiled_once_on_a_minibatch_and_used_in_every_update(
     assert tried == [{"obs": ((num, 84, 84, 3), torch.uint8)}]
     assert len(calls) == report.scalars["optim/updates"]
     assert report.scalars["loss/total"] == plain.scalars["loss/total"]
+
+
+def test_what_cannot_be_compiled_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    def compile_encoder(agent: Agent, obs: Mapping[str, Tensor]) -> Encode:
+        raise CompileError("no compiler")
+
+    monkeypatch.setattr("ppo_tbptt.training.build.compile_encoder", compile_encoder)
+    with Trainer(tiny(compile=True)) as trainer:
+        assert trainer.notes == ["not compiled, training goes on without: no compiler"]
+        assert trainer.learner.encode is None
 
 
 @needs_compiler

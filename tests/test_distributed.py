@@ -16,16 +16,19 @@ from typing import Any
 import psutil
 import pytest
 import torch
-from helpers import starts, warmed_up
+from helpers import fake_rollout, small_agent, starts, warmed_up
 from ranks import environment, free_port, run_ranks, train
 
+from ppo_tbptt.envs import WorkerError
 from ppo_tbptt.ppo.all_reduce import all_reduce_moments, all_reduce_steps
 from ppo_tbptt.ppo.sequences import split
 from ppo_tbptt.run.checkpoint import load_checkpoint
 from ppo_tbptt.run.metrics import read_metrics
 from ppo_tbptt.runtime.device import DeviceError
 from ppo_tbptt.runtime.distributed import World
+from ppo_tbptt.training.report import FaultCounts, explained_variance
 from ppo_tbptt.training.trainer import Trainer
+from ppo_tbptt.types import Targets
 
 ROOT = Path(__file__).parent.parent
 
@@ -92,6 +95,30 @@ def test_one_device_for_several_ranks_is_refused() -> None:
     assert world.device_name("cuda") == "cuda:1"
     with pytest.raises(DeviceError, match="2 ranks need a device each"):
         world.device_name("cuda:0")
+
+
+@pytest.mark.parametrize(("num_ranks", "row"), [(2, [3, 4, 5]), (1, [0, 1, 2]), (3, [0, 1, 2])])
+def test_counts_of_faults_go_on_by_rank(num_ranks: int, row: list[int]) -> None:
+    """Where there are as many ranks as before; otherwise with those of rank 0."""
+    faults = FaultCounts(World(rank=1, size=2), 7)
+    faults.load_state_dict([[3 * rank, 3 * rank + 1, 3 * rank + 2] for rank in range(num_ranks)])
+    assert [faults.cut_episodes, faults.nonfinite_updates] == row[1:]
+
+
+def test_restarts_of_workers_are_counted_over_all_parts_of_a_run() -> None:
+    faults = FaultCounts(World(), 7)
+    assert faults.state_dict() == [[0, 0, 0]]
+    faults.load_state_dict([[2, 3, 4]])
+    faults.budget.spend(WorkerError("gone"), "restarted")
+    assert faults.state_dict() == [[3, 3, 4]]
+    tags = ("worker_restarts", "cut_episodes", "nonfinite_updates")
+    assert faults.scalars() == {f"faults/{tag}": count for tag, count in zip(tags, (3, 3, 4), strict=True)}
+
+
+def test_where_all_returns_are_equal_nothing_is_explained() -> None:
+    rollout = fake_rollout(small_agent(), starts())
+    ones = torch.ones_like(rollout.value)
+    assert explained_variance(rollout, Targets(advantage=ones, value_target=ones), World()) == {}
 
 
 # --- processes -----------------------------------------------------------------------------------------------------

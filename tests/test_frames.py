@@ -2,23 +2,26 @@
 
 from dataclasses import replace
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 import pytest
 import torch
 from configs_for_tests import tiny
-from helpers import collect, fake_targets, tiny_agent, train, worst_replay
+from fixture_envs import GivenLevels
+from helpers import collect, fake_targets, tiny_agent, tracers, train, warmed_up, worst_replay
 from test_resume import assert_equal_runs
 from torch import Tensor
 
 from ppo_tbptt.config import PPOConfig
+from ppo_tbptt.envs import VectorEnv
 from ppo_tbptt.models import Agent
 from ppo_tbptt.ppo.collector import empty_rollout
-from ppo_tbptt.ppo.frames import FeatureCache, FrameTable
+from ppo_tbptt.ppo.frames import CachedObservations, FeatureCache, FrameTable, Observations
 from ppo_tbptt.ppo.learner import Learner
-from ppo_tbptt.ppo.sequences import cut, gather
+from ppo_tbptt.ppo.sequences import cut, gather, only_counted
 from ppo_tbptt.training.trainer import Trainer
-from ppo_tbptt.types import Frames, Minibatch, Rollout
+from ppo_tbptt.types import Frames, Minibatch, Projected, Rollout
 
 SHAPE = (36, 36, 3)
 SHAPES = {"image": SHAPE, "vector": (4,)}
@@ -63,12 +66,29 @@ def test_without_numbers_every_frame_is_stored_and_distinct_ones_are_counted() -
     frames.clear(distinct=False)
     assert frames.add(images(5, 5, 6), hashes(5, 5, 6)).tolist() == [0, 1, 2]
     assert frames.add(images(5), hashes(5)).tolist() == [3]
-    assert torch.equal(frames.frames, images(5, 5, 6, 5)) and frames.num_distinct == 2
+    assert frames.add(images(7), None).tolist() == [4]
+    assert torch.equal(frames.frames, images(5, 5, 6, 5, 7)) and frames.num_distinct == 2
 
 
-def test_tables_grow() -> None:
-    """On a GPU, and in page-locked memory, they begin small; here it is forced."""
+@pytest.mark.parametrize(("device", "sizes"), [("cpu", [3000, 3000, 3000]), ("meta", [1024, 2048, 3000])])
+def test_tables_grow_but_on_the_host(device: str, sizes: list[int]) -> None:
+    """There, no memory is taken before it is written. "meta" stands for a GPU."""
+    frames = FrameTable((1, 1, 3), 3000, torch.device(device))
+    frames.clear(distinct=False)
+    found = []
+    for count in (1, 1024, 1024):
+        frames.add(torch.zeros(count, 1, 1, 3, dtype=torch.uint8), None)
+        assert frames.frames.shape == (len(frames.frames), 1, 1, 3) and frames.frames.dtype == torch.uint8
+        assert frames.frames.device.type == device
+        found.append(len(frames.memory))
+    assert found == sizes and len(frames.frames) == 2049
+    assert len(FrameTable((1, 1, 3), 1000, torch.device(device)).memory) == 1000
+
+
+def test_each_frame_is_encoded_once_also_where_a_table_has_grown() -> None:
     frames, agent = table(3000), tiny_agent({"obs": SHAPE}, (2,))
+    encoded: list[int] = []
+    agent.encoder.register_forward_pre_hook(lambda _, args: encoded.append(len(args[0]["obs"])))
     frames.memory = frames.memory[:2].clone()
     cache, number = FeatureCache(agent), torch.arange(2)
     with agent.acting():
@@ -76,10 +96,61 @@ def test_tables_grow() -> None:
         first = cache.project("obs", frames, number).values[:2].clone()
         frames.add(images(3, 4, 5), hashes(3, 4, 5))
         projected = cache.project("obs", frames, torch.tensor([4, 0])).values
+        assert torch.equal(cache.project("obs", frames, number).values, projected)
+        assert encoded == [2, 3]
         wanted = agent.project({"obs": images(1, 2, 3, 4, 5)})["obs"]
-    assert torch.equal(frames.frames, images(1, 2, 3, 4, 5)) and len(frames.memory) == 5
+    assert torch.equal(frames.frames, images(1, 2, 3, 4, 5)) and frames.frames.dtype == torch.uint8
+    assert len(frames.memory) == 5
     assert torch.equal(projected[:2], first)
     torch.testing.assert_close(projected[:5], wanted)
+
+
+def questions(*levels: int) -> VectorEnv:
+    """An environment for each of these levels, which it plays for ever: a colour, two black frames, a white one."""
+    return VectorEnv("fixture_envs:fixture/DictToy-v0", num_envs=len(levels), levels=GivenLevels(levels), num_workers=0)
+
+
+def test_an_evaluation_keeps_no_more_frames_than_it_may() -> None:
+    """Here 4. All are forgotten where those of the two environments might be too many."""
+    agent = tiny_agent({"image": (84, 84, 3), "vector": (2,)}, (2, 2))
+    encoded: list[int] = []
+    with questions(5, 5) as envs, agent.acting():
+        envs.reset()
+        observe = CachedObservations(envs, agent, 4)
+        for new in ([1], [1], [], [1], [1], [1], []):
+            hook = agent.encoder.register_forward_pre_hook(lambda _, args: encoded.append(len(args[0]["image"])))
+            encoded.clear()
+            inputs, vector = observe(), torch.tensor(envs.obs["vector"])
+            assert encoded == new
+            hook.remove()
+            wanted = agent.project({"image": torch.as_tensor(envs.obs["image"])})["image"]
+            image = inputs["image"]
+            assert isinstance(image, Projected)
+            torch.testing.assert_close(image.values[image.number], wanted)
+            envs.step(torch.zeros(2, 2, dtype=torch.int64))
+            assert torch.equal(cast(Tensor, inputs["vector"]), vector), "what is returned is a copy"
+
+
+def test_an_evaluation_observes_on_the_agents_device() -> None:
+    with tracers(2) as envs:
+        agent = tiny_agent({"obs": (3,)}, (3, 2)).to("meta")
+        assert cast(Tensor, CachedObservations(envs, agent)()["obs"]).device.type == "meta"
+
+
+@pytest.mark.parametrize("distinct", [None, False])
+def test_what_each_environment_showed_at_each_step(distinct: bool | None) -> None:
+    agent = tiny_agent({"image": (84, 84, 3), "vector": (2,)}, (2, 2))
+    with questions(*range(5)) as envs:
+        envs.reset()
+        observations = Observations(envs, agent, agent.device, distinct)
+        observations.begin(empty_rollout(agent, 6, 5))
+        for t in range(6):
+            shown = {key: torch.tensor(x) for key, x in envs.obs.items()}
+            observations.store(t, slice(0, 5))
+            envs.step(torch.zeros(5, 2, dtype=torch.int64))
+            for n in range(5):
+                found = observations.of(t, n)
+                assert found.keys() == shown.keys() and all(torch.equal(x, shown[key][n]) for key, x in found.items())
 
 
 def some_rollout(agent: Agent, num_frames: int, dtype: torch.dtype = torch.float32) -> Rollout:
@@ -106,18 +177,35 @@ def stacked(rollout: Rollout) -> Rollout:
     return replace(rollout, obs={key: x.stacked() if isinstance(x, Frames) else x for key, x in rollout.obs.items()})
 
 
-@pytest.mark.parametrize("num_frames", [1, 5, 200])
+@pytest.mark.parametrize("num_frames", [1, 5, STEPS * ENVS, 200])
 def test_gathering_shows_every_step_its_frame(num_frames: int) -> None:
     rollout = some_rollout(tiny_agent(SHAPES, (3, 2)), num_frames)
     batch, wanted = minibatch(rollout), minibatch(stacked(rollout))
     image = batch.obs["image"]
     if isinstance(image, Frames):
-        assert len(image.table) == len(image.number.unique()) == min(num_frames, len(image.table)) < len(image.number)
+        assert num_frames < STEPS * ENVS and len(image.table) == len(image.number.unique()) < len(image.number)
         image = image.stacked()
     else:
-        assert num_frames == 200  # none repeats, so nothing is numbered
+        assert num_frames >= STEPS * ENVS  # none need repeat, so nothing is numbered
     assert torch.equal(image, wanted.obs["image"])
     assert torch.equal(batch.obs["vector"], wanted.obs["vector"])
+
+
+def test_steps_that_do_not_count_leave_the_others_their_frames() -> None:
+    agent, counted = tiny_agent(SHAPES, (3, 2)), []
+    rollout = some_rollout(agent, 5)
+    for each in (rollout, stacked(rollout)):
+        sequences = warmed_up(each.start, 5)
+        batch = gather(each, fake_targets(each), sequences, torch.arange(0, sequences.mask.shape[1], 2))
+        output = agent.unroll(batch.obs, batch.state, batch.sequences_per_step)
+        counted.append(only_counted(batch, output)[0])
+        features = only_counted(batch, output)[1].features
+        assert features is not None and output.features is not None and batch.in_loss is not None
+        assert torch.equal(features, output.features[batch.in_loss])
+    once, wanted = counted
+    assert torch.equal(once.obs["image"].stacked(), wanted.obs["image"])
+    assert torch.equal(once.obs["vector"], wanted.obs["vector"])
+    assert len(wanted.obs["image"]) == len(wanted.action) == sequences.counted[::2].sum()
 
 
 def gradient(agent: Agent, batch: Minibatch) -> Tensor:

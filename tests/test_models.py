@@ -56,6 +56,19 @@ def test_cores_with_nothing_but_forward_keep_the_contract(core_class: Any) -> No
     check_core(core_class, core_config("lstm", 2, 0.5))
 
 
+@pytest.mark.parametrize("lengths", [[3], [2, 2], [3, 3, 1], [4, 2, 2, 1]])
+def test_packed_sequences_are_unrolled_each_for_itself(lengths: list[int]) -> None:
+    core, state = Leaky(2, None), torch.randn(len(lengths), 2)
+    sequences = [torch.randn(length, 2) for length in lengths]
+    x = torch.cat([torch.stack([s[t] for s in sequences if t < len(s)]) for t in range(lengths[0])])
+    packing = torch.tensor([sum(length > t for length in lengths) for t in range(lengths[0])])
+    y, after = core.unroll(x, state, packing)
+    singly = [core(s[:, None], before[None]) for s, before in zip(sequences, state, strict=True)]
+    wanted = torch.cat([torch.cat([y[t] for y, _ in singly if t < len(y)]) for t in range(lengths[0])])
+    torch.testing.assert_close(y, wanted)
+    torch.testing.assert_close(after, torch.cat([last for _, last in singly]))
+
+
 class StateBefore(Leaky):
     def forward(self, x: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
         y, _ = super().forward(x, state)

@@ -1,5 +1,7 @@
 """NaN and infinity in an update: it is skipped and counted, the weights stay, and in the end the run stops."""
 
+from typing import Any
+
 import pytest
 import torch
 from helpers import poison, small_agent, update_once
@@ -8,7 +10,7 @@ from ppo_tbptt.config import PPOConfig
 from ppo_tbptt.ppo.learner import Learner, NonFiniteError
 
 
-def learner(poisoned: set[int], max_nonfinite: int = 10) -> Learner:
+def learner(poisoned: set[int], **options: Any) -> Learner:
     """One whose k-th losses, k in ``poisoned``, are NaN with NaN gradients."""
     config = PPOConfig(rollout_steps=23, num_epochs=2, num_minibatches=3, sequence_length=8)
     return Learner(
@@ -16,8 +18,8 @@ def learner(poisoned: set[int], max_nonfinite: int = 10) -> Learner:
         config,
         total_steps=1000,
         generator=torch.Generator(),
-        max_nonfinite=max_nonfinite,
         auxiliary=[poison(lambda k: k in poisoned)],
+        **options,
     )
 
 
@@ -32,7 +34,8 @@ def test_a_poisoned_update_changes_nothing_and_is_counted() -> None:
     moments = [x for state in other.optimizer.state.values() for x in state.values()]
     assert all(x.isfinite().all() for x in [*weights(other), *moments])
     assert {"loss/total", "policy/approx_kl", "optim/grad_norm"} <= stats.scalars.keys()
-    assert all(value == value for value in stats.scalars.values()), "the means are over the others"
+    assert all(value == value for value in stats.scalars.values())
+    assert stats.scalars["poison/one"] == 1, "the means are over the others"
     assert {int(state["step"]) for state in other.optimizer.state.values()} == {5}
 
 
@@ -54,4 +57,10 @@ def test_too_many_in_a_row_are_the_end_over_iterations_too() -> None:
         update_once(other)
     assert caught.value.minibatch is not None
     assert len(caught.value.minibatch.action) > 0
-    update_once(learner({3, 4, 6, 7}, max_nonfinite=4))  # not in a row
+    update_once(learner({0, 1, 2, 4, 5}, max_nonfinite=4))  # not in a row
+    other = learner(set(range(1, 99)))
+    update_once(other)
+    with pytest.raises(
+        NonFiniteError, match=r"^loss or gradient was NaN or infinite in 10 updates in a row; they were"
+    ):
+        update_once(other)

@@ -17,6 +17,7 @@ from tensorboard.backend.event_processing.event_file_loader import LegacyEventFi
 
 from ppo_tbptt.config import Config
 from ppo_tbptt.run.checkpoint import load_checkpoint
+from ppo_tbptt.training.callbacks import Callback, Iteration
 from ppo_tbptt.training.trainer import Trainer
 
 LONG = tiny(
@@ -224,6 +225,41 @@ def test_the_mean_of_100_episodes_decides_which_weights_are_best(tmp_path: Path)
                     saved = load_checkpoint(file)
                     assert (saved["best"], saved["iteration"]) == (score, iteration)
                     assert all(torch.equal(x, weights[iteration][name]) for name, x in saved["agent"].items())
+
+
+class Scores(Callback):
+    """Takes the returns of the episodes and the score of each iteration."""
+
+    def __init__(self) -> None:
+        self.returns: list[float] = []
+        self.scores: list[float | None] = []
+
+    def after_iteration(self, iteration: Iteration) -> None:
+        self.returns += [episode.ret for episode in iteration.episodes]
+        mean = float(np.mean(self.returns[-100:]))
+        assert iteration.score == (None if iteration.score is None else pytest.approx(mean, rel=1e-12))
+        self.scores.append(iteration.score)
+
+
+@pytest.mark.parametrize(("every", "when"), [(1, [2, 3, 4, 5]), (3, [3, 5]), (50, [5])])
+def test_the_score_is_computed_when_a_checkpoint_is_due(every: int, when: list[int], tmp_path: Path) -> None:
+    """64 episodes of one step end in each iteration."""
+    config = tiny(total_steps=5 * 64, env={"id": "ppo_tbptt/ProbeObservation-v0"}, train={"checkpoint_every": every})
+    with Trainer(config, tmp_path / "run", callbacks=[scores := Scores()]) as trainer:
+        list(trainer)
+        assert len(set(scores.returns)) > 1
+        assert [number for number, score in enumerate(scores.scores, 1) if score is not None] == when
+        assert trainer.checkpoints.best == max(score for score in scores.scores if score is not None)
+
+
+def test_histograms_of_the_first_iteration(tmp_path: Path) -> None:
+    with Trainer(tiny(), tmp_path / "run") as trainer:
+        next(trainer)
+    board = EventAccumulator(str(tmp_path / "run")).Reload()
+    assert set(board.Tags()["histograms"]) == {"hist/state", "hist/value", "hist/advantage"}
+    for tag, count in {"hist/state": 64 * 8, "hist/value": 64, "hist/advantage": 64}.items():
+        (event,) = board.Histograms(tag)
+        assert (event.step, event.histogram_value.num) == (64, count)
 
 
 def bests(log: list[Played], config: Config) -> list[tuple[float | None, int | None]]:

@@ -242,6 +242,7 @@ CASES = {
     "two layers of LSTM that forget, trained with dropout": Case(
         agent={**LSTM, "dropout": 0.5}, how={"forget_every": 2}
     ),
+    "a level twice": Case(how={"seeds": [123, 456, 123], "repeats": 1}),
     "no memory": Case(agent={"core": "none"}),
     "own time limit": Case("ppo_tbptt/PocMemory-v0"),
     "images": Case(IMAGES, env={"options": {"delay": 3}}),
@@ -263,8 +264,21 @@ def test_an_evaluation_is_the_plain_loop_by_any_number_of_workers(name: str) -> 
         assert_equal(asdict(CASES[name].of(evaluate, num_workers=num_workers)), expected)
 
 
-def test_levels_are_played_three_times_by_default() -> None:
-    assert evaluate(make_agent(TRACER), EnvConfig(id=TRACER), seeds=[100], num_workers=0).episodes == 3
+def test_levels_are_played_three_times_by_default_and_disturbances_told_of_steps_and_episodes() -> None:
+    told: list[tuple[Any, ...]] = []
+
+    def disturb(state: torch.Tensor, age: np.ndarray, episodes: Any) -> torch.Tensor:
+        told.append((age.dtype, age.tolist(), list(episodes)))
+        return state
+
+    assert evaluate(make_agent(TRACER), EnvConfig(id=TRACER), seeds=[100], num_workers=0, disturb=disturb).episodes == 3
+    length, playing = fixture_envs.tracer_length(100), [(100, repeat) for repeat in range(3)]
+    assert told == [(np.int64, [t] * 3, playing) for t in range(length)]
+
+
+def test_by_default_there_is_a_process_for_each_core(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("os.sched_getaffinity", lambda _: [])
+    assert evaluate(make_agent(TRACER), EnvConfig(id=TRACER), seeds=[100], repeats=1).episodes == 1
 
 
 def test_progress_is_told_after_every_step() -> None:
@@ -346,6 +360,7 @@ def test_what_is_logged_is_the_evaluation_of_that_iterations_weights() -> None:
             expected = {f"eval/{name}": measure["mean"] for name, measure in measures.items()}
             assert_equal(timeless(report.row()), {**without, **expected})
             assert ("time/evaluation_seconds" in report.scalars) == due
+            assert 0 < report.scalars.get("time/evaluation_seconds", 1.0) < 60
             logged[report.iteration] = expected
     assert set(logged[2]) == {"eval/return", "eval/length", "eval/success"}
     assert logged[2] != logged[4]  # the weights have changed

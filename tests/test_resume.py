@@ -205,6 +205,7 @@ def test_what_is_not_exact_is_said(key: str, value: Any, reason: str, tmp_path: 
         trainer.save()
     with Trainer.resume(run, {f"env.{key}": value}) as trainer:
         assert f"not exact: all environments begin new episodes, because {reason}" in trainer.notes[-1]
+        assert trainer.state_dict()["level_seeds"] == [6] * 4 + [1] * (trainer.envs.num_envs - 4)
         next(trainer)
 
 

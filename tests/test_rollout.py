@@ -1,5 +1,6 @@
 """collect, seen through a tracer whose observations say where they come from."""
 
+from dataclasses import fields
 from typing import Any
 
 import pytest
@@ -25,6 +26,12 @@ def tracer_agent(core: str = "lstm") -> Agent:
 
 def noise(seed: int = 0) -> Tensor:
     return torch.rand(STEPS, ENVS, 2, generator=torch.Generator().manual_seed(seed))
+
+
+def test_a_rollout_lies_on_the_agents_device() -> None:
+    rollout = empty_rollout(tracer_agent().to("meta"), 2, 3)
+    others = {x.device.type for x in (getattr(rollout, f.name) for f in fields(rollout) if f.name != "obs")}
+    assert {rollout.obs["obs"].device.type} == others == {"meta"}
 
 
 @pytest.mark.parametrize("num_workers", [0, 1, 3])

@@ -3,6 +3,7 @@
 import errno
 import os
 from dataclasses import replace
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -55,6 +56,42 @@ def test_double_buffering_changes_nothing_but_rounding() -> None:
             rows.append([timeless(report.scalars) for report in trainer])
     for whole, halves in zip(*rows, strict=True):
         assert halves == pytest.approx(whole, rel=1e-3, abs=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("setting", "groups"),
+    [("auto", (slice(0, 5),)), ("off", (slice(0, 5),)), ("on", (slice(0, 3), slice(3, 5)))],
+)
+def test_environments_are_in_halves_where_the_config_says_so(
+    setting: str, groups: tuple[slice, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By itself it asks for them on a GPU alone, however many there are."""
+    monkeypatch.setattr("ppo_tbptt.envs.batched.TWO_GROUPS_FROM", 5)
+    with Trainer(tiny(env={"num_envs": 5, "double_buffering": setting})) as trainer:
+        assert trainer.envs.groups == groups
+
+
+def test_what_a_checkpoint_holds() -> None:
+    """Without replay nothing of the environments but the carry."""
+    for replay, more in [(True, {"seed", "steps", "digest", "actions"}), (False, set[str]())]:
+        with Trainer(tiny(env={"replay": replay})) as trainer:
+            tree = trainer.state_dict()
+        assert tree["version"] == version("ppo-tbptt")
+        assert tree["environments"][0].keys() == {"start", "state"} | more
+
+
+@pytest.mark.parametrize("saved", [None, True, False])
+@pytest.mark.parametrize(("setting", "wanted"), [("on", True), ("off", False), ("auto", None)])
+def test_how_frames_are_stored_is_the_configs_choice_or_that_of_the_run_before(
+    saved: bool | None, setting: str, wanted: bool | None
+) -> None:
+    config = tiny(distinct_frames=setting)
+    with Trainer(config) as trainer:
+        tree = trainer.state_dict()
+    assert tree["distinct_frames"] == [wanted]
+    with Trainer(config, restore={**tree, "distinct_frames": [saved]}) as trainer:
+        assert trainer.state_dict()["distinct_frames"] == [saved if setting == "auto" else wanted]
+        assert trainer.iteration == 0 and trainer.notes == []
 
 
 def test_times_of_an_iteration() -> None:

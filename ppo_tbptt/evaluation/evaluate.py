@@ -109,7 +109,7 @@ def evaluate(
 
     def generator(index: int) -> np.random.Generator:
         """Action noise is a function of the sampling seed and the episode's level seed and repeat alone."""
-        return np.random.default_rng((sampling_seed, *(queue.playing[index] or (0, 0))))
+        return np.random.default_rng((sampling_seed, *(queue.playing[index] or ())))
 
     with agent.acting(), make_vector_env(env, queue, **changes) as envs:
         spec = envs.spec

@@ -65,7 +65,7 @@ class FrameTable:
         numbers = [known.setdefault(key, len(known)) for key in keys]
         if self.distinct:
             first = {number: row for row, number in reversed(list(enumerate(numbers))) if number >= before}
-            new = frames[[first[number] for number in range(before, len(known))]] if first else frames[:0]
+            new = frames[[first[number] for number in range(before, len(known))]]
         else:
             numbers, new = list(range(self._count, self._count + len(frames))), frames
         end = self._count + len(new)

@@ -118,9 +118,8 @@ class Learner:
         groups: list[dict[str, Any]] = [{"params": [p for p in self.parameters() if p is not learnt_state]}]
         if learnt_state is not None:  # in front, so that the agent's parameters keep the lowest numbers
             groups.insert(0, {"params": [learnt_state], "weight_decay": 0.0})
-        self.optimizer = torch.optim.AdamW(
-            groups, lr=config.learning_rate.initial, weight_decay=config.weight_decay, fused=True
-        )
+        # Every update sets the learning rate.
+        self.optimizer = torch.optim.AdamW(groups, weight_decay=config.weight_decay, fused=True)
 
     def parameters(self) -> list[nn.Parameter]:
         """Return all that is trained: the agent's parameters, then the losses'."""
@@ -154,7 +153,7 @@ class Learner:
         settings = self.optimizer.state_dict()["param_groups"]
         self.optimizer.load_state_dict({"state": state, "param_groups": settings})
         for parameter in parameters:
-            moments = self.optimizer.state.get(parameter, {})  # what has none begins anew
+            moments = self.optimizer.state.get(parameter)  # None: it begins anew
             if any(moments[name].shape != parameter.shape for name in ("exp_avg", "exp_avg_sq") if moments):
                 raise ValueError("the optimiser's state is of another network")
 
@@ -204,7 +203,7 @@ class Learner:
     def _step(self, part: Part, minibatch: Callable[[Tensor], Minibatch], ppo: PPOLoss, timer: Timer) -> _Step:
         """Step the optimiser once, with the minibatch that ``minibatch`` makes of the part's sequences."""
         parameters = self.parameters()
-        self.optimizer.zero_grad(set_to_none=True)
+        self.optimizer.zero_grad()
         figures: Figures = {}
         traces: list[Trace] = []
         if part.steps:

@@ -42,7 +42,7 @@ def state_dict(trainer: "Trainer") -> dict[str, Any]:
         "env_steps": trainer.env_steps,
         "agent": trainer.agent.state_dict(),
         **trainer.learner.state_dict(),
-        "level_seeds": torch.cat(world.gather(torch.tensor(levels, dtype=torch.int64))).tolist(),
+        "level_seeds": torch.cat(world.gather(torch.tensor(levels))).tolist(),
         "environments": _gather_environments(world, envs, trainer.carry),
         "faults": trainer.faults.state_dict(),
         "distinct_frames": world.gather_json(trainer.collector.observations.distinct),
@@ -154,7 +154,7 @@ def _load_level_seeds(trainer: "Trainer", counts: list[int]) -> None:
     if trainer.levels is None:
         return
     num_envs, world = trainer.envs.num_envs, trainer.world
-    padded = [*counts, *[0] * (num_envs * world.size - len(counts))]
+    padded = [*counts, *[0] * (num_envs * world.size)]
     trainer.levels.load_state_dict({"counts": padded[num_envs * world.rank : num_envs * (world.rank + 1)]})
 
 
@@ -166,7 +166,7 @@ def _resume_episodes(trainer: "Trainer", tree: dict[str, Any], progress: Callabl
     reason = f"env.{changed[0]} is another" if changed else ""
     if len(ranks) != trainer.world.size:
         reason = "the number of ranks is another"
-    elif not config.env.replay or "steps" not in ranks[0]:
+    elif not config.env.replay or ranks[0].keys() <= {"start", "state"}:
         reason = "env.replay is, or was, false"
     if reason:
         trainer.notes.append(f"not exact: all environments begin new episodes, because {reason}")
