@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from ppo_tbptt.commands.parser import UsageError
 from ppo_tbptt.config import Config, ConfigError
 
 TINY: dict[str, Any] = {
@@ -42,8 +43,8 @@ def write(folder: Path, content: str | bytes, name: str = "c.toml") -> Path:
 
 
 def error_of(function: Any, *args: Any, **kwargs: Any) -> str:
-    """The one line of a ConfigError."""
-    with pytest.raises(ConfigError) as caught:
+    """The one line of an error in a config or a command line."""
+    with pytest.raises((ConfigError, UsageError)) as caught:
         function(*args, **kwargs)
     message = str(caught.value)
     assert message.isprintable() and len(message) < 600

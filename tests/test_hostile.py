@@ -184,7 +184,11 @@ def spoil(path: Path, *, key: str, value: Any) -> None:
         ("repeats", True, ": true is not allowed; must be a whole number"),
         ("seeds", ["a"], ': ["a"] is not allowed; must be a list of at least 1, each a whole number'),
         ("measures", {"return": 3}, ".return: 3 is not allowed; must be a table {mean, ci95}"),
-        ("measures", {"return": {"mean": 1}}, ".return.ci95: missing; must be a list of 2, each a number, or none"),
+        (
+            "measures",
+            {"return": {"mean": 1}},
+            ".return.ci95: missing; must be a list of at least 2 and at most 2, each a number, or none",
+        ),
         ("headline", "fame", ': "fame" is not allowed; must be one of the measures'),
         ("forget_every", "never", "or none"),
         ("headline_without_memory", [0.5], ": [0.5] is not allowed; must be a number, or none"),

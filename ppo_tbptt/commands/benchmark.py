@@ -10,8 +10,9 @@ from rich.console import Console
 from rich.table import Table
 
 from ppo_tbptt.benchmark.measure import MAX_EXTRA_ITERATIONS, Setting, compare, describe, measure, write_profile
-from ppo_tbptt.commands.parser import Parser, check_target, positive
-from ppo_tbptt.config import Config, parse_overrides
+from ppo_tbptt.commands.parser import Parser, UsageError, check_target, positive, split_overrides
+from ppo_tbptt.config import Config
+from ppo_tbptt.config.fields import shown
 from ppo_tbptt.training.trainer import Trainer
 
 COMPUTED = "computed / counted steps"
@@ -23,9 +24,11 @@ def run(argv: list[str]) -> int:
     if "--vs" in argv[:-1]:  # joined, for argparse would take a value that starts with dashes for an option
         at = argv.index("--vs")
         argv = [*argv[:at], f"--vs={argv[at + 1]}", *argv[at + 2 :]]
-    args, rest = _parser().parse_with_overrides(argv)
-    overrides = parse_overrides(rest)
-    variants = [{}] if args.vs is None else [{}, parse_overrides(args.vs)]
+    args, overrides = _parser().parse_with_overrides(argv)
+    others, second = split_overrides(args.vs or [], {})
+    if others:
+        raise UsageError(f"--vs: {shown(others[0])} is not expected; must be --key value, or --key=value")
+    variants = [{}] if args.vs is None else [{}, second]
     check_target("--profile", args.profile, [".json", ".json.gz"])
     base = Config.load(args.config, overrides)
     configs = [base.override(extra) for extra in variants]

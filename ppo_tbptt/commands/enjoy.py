@@ -5,7 +5,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from ppo_tbptt.commands.parser import Parser, UsageError, check_target, env_overrides, positive, seed
+from ppo_tbptt.commands.parser import Parser, UsageError, check_target, positive, seed
 from ppo_tbptt.config import SEED_LIMIT, EnvConfig
 from ppo_tbptt.evaluation.policy import Policy
 from ppo_tbptt.watch.environment import Env, remote_env, watched_env
@@ -40,8 +40,7 @@ def run(argv: list[str]) -> int:
     parser.option("--fps", type=positive, default=6, help="steps per second (default 6)")
     parser.option("--max-steps", type=positive, default=2_000, help="cut longer episodes (default 2000)")
     parser.option("--device", default="cpu", help="cpu (default), auto, cuda or cuda:N")
-    args, rest = parser.parse_with_overrides(argv)
-    overrides = env_overrides(rest)
+    args, overrides = parser.parse_with_overrides(argv, only="env.")
     video: Path | None = args.video
     check_target("--video", video, SUFFIXES, makes_folder=True)
     console = Console(highlight=False, soft_wrap=True, markup=False, emoji=False)

@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.table import Table
 
 from ppo_tbptt.commands.console import interval, say, wide_console
-from ppo_tbptt.commands.parser import Parser, UsageError, check_target, env_overrides, positive
+from ppo_tbptt.commands.parser import Parser, UsageError, check_target, positive
 from ppo_tbptt.commands.results import (
     add_level_options,
     default_path,
@@ -44,12 +44,12 @@ def run(argv: list[str]) -> int:
     parser.option("--forget-every", type=positive, help="wipe the recurrent state every so many steps of an episode")
     parser.option("--json", type=Path, metavar="FILE", help="write the result there instead; with --all, all there too")
     parser.option("--all", action="store_true", help="every checkpoint that the run has kept, where not done already")
-    args, rest = parser.parse_with_overrides(argv)
+    args, overrides = parser.parse_with_overrides(argv, only="env.")
     check_target("--json", args.json)
     if args.all:
-        return _evaluate_all(args, env_overrides(rest))
+        return _evaluate_all(args, overrides)
     console = Console(markup=False, emoji=False)
-    policy, checkpoint, env, protocol = load_agent(args, rest, console)
+    policy, checkpoint, env, protocol = load_agent(args, overrides, console)
     protocol["forget_every"] = args.forget_every
     play = partial(evaluate, policy.agent, env, **protocol)
     with Stop(quiet=True) as stop:
@@ -57,7 +57,7 @@ def run(argv: list[str]) -> int:
         evaluation = evaluate_with_progress(play, "episodes", stop, console, total=total)
         if evaluation is None:
             return stop.code()
-    target = args.json or (None if rest else default_path(checkpoint, protocol))
+    target = args.json or (None if overrides else default_path(checkpoint, protocol))
     print_evaluation(save_result(target, asdict(evaluation), checkpoint, policy.env_steps), console)
     if target is not None:
         say(console, f"written to {target}")

@@ -2,11 +2,13 @@
 
 import argparse
 import os
-from collections.abc import Callable, Sequence
+import re
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import NoReturn
 
-from ppo_tbptt.config import parse_overrides
+from ppo_tbptt.config import describe_fields
+from ppo_tbptt.config.fields import shown
 from ppo_tbptt.runtime.errors import InputError, shorten
 
 FIGURES = (".png", ".svg", ".pdf")
@@ -33,40 +35,48 @@ class Parser(argparse.ArgumentParser):
         """Raise a `UsageError` instead of printing the usage."""
         raise UsageError(f"{self.prog}: {shorten(message, 300)} (see --help)")
 
-    def parse_with_overrides(self, argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
-        """Separate the command's own arguments from the ``--config.field VALUE`` tokens, in their order.
+    def parse_with_overrides(self, argv: Sequence[str], *, only: str = "") -> tuple[argparse.Namespace, dict[str, str]]:
+        """Parse the command's own arguments and ``--config.field VALUE`` (those that begin with ``only`` alone).
 
         ``argparse.parse_known_args`` would take the value of an unknown option for a positional argument.
         """
-        own: list[str] = []
-        overrides: list[str] = []
-        tokens = list(argv)
-        while tokens:
-            token = tokens.pop(0)
-            name, equals, value = token.partition("=")
-            is_own = not token.startswith("--") or name in self._takes_value
-            target = own if is_own else overrides
-            target.append(token)
-            takes_value = self._takes_value.get(name, not is_own)
-            if takes_value and not equals and tokens:
-                value = tokens.pop(0)
-                target.append(value)
-            if is_own and takes_value and value == "--":  # argparse would make an empty list of it
-                self.error(f"argument {name}: has no value")
+        own, overrides = split_overrides(argv, self._takes_value)
+        for key in overrides:
+            if not key.startswith(only):
+                raise UsageError(f"{key}: can't be changed for a trained agent; only --{only}* can")
         return self.parse_args(own), overrides
 
 
-def env_overrides(tokens: Sequence[str]) -> dict[str, str]:
-    """Read ``--env.FIELD VALUE`` tokens, for commands that play with a trained agent: nothing else can change for it.
+def split_overrides(argv: Sequence[str], takes_value: Mapping[str, bool]) -> tuple[list[str], dict[str, str]]:
+    """Split ``["CONFIG", "--ppo.learning-rate", "1e-4"]`` into ``["CONFIG"]`` and ``{"ppo.learning_rate": "1e-4"}``.
+
+    Options in ``takes_value`` are a command's own and stay, joined with their values.
 
     Raises:
-        ConfigError, UsageError: an unknown field, or one of another table.
+        UsageError: an option without a value, or a setting that is no key or is given twice.
     """
-    overrides = parse_overrides(tokens)
-    for key in overrides:
-        if not key.startswith("env."):
-            raise UsageError(f"{key}: can't be changed for a trained agent; only --env.* can")
-    return overrides
+    own: list[str] = []
+    overrides: dict[str, str] = {}
+    tokens = iter(argv)
+    for token in tokens:
+        name, equals, value = token.partition("=")
+        if not token.startswith("--") or not takes_value.get(name, True):
+            own.append(token)
+            continue
+        place, key = f"command line: {shorten(name)}", name.removeprefix("--").replace("-", "_")
+        value = value if equals else next(tokens, "--")
+        if value == "--" or (not equals and value.startswith("--")):
+            types = [field.type for field in describe_fields() if field.key == key]
+            raise UsageError(f"{place}: has no value; must be {(*types, '--key value, or --key=value')[0]}")
+        if name in takes_value:
+            own.append(f"{name}={value}")
+        elif not re.fullmatch(r"\w[^\s.]*(\.[^\s.]+)*", key):
+            raise UsageError(f"{place}: not a key; must be --key value, or --key=value")
+        elif key in overrides:
+            raise UsageError(f"{place}: given twice, now as {shown(value)}; must be given once")
+        else:
+            overrides[key] = value
+    return own, overrides
 
 
 def check_target(option: str, path: Path | None, suffixes: Sequence[str] = (), *, makes_folder: bool = False) -> None:

@@ -37,7 +37,7 @@ def run(argv: list[str]) -> int:
     parser.option("--gradients", action="store_true", help=gradients)
     parser.option("--json", type=Path, metavar="FILE", help="write the figures there")
     parser.option("--out", type=Path, metavar="FIGURE", help="draw the figure there (.png, .svg or .pdf)")
-    args, rest = parser.parse_with_overrides(argv)
+    args, overrides = parser.parse_with_overrides(argv, only="env.")
     check_target("--json", args.json)
     check_target("--out", args.out, FIGURES)
     for option in ("repeats", "greedy", "max_steps") if args.gradients else ():
@@ -45,7 +45,7 @@ def run(argv: list[str]) -> int:
             name = option.replace("_", "-")
             raise UsageError(f"--{name}: not with --gradients, which plays one rollout as in training; leave it out")
     console = Console(markup=False, emoji=False)
-    policy, checkpoint, env, protocol = load_agent(args, rest, console)
+    policy, checkpoint, env, protocol = load_agent(args, overrides, console)
     if not policy.agent.core.state_size:
         raise UsageError(f"{args.path}: this agent has no memory to probe (core.kind = 'none')")
     if args.gradients:
@@ -56,7 +56,7 @@ def run(argv: list[str]) -> int:
         if result is None:
             say(console, "stopped; nothing was written")
             return stop.code()
-    default = None if rest else default_path(checkpoint, protocol)
+    default = None if overrides else default_path(checkpoint, protocol)
     if default is not None:
         default = default.with_name(f"probe_{default.name}")
         default.parent.mkdir(exist_ok=True)

@@ -11,7 +11,7 @@ from rich.progress import Progress
 from rich.table import Table
 
 from ppo_tbptt.commands.console import say
-from ppo_tbptt.commands.parser import Parser, UsageError, env_overrides, integer_from, positive, seed
+from ppo_tbptt.commands.parser import Parser, UsageError, integer_from, positive, seed
 from ppo_tbptt.commands.stop import Stop
 from ppo_tbptt.config import SEED_LIMIT, Config, EnvConfig
 from ppo_tbptt.evaluation.policy import Policy
@@ -67,9 +67,10 @@ def protocol_of(args: Namespace, config: Config, console: Console) -> dict[str, 
     }
 
 
-def load_agent(args: Namespace, rest: list[str], console: Console) -> tuple[Policy, Path, EnvConfig, dict[str, Any]]:
+def load_agent(
+    args: Namespace, overrides: dict[str, str], console: Console
+) -> tuple[Policy, Path, EnvConfig, dict[str, Any]]:
     """Load the agent. Return it, the file it was in, the task that it is to play, and the :func:`protocol_of`."""
-    overrides = env_overrides(rest)
     policy = Policy.load(args.path, device=args.device)
     assert policy.path is not None
     config = policy.config.override(overrides)

@@ -8,7 +8,7 @@ from rich.text import Text
 
 from ppo_tbptt.commands.console import say
 from ppo_tbptt.commands.parser import Parser, UsageError
-from ppo_tbptt.config import Config, describe_fields, parse_overrides
+from ppo_tbptt.config import Config, describe_fields
 
 
 def run(argv: list[str]) -> int:
@@ -16,14 +16,14 @@ def run(argv: list[str]) -> int:
     parser = Parser("show", "Print a config with everything filled in, and the sizes that follow from it.")
     parser.add_argument("config", nargs="?", type=Path, metavar="CONFIG", help="a TOML file, such as configs/*.toml")
     parser.option("--defaults", action="store_true", help="every field with its type, default and help")
-    args, rest = parser.parse_with_overrides(argv)
+    args, overrides = parser.parse_with_overrides(argv)
     console = Console(markup=False, emoji=False)
     if args.defaults:
         _print_defaults(console)
         return 0
     if args.config is None:
         raise UsageError("a CONFIG is needed, such as configs/quickstart.toml (or --defaults)")
-    config = Config.load(args.config, parse_overrides(rest))
+    config = Config.load(args.config, overrides)
     say(console, config.to_toml())
     for line in _derived(config):
         say(console, f"# {line}")

@@ -7,7 +7,7 @@ from rich.console import Console
 
 from ppo_tbptt.benchmark.soak import Sample, problems, soak
 from ppo_tbptt.commands.parser import Parser, minutes
-from ppo_tbptt.config import Config, parse_overrides
+from ppo_tbptt.config import Config
 
 
 def run(argv: list[str]) -> int:
@@ -19,8 +19,8 @@ def run(argv: list[str]) -> int:
     )
     parser.add_argument("config", type=Path, metavar="CONFIG", help="such as configs/toy_poc_memory.toml")
     parser.option("--minutes", type=minutes, default=30.0, help="for how long (default 30)")
-    args, rest = parser.parse_with_overrides(argv)
-    config = Config.load(args.config, {"total_steps": "1e12", **parse_overrides(rest)})
+    args, overrides = parser.parse_with_overrides(argv)
+    config = Config.load(args.config, {"total_steps": "1e12", **overrides})
     console = Console(width=100, highlight=False, markup=False, emoji=False)
     samples: list[Sample] = []
     with TemporaryDirectory() as folder:

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from ppo_tbptt.commands.parser import Parser, UsageError, minutes
-from ppo_tbptt.config import Config, parse_overrides
+from ppo_tbptt.config import Config
 
 
 def run(argv: list[str]) -> int:
@@ -24,8 +24,7 @@ def run(argv: list[str]) -> int:
         help="start --run-dir, or go on with it where it is unfinished, or show its result where it is finished",
     )
     parser.option("--max-minutes", type=minutes, help="stop in time for this budget, with a checkpoint; exit code 124")
-    args, rest = parser.parse_with_overrides(argv)
-    overrides = parse_overrides(rest)
+    args, overrides = parser.parse_with_overrides(argv)
     if args.resume is not None and (args.config is not None or args.run_dir is not None):
         raise UsageError("--resume takes its config and folder from the run; leave out CONFIG and --run-dir")
     if args.resume is None and args.config is None:

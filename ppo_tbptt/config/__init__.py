@@ -2,7 +2,7 @@
 
 from functools import partial
 
-from ppo_tbptt.config import fields, load
+from ppo_tbptt.config import fields
 from ppo_tbptt.config.load import ConfigError
 from ppo_tbptt.config.schema import (
     SEED_LIMIT,
@@ -18,7 +18,6 @@ from ppo_tbptt.config.schema import (
 
 describe_fields = partial(fields.describe_fields, Config)
 keys_marked = partial(fields.keys_marked, Config)
-parse_overrides = partial(load.parse_overrides, Config)
 
 __all__ = [
     "SEED_LIMIT",
@@ -33,5 +32,4 @@ __all__ = [
     "UserCoreConfig",
     "describe_fields",
     "keys_marked",
-    "parse_overrides",
 ]

@@ -25,25 +25,23 @@ def continued(saved: Config, config: Config) -> Config:
     Raises:
         ConfigError: something differs that cannot change in a run.
     """
-    fixed = keys_marked("fixed") | ({"core"} if isinstance(config.core, UserCoreConfig) else set())
+    fixed = {*keys_marked("fixed"), *(["core"] if isinstance(config.core, UserCoreConfig) else [])}
     for key, (old, new) in _changes(saved.to_dict(), config.to_dict()).items():
-        if any(f"{key}.".startswith(f"{marked}.") for marked in fixed):
+        if not fixed.isdisjoint([key, key.partition(".")[0]]):
             change = f"{old!r}, which can't become {new!r} in the middle of it"
             raise ConfigError(f"{key}: the run was started with {change}; start a new run for that")
-    if saved.total_steps == config.total_steps:
-        return config
     spans = {
         name: {"over_steps": saved.total_steps}
         for name, now in config.ppo
         if isinstance(now, Schedule) and now == getattr(saved.ppo, name)
         if now.final is not None and now.over_steps is None
     }
-    return config.replace(ppo=spans)
+    return config if saved.total_steps == config.total_steps else config.replace(ppo=spans)
 
 
 def describe_changes(saved: Config, config: Config) -> list[str]:
     """Say for each setting that differs what it was and is."""
+    changes = _changes(saved.to_dict(), config.to_dict()).items()
     return [
-        f"{key}: {'none' if old is None else old} -> {'none' if new is None else new}"
-        for key, (old, new) in _changes(saved.to_dict(), config.to_dict()).items()
+        f"{key}: {'none' if old is None else old} -> {'none' if new is None else new}" for key, (old, new) in changes
     ]

@@ -474,6 +474,6 @@ class Config(Table):
 
 def _without_other_core(tree: dict[str, Any], core: Any) -> dict[str, Any]:
     """Empty the core's table where the core is to be one of the other class: their options are not the same."""
-    before = tree.get("core")
+    before = tree.get("core", {})
     is_other = isinstance(core, Mapping) and "kind" in core and _is_user_core(core) != _is_user_core(before)
     return {**tree, "core": {}} if is_other and isinstance(before, Mapping) else tree

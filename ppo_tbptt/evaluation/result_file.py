@@ -3,11 +3,12 @@
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import BaseModel, Field, Strict, ValidationError, model_validator
+from pydantic import BaseModel, Field, Strict, model_validator
 
 from ppo_tbptt.config.fields import shown
-from ppo_tbptt.config.load import Problem, explain
+from ppo_tbptt.config.load import Problem, validate
 from ppo_tbptt.run.files import JsonError, read_json
+from ppo_tbptt.runtime.errors import InputError
 
 
 class _Measure(BaseModel, strict=True):
@@ -46,14 +47,9 @@ def read_evaluation(path: Path) -> dict[str, Any]:
     Raises:
         JsonError: it can't be read, or a value in it is missing or can't be.
     """
-    remedy = "delete it, or move it elsewhere"
     try:
         tree = read_json(path)
-    except JsonError as error:
-        raise JsonError(f"{error}; {remedy}") from None
-    try:
-        _Evaluation.model_validate(tree)
-    except ValidationError as error:
-        problem = explain(_Evaluation, tree, error)
-        raise JsonError(f"{path}: {problem.keys[0]}: {problem.text}, as `evaluate` writes it; {remedy}") from None
+        validate(_Evaluation, tree, f"{path}")
+    except InputError as error:
+        raise JsonError(f"{error}, as `evaluate` writes it; delete it, or move it elsewhere") from None
     return tree

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from ppo_tbptt.runtime.errors import InputError
+from ppo_tbptt.runtime.files import read_file
 
 
 @contextmanager
@@ -100,15 +101,7 @@ def read_json(path: Path, max_bytes: int = MAX_BYTES) -> dict[str, Any]:
     Raises:
         JsonError: missing, unreadable, no regular file, too large, or not an object that `parse_json` accepts.
     """
-    try:
-        if not path.is_file():  # a pipe would never end
-            raise JsonError(f"{path}: {'not a regular file' if path.exists() else 'no such file'}; must be a JSON file")
-        with path.open("rb") as file:
-            data = file.read(max_bytes + 1)
-    except OSError as error:
-        raise JsonError(f"{path}: cannot be read: {error.strerror}") from None
-    if len(data) > max_bytes:
-        raise JsonError(f"{path}: is larger than {max_bytes:,} bytes; must be a small JSON file")
+    data = read_file(path, ".json", max_bytes, JsonError)
     try:
         return parse_json(data)
     except ValueError as error:
