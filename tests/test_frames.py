@@ -197,11 +197,12 @@ def test_steps_that_do_not_count_leave_the_others_their_frames() -> None:
     for each in (rollout, stacked(rollout)):
         sequences = warmed_up(each.start, 5)
         batch = gather(each, fake_targets(each), sequences, torch.arange(0, sequences.mask.shape[1], 2))
-        output = agent.unroll(batch.obs, batch.state, batch.sequences_per_step)
-        counted.append(only_counted(batch, output)[0])
-        features = only_counted(batch, output)[1].features
-        assert features is not None and output.features is not None and batch.in_loss is not None
-        assert torch.equal(features, output.features[batch.in_loss])
+        counted.append(only_counted(batch))
+        sizes, in_loss = batch.sequences_per_step, batch.in_loss
+        of_all = agent.unroll(batch.obs, batch.state, sizes).features
+        features = agent.unroll(batch.obs, batch.state, sizes, in_loss=in_loss).features
+        assert features is not None and of_all is not None and in_loss is not None
+        assert torch.equal(features, of_all[in_loss])
     once, wanted = counted
     assert torch.equal(once.obs["image"].stacked(), wanted.obs["image"])
     assert torch.equal(once.obs["vector"], wanted.obs["vector"])

@@ -31,7 +31,7 @@ from ppo_tbptt.commands.parser import Parser, UsageError, integer_from
 from ppo_tbptt.commands.results import save_result, write_json
 from ppo_tbptt.commands.stop import Stop
 from ppo_tbptt.commands.train_run import plan_of
-from ppo_tbptt.config import Config, parse_overrides
+from ppo_tbptt.config import Config
 from ppo_tbptt.config.resume import describe_changes
 from ppo_tbptt.envs.workers.cores import resolve_workers
 from ppo_tbptt.evaluation.result_file import read_evaluation
@@ -56,8 +56,8 @@ def run(argv: list[str]) -> int:
     parser.option("--only", default="", metavar="TEXT", help="only runs with this in their name, such as lstm_delay7")
     parser.option("--jobs", type=integer_from(0), help="runs side by side, one thread each (default: one per core)")
     parser.option("--draw-only", action="store_true", help="train nothing")
-    args, rest = parser.parse_with_overrides(argv)
-    base = Config.load(args.config, parse_overrides(rest))
+    args, overrides = parser.parse_with_overrides(argv)
+    base = Config.load(args.config, overrides)
     if base.env.id != TASK:
         raise UsageError(f"{args.config}: env.id = {base.env.id!r} has no delay to vary; must be {TASK!r}")
     chosen = [trial for trial in trials() if args.only in trial.name]

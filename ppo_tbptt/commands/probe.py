@@ -49,7 +49,7 @@ def run(argv: list[str]) -> int:
     if not policy.agent.core.state_size:
         raise UsageError(f"{args.path}: this agent has no memory to probe (core.kind = 'none')")
     if args.gradients:
-        return _gradients(args, rest, policy, checkpoint, env, protocol, console)
+        return _gradients(args, overrides, policy, checkpoint, env, protocol, console)
     with Stop(quiet=True) as stop:
         play = partial(probe_memory, policy.agent, env, **protocol)
         result = evaluate_with_progress(play, "episodes", stop, console)
@@ -73,7 +73,7 @@ def run(argv: list[str]) -> int:
 
 def _gradients(
     args: Namespace,
-    rest: list[str],
+    overrides: Mapping[str, str],
     policy: Policy,
     checkpoint: Path,
     env: EnvConfig,
@@ -83,7 +83,7 @@ def _gradients(
     """Do what ``--gradients`` asks for."""
     how = {name: protocol[name] for name in ("seeds", "sampling_seed", "num_workers")}
     result = probe_gradients(policy, env, **how)
-    default = None if rest else default_path(checkpoint, protocol)
+    default = None if overrides else default_path(checkpoint, protocol)
     if default is not None:
         # In a folder of their own, because what lies in evaluations/ itself is read as evaluations.
         seeds = f"levels{min(result.seeds)}-{max(result.seeds)}_sampling{result.sampling_seed}"

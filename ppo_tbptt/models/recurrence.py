@@ -234,7 +234,8 @@ class _Recurrence(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> Any:
         weight, *tensors = ctx.saved_tensors
-        p = tensors.pop(0) if ctx.trace is not None else None
+        trace: Trace | None = ctx.trace
+        p = tensors.pop(0) if trace is not None else None
         before, kept = tensors[: len(gradients)], tensors[len(gradients) :]
         cell, weight_ = ctx.cell(before, kept), weight.to(ctx.dtype)
         dq = torch.empty_like(cell.factor)
@@ -249,8 +250,8 @@ class _Recurrence(torch.autograd.Function):
             if dq_ is not dq:
                 dq_[rows] = dq[rows]
             by_before[0] += torch.mm(dq_[rows].flatten(1), weight_)
-        if p is not None:
-            ctx.trace.steps = p.detach(), before, [x[first:] for x in by_state]
+        if trace is not None and p is not None:
+            trace.steps = p.detach(), before, [x[first:] for x in by_state]
         by_weight = (dq_.flatten(1).t() @ before[0].to(ctx.dtype)).to(weight.dtype)
         by_bias = dq.sum(0).flatten()
         cell.input_gradient(by_state[0][first:], dq)
