@@ -1,7 +1,9 @@
 """Builders of what a trainer trains with, from its config."""
 
 import math
-from typing import Literal
+from contextlib import ExitStack
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
 
 import torch
 
@@ -9,6 +11,7 @@ from ppo_tbptt.config import Config
 from ppo_tbptt.envs import BatchedEnv, FaultBudget, LevelSeeds, LevelSource, resolve_workers
 from ppo_tbptt.envs.batched import double_buffered, make_vector_env
 from ppo_tbptt.models import Agent
+from ppo_tbptt.models.agent import build_agent
 from ppo_tbptt.models.compile import CompileError, compile_encoder
 from ppo_tbptt.ppo.all_reduce import broadcast_parameters
 from ppo_tbptt.ppo.collector import RolloutCollector, empty_rollout, obs_dtype
@@ -17,6 +20,38 @@ from ppo_tbptt.ppo.losses import build_losses
 from ppo_tbptt.runtime.device import resolve_precision, storage_device
 from ppo_tbptt.runtime.distributed import World
 from ppo_tbptt.types import Rollout
+
+if TYPE_CHECKING:
+    from ppo_tbptt.training.trainer import Trainer
+
+
+@dataclass(frozen=True, slots=True)
+class Parts:
+    """What a trainer trains with; ``levels`` is the level source of the config's environments alone."""
+
+    envs: BatchedEnv
+    levels: LevelSeeds | None
+    agent: Agent
+    collector: RolloutCollector
+    storage: Rollout
+    learner: Learner
+
+
+def build_parts(trainer: "Trainer", envs: BatchedEnv | None, agent: Agent | None, closing: ExitStack) -> Parts:
+    """Build what was not handed in; ``closing`` closes environments and collector, also where building fails."""
+    config, world, device = trainer.config, trainer.world, trainer.device
+    levels: LevelSeeds | None = None
+    if envs is None:
+        levels = build_levels(config, world)
+        envs = build_envs(config, levels, trainer.faults.budget, world, device)
+    closing.callback(envs.close)
+    agent = build_agent(config, envs.spec, device) if agent is None else agent.to(device)
+    collector, storage = build_collector(config, envs, agent, trainer.notes)
+    closing.callback(collector.close)
+    learner = build_learner(config, agent, trainer.rng.permutation, world)
+    if config.compile:
+        compile_updates(learner, config, trainer.notes)
+    return Parts(envs, levels, agent, collector, storage, learner)
 
 
 def with_resolved_precision(config: Config, device: torch.device) -> Config:

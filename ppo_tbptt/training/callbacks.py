@@ -54,7 +54,9 @@ class Iteration:
     @cached_property
     def report(self) -> Report:
         """The iteration's report, fixed at the first access; it takes the trainer's notes."""
-        notes = self.trainer.take_notes()
+        trainer = self.trainer
+        notes = (*trainer.notes, *(trainer.writer.take_notes() if trainer.writer else ()))
+        trainer.notes.clear()
         return Report(iteration=self.number, env_steps=self.env_steps, scalars=dict(self.scalars), notes=notes)
 
     def before_epoch(self, epoch: int) -> None:

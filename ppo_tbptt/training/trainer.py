@@ -9,10 +9,9 @@ import torch
 
 from ppo_tbptt.config import Config
 from ppo_tbptt.config.resume import describe_changes
-from ppo_tbptt.envs import BatchedEnv, LevelSeeds
+from ppo_tbptt.envs import BatchedEnv
 from ppo_tbptt.evaluation.evaluate import Evaluation
 from ppo_tbptt.models import Agent
-from ppo_tbptt.models.agent import build_agent
 from ppo_tbptt.ppo.advantages import compute_targets
 from ppo_tbptt.run.folder import RunDir
 from ppo_tbptt.run.metrics import Report
@@ -22,15 +21,7 @@ from ppo_tbptt.runtime.distributed import World
 from ppo_tbptt.runtime.rng import TrainingRNG
 from ppo_tbptt.runtime.timing import Timer
 from ppo_tbptt.training import build, state
-from ppo_tbptt.training.callbacks import (
-    Callback,
-    EvaluateHeldOut,
-    Iteration,
-    IterationSnapshot,
-    SaveCheckpoints,
-    WriteMetrics,
-    evaluate_held_out,
-)
+from ppo_tbptt.training import callbacks as hooks
 from ppo_tbptt.training.instruments import Instruments
 from ppo_tbptt.training.report import FaultCounts, gather_episodes, iteration_scalars
 
@@ -45,11 +36,10 @@ class Trainer(Iterator[Report]):
     Args:
         config: the settings of the run.
         run_dir: folder for checkpoints, metrics and TensorBoard; None writes nothing.
-        envs: environments to use instead of the config's; the trainer closes them.
-        agent: agent to train instead of the config's.
+        envs, agent: what to use instead of the config's; the trainer closes the environments.
         callbacks: callbacks that run after the built-in ones, in this order.
-        restore: tree of a checkpoint to resume from (see :meth:`resume`).
-        progress: called with the number of environments whose episodes are replayed, and of all (with ``restore``).
+        restore: tree of a checkpoint to go on from (see :meth:`resume`), and then
+        progress: is called with the number of environments whose episodes are replayed, and of all.
         world: ranks that train together. Each has ``env.num_envs`` environments; steps are counted over all ranks. All
             make the same calls and get the same reports, except for ``time/*``; rank 0 evaluates and writes.
 
@@ -66,7 +56,7 @@ class Trainer(Iterator[Report]):
         *,
         envs: BatchedEnv | None = None,
         agent: Agent | None = None,
-        callbacks: Sequence[Callback] = (),
+        callbacks: Sequence[hooks.Callback] = (),
         restore: dict[str, Any] | None = None,
         world: World | None = None,
         progress: Callable[[int, int], None] | None = None,
@@ -80,9 +70,9 @@ class Trainer(Iterator[Report]):
         self.notes: list[str] = []
         """Lines for the user that no report contains yet."""
         self.faults = FaultCounts(self.world, config.env.max_worker_restarts)
-        self.snapshot, self.checkpoints = IterationSnapshot(), SaveCheckpoints()
+        self.snapshot, self.checkpoints = hooks.IterationSnapshot(), hooks.SaveCheckpoints()
         self.user_callbacks = list(callbacks)
-        built_in = [EvaluateHeldOut(), self.snapshot, Instruments(), WriteMetrics(), self.checkpoints]
+        built_in = [hooks.EvaluateHeldOut(), self.snapshot, Instruments(), hooks.WriteMetrics(), self.checkpoints]
         self.callbacks = [*built_in, *self.user_callbacks]
         self.rng = TrainingRNG(config.seed, self.world, self.device)
         self.run = None if run_dir is None else RunDir(Path(run_dir))
@@ -91,56 +81,33 @@ class Trainer(Iterator[Report]):
         self._closing = ExitStack()
         try:
             with self.rng.installed():
-                self._build(envs, agent)
+                parts = build.build_parts(self, envs, agent, self._closing)
+            self.envs, self.levels, self.agent = parts.envs, parts.levels, parts.agent
+            self.collector, self.storage, self.learner = parts.collector, parts.storage, parts.learner
             self.rng.seed(0)
             with self.rng.installed():
-                self.carry = (
-                    self.collector.begin() if restore is None else state.load_state_dict(self, restore, progress)
-                )
+                new = restore is None
+                self.carry = self.collector.begin() if new else state.load_state_dict(self, restore, progress)
             if self.run is not None and self.world.rank == 0:
-                self._open_writer(self.run, resumed=restore is not None)
+                done = None if new else self.iteration
+                self.writer = RunWriter(self.run.path, self.config, resumed_from=done, env_steps=self.env_steps)
+                self._closing.callback(self.writer.close)
+                self.writer.write_run_info(self.envs.spec, self.config, self.device, self.env_steps)
         except BaseException:
             self.close()
             raise
 
-    def _build(self, envs: BatchedEnv | None, agent: Agent | None) -> None:
-        """Build environments, agent, collector and learner."""
-        config, world, device = self.config, self.world, self.device
-        self.levels: LevelSeeds | None = None
-        """Level source of the config's environments; those that were handed in have their own."""
-        if envs is None:
-            self.levels = build.build_levels(config, world)
-            envs = build.build_envs(config, self.levels, self.faults.budget, world, device)
-        self.envs = envs
-        self._closing.callback(envs.close)
-        self.agent = build_agent(config, envs.spec, device) if agent is None else agent.to(device)
-        self.collector, self.storage = build.build_collector(config, envs, self.agent, self.notes)
-        self._closing.callback(self.collector.close)
-        self.learner = build.build_learner(config, self.agent, self.rng.permutation, world)
-        if config.compile:
-            build.compile_updates(self.learner, config, self.notes)
-
-    def _open_writer(self, run: RunDir, *, resumed: bool) -> None:
-        """Create the run folder, or open that of the resumed run."""
-        done = self.iteration if resumed else None
-        self.writer = RunWriter(run.path, self.config, resumed_from=done, env_steps=self.env_steps)
-        self._closing.callback(self.writer.close)
-        self.writer.write_run_info(self.envs.spec, self.config, self.device, self.env_steps)
-
     @classmethod
     def resume(cls, run_dir: str | Path, overrides: dict[str, Any] | None = None, **parts: Any) -> Self:
-        """Resume the run in ``run_dir`` from its newest whole checkpoint.
+        """Resume a run from its newest whole checkpoint; ``notes`` say what changed, and what is not exact and why.
 
-        Environments return into their episodes by episode replay. With the same settings and numbers of ranks and
-        threads, the metrics equal those of an uninterrupted run, bit for bit on a CPU; otherwise ``notes`` say why
-        not. With another number of ranks, action noise, minibatches and dropout begin new random streams; with another
-        number of ranks or environments, all episodes begin anew. Level seeds always go on.
+        With the same settings and numbers of ranks and threads, the metrics equal those of an uninterrupted run, bit
+        for bit on a CPU.
 
         Args:
             run_dir: the run folder.
-            overrides: settings of the run to replace, by dotted key; ``notes`` list the changes.
-            parts: ``envs``, ``agent``, ``callbacks``, ``world`` and ``progress`` of the constructor. What was handed
-                in before must be handed in again.
+            overrides: settings of the run to replace, by dotted key.
+            parts: arguments of the constructor. What was handed in before must be handed in again.
 
         Raises:
             RunDirError, CheckpointError, ConfigError: the run can't be resumed, or an override can't change in a run.
@@ -171,9 +138,9 @@ class Trainer(Iterator[Report]):
                 uniforms = torch.rand(self.storage.action.shape, generator=self.rng.noise)
                 collected = self.collector.collect(self.carry, self.storage, uniforms, timer)
                 targets = compute_targets(collected.rollout, gamma=ppo.gamma, gae_lambda=ppo.gae_lambda)
-                iteration = Iteration(self, collected.rollout, targets)
-                hooks = {"before_epoch": iteration.before_epoch, "after_epoch": iteration.after_epoch}
-                update = self.learner.update(collected.rollout, targets, self.env_steps, timer, **hooks)
+                iteration = hooks.Iteration(self, collected.rollout, targets)
+                around = {"before_epoch": iteration.before_epoch, "after_epoch": iteration.after_epoch}
+                update = self.learner.update(collected.rollout, targets, self.env_steps, timer, **around)
                 self.carry = collected.carry
             self.iteration, self.env_steps = iteration.number, iteration.env_steps
             self.faults.count(collected, update, iteration.number, self.notes)
@@ -185,25 +152,15 @@ class Trainer(Iterator[Report]):
 
     def evaluate(self, **kwargs: Any) -> Evaluation:
         """Evaluate the agent on the config's held-out level seeds; ``kwargs`` override arguments of `evaluate`."""
-        return evaluate_held_out(self.agent, self.config, **kwargs)
+        return hooks.evaluate_held_out(self.agent, self.config, **kwargs)
 
     def state_dict(self) -> dict[str, Any]:
         """Return the content of a checkpoint. All ranks call it together."""
         return state.state_dict(self)
 
     def save(self) -> Path | None:
-        """Write a checkpoint and delete those beyond ``train.keep_checkpoints``. All ranks call it together.
-
-        Returns:
-            The checkpoint's path; None without a run folder, or where writing fails (``notes`` say why).
-        """
+        """Write a checkpoint; see `SaveCheckpoints.save`. All ranks call it together."""
         return self.checkpoints.save(self)
-
-    def take_notes(self) -> tuple[str, ...]:
-        """Return the lines for the user and clear them."""
-        notes = (*self.notes, *(self.writer.take_notes() if self.writer else ()))
-        self.notes.clear()
-        return notes
 
     def close(self) -> None:
         """End the workers, flush the metrics and release the run folder's lock. May be called again."""
