@@ -145,7 +145,8 @@ def read_outcomes(folder: Path) -> list[Outcome]:
     for setting, by_seed in means.items():
         runs = list(by_seed.values())
         estimate = mean_over_runs(runs)
-        ci95 = estimate.ci95 if len(runs) > 1 else next(iter(success[setting].values()))["ci95"]
+        own = next(iter(success[setting].values()))["ci95"]
+        ci95 = estimate.ci95 if len(runs) > 1 else own and (own[0], own[1])
         p_value = None
         if setting.way != STORED and min(len(runs), len(base)) > 1:
             p_value = min(1.0, permutation_p(runs, base) * (len(WAYS) - 1))
