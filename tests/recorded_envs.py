@@ -1,10 +1,12 @@
 """Environments that write down what is done to them, and one whose success is dictated. For tests with no workers."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, NamedTuple
 
 import gymnasium as gym
 import numpy as np
+import reference_envs
 
 
 class Step(NamedTuple):
@@ -46,45 +48,32 @@ class Log:
         return played
 
 
-class Vector(gym.Env[Any, Any]):
-    """Ends by itself after 2 to ``longest`` steps, as its level seed alone decides; rewards depend on actions.
+class Vector(reference_envs.Vector):
+    """Ends by itself after 2 to ``longest`` steps, as its level seed alone decides.
 
     The info of a step before the last has another success than that of the last, or none. Besides, there are figures
     that only some levels have, and what is no figure at all.
     """
 
-    headline = ("success", 1.0)
-    observation_space = gym.spaces.Box(-100, 100, (3,), np.float32)
-    action_space: gym.spaces.Space[Any] = gym.spaces.MultiDiscrete([3, 2])
-
     def __init__(self) -> None:
         self.number = Log.made
         Log.made += 1
 
-    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> Any:
-        super().reset(seed=seed)
+    def reset(self, *, seed: int | None = None, options: Mapping[str, Any] | None = None) -> Any:
         assert seed is not None and options is not None
-        self.level, self.t, self.moved = seed, 0, 0
-        self.length = 2 + seed * 7919 % (options["longest"] - 1)
+        first = super().reset(seed=seed)
+        self.length, self.terminates, self.moved = 2 + seed * 7919 % (options["longest"] - 1), seed % 2 == 0, 0
         self.now = Played(self.number, seed, dict(options))
         Log.played.append(self.now)
-        return self._observe(), {}
+        return first
 
     def step(self, action: Any) -> Any:
-        first, second = (int(branch) for branch in action)
-        self.t += 1
-        self.moved += first
-        reward = 0.1 * (first - 1) * self.t + 0.01 * second - 0.03
-        end = self.t == self.length
-        terminated, truncated = end and self.level % 2 == 0, end and self.level % 2 == 1
-        step = Step((first, second), reward, terminated, truncated, self._info(end))
-        self.now.steps.append(step)
-        return self._observe(), reward, terminated, truncated, dict(step.info)
+        obs, *outcome, info = super().step(action)
+        self.now.steps.append(Step((int(action[0]), int(action[1])), *outcome, info))
+        return obs, *outcome, dict(info)
 
-    def _observe(self) -> np.ndarray:
-        return np.array([self.level % 10 / 10, self.t / 10, self.moved / 10], np.float32)
-
-    def _info(self, end: bool) -> dict[str, Any]:
+    def info(self, action: Any, end: bool) -> dict[str, Any]:
+        self.moved += int(action[0])
         info: dict[str, Any] = {"moved": self.moved, "progress": self.t / self.length, "name": "no figure"}
         if end:
             info |= {"success": float(self.level % 5 < 2), "even": self.level % 2 == 0, "broken": float("inf")}

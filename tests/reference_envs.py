@@ -22,6 +22,7 @@ class Vector(gym.Env[Any, Any]):
 
     def reset(self, *, seed: int | None = None, options: Mapping[str, Any] | None = None) -> Any:
         self.level, self.t = int(seed or 0), 0
+        self.length, self.terminates = 2 + self.level % 7, self.level // 7 % 2 == 0
         return self.observe(), {}
 
     def observe(self) -> Any:
@@ -30,14 +31,12 @@ class Vector(gym.Env[Any, Any]):
     def step(self, action: Any) -> Any:
         reward = 0.1 * (int(action[0]) - 1) * (1 - 2 * (self.level % 2)) + 0.3 * int(action[1]) * (self.t % 2)
         self.t += 1
-        end = self.t == 2 + self.level % 7
-        info: dict[str, Any] = {"t": self.t}
-        if end:
-            info["success"] = bool(action[1])
-            if self.level % 3 == 0:
-                info["score"] = self.level / 10
-        terminates = self.level // 7 % 2 == 0
-        return self.observe(), reward, end and terminates, end and not terminates, info
+        end = self.t == self.length
+        return self.observe(), reward, end and self.terminates, end and not self.terminates, self.info(action, end)
+
+    def info(self, action: Any, end: bool) -> dict[str, Any]:
+        final = {"success": bool(action[1]), **({} if self.level % 3 else {"score": self.level / 10})}
+        return {"t": self.t, **(final if end else {})}
 
 
 class Image(Vector):

@@ -156,6 +156,8 @@ def test_enjoy_picks_failures_and_gives_up(
     command.append("successes")
     assert main([*command, "--env.max-episode-steps", "1"]) == 1  # too few to arrive anywhere
     assert capsys.readouterr().out == "no successes on the levels 200000 to 200003; gave up\n"
+    assert main([*command, "--env.max-episode-steps", "1", "--seed", str(2**31 - 1)]) == 1  # there are no more levels
+    assert capsys.readouterr().out == f"no successes on the levels {2**31 - 1} to {2**31 - 1}; gave up\n"
     assert main([*command, "--max-steps", "1"]) == 1
     assert "4 of them cut at --max-steps 1" in capsys.readouterr().out
     assert not any(tmp_path.iterdir())

@@ -4,10 +4,9 @@ from dataclasses import replace
 
 import pytest
 import torch
-from helpers import fake_rollout, small_agent, worst_replay
+from helpers import fake_rollout, small_agent, starts, worst_replay
 from hypothesis import given
 from hypothesis import strategies as st
-from torch import Tensor
 
 from ppo_tbptt.models import CORES
 from ppo_tbptt.ppo.sequences import cut
@@ -16,16 +15,12 @@ LENGTHS = [1, 3, 16, None]
 TOLERANCE = 1e-5  # float32
 
 
-def some_starts(steps: int = 37, envs: int = 4) -> Tensor:
-    return torch.rand(steps, envs, generator=torch.Generator().manual_seed(3)) < 0.15
-
-
 @pytest.mark.parametrize("length", LENGTHS)
 @pytest.mark.parametrize("num_layers", [1, 2])
 @pytest.mark.parametrize("core", CORES)
 def test_ratio_is_one(core: str, num_layers: int, length: int | None) -> None:
     agent = small_agent(core, num_layers)
-    rollout = fake_rollout(agent, some_starts())
+    rollout = fake_rollout(agent, starts())
     ratio, value = worst_replay(agent, rollout, cut(rollout.start, length))
     assert ratio < TOLERANCE
     assert value < TOLERANCE
@@ -70,5 +65,5 @@ def test_burn_in_feeds_the_state_that_it_ends_with() -> None:
 
 def test_mutant_state_stored_after_the_step_is_caught() -> None:
     agent = small_agent()
-    rollout = fake_rollout(agent, some_starts(), store="after")
+    rollout = fake_rollout(agent, starts(), store="after")
     assert max(worst_replay(agent, rollout, cut(rollout.start, 3))) > 1e-2

@@ -82,22 +82,19 @@ def _episodes(policy: Policy, env: Env, args: Namespace, console: Console) -> li
     found: list[Recording] = []
     capped = level = tries = 0
     for level in range(args.seed, SEED_LIMIT):
+        recording = record_episode(policy, env, seed=level, greedy=args.greedy, max_steps=args.max_steps)
+        tries, capped, lost = tries + 1, capped + recording.capped, failed(recording)
+        if args.pick != "all" and recording.episode is not None and lost is None:
+            raise UsageError(f"--pick {args.pick}: {policy.spec.env_id} has no best result to tell failures by")
+        if args.pick == "all" or lost is (args.pick == "failures"):
+            found.append(recording)
+            tries = 0
+            console.print(_line(recording))
         if len(found) == args.episodes or tries == MOST_TRIES:
             break
-        recording = record_episode(policy, env, seed=level, greedy=args.greedy, max_steps=args.max_steps)
-        tries, capped = tries + 1, capped + recording.capped
-        if args.pick != "all":
-            lost = failed(recording)
-            if recording.episode is not None and lost is None:
-                raise UsageError(f"--pick {args.pick}: {policy.spec.env_id} has no best result to tell failures by")
-            if lost is not (args.pick == "failures"):
-                continue
-        found.append(recording)
-        tries = 0
-        console.print(_line(recording))
     if len(found) < args.episodes:
         limit = f", {capped} of them cut at --max-steps {args.max_steps}" if capped else ""
-        console.print(f"{len(found) or 'no'} {args.pick} on the levels {args.seed} to {level - 1}{limit}; gave up")
+        console.print(f"{len(found) or 'no'} {args.pick} on the levels {args.seed} to {level}{limit}; gave up")
     return found
 
 

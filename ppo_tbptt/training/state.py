@@ -1,18 +1,19 @@
 """Collects the state that a checkpoint holds, checks it and restores it."""
 
-import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import numpy as np
 import torch
+from pydantic import BaseModel, Field
 from torch import Tensor
 
 from ppo_tbptt.config import Config
+from ppo_tbptt.config.load import validate
 from ppo_tbptt.config.resume import continued
 from ppo_tbptt.envs import BatchedEnv, EnvSpec
 from ppo_tbptt.models.plugins import OUT_OF_MEMORY
@@ -24,9 +25,6 @@ from ppo_tbptt.types import Carry
 
 if TYPE_CHECKING:
     from ppo_tbptt.training.trainer import Trainer
-
-_MAX_COUNT = 10**15
-"""Upper bound of every count in a checkpoint."""
 
 
 def state_dict(trainer: "Trainer") -> dict[str, Any]:
@@ -182,21 +180,28 @@ def _resume_episodes(trainer: "Trainer", tree: dict[str, Any], progress: Callabl
     return carry
 
 
+_Count = Annotated[int, Field(ge=0, lt=10**15)]
+
+
+class _Numbers(BaseModel, strict=True, allow_inf_nan=False):
+    """What is plain numbers in a checkpoint."""
+
+    iteration: _Count
+    env_steps: _Count
+    level_seeds: list[_Count]
+    faults: list[Annotated[list[_Count], Field(min_length=3, max_length=3)]]
+    best: float | None
+    recent: list[float]
+    distinct_frames: list[bool | None] = Field(default=[])
+
+
 def _check_tree(tree: dict[str, Any], *, state_size: int) -> None:
     """Check types and ranges, except of weights and optimizer, which torch checks when it loads them.
 
     Raises:
         KeyError, TypeError, ValueError: something is missing or invalid.
     """
-    _check_counts("iteration", [tree["iteration"]])
-    _check_counts("env_steps", [tree["env_steps"]])
-    _check_counts("level_seeds", tree["level_seeds"])
-    for row in tree["faults"]:
-        _check_counts("faults", row, length=3)
-    _check_numbers("best", [] if tree["best"] is None else [tree["best"]])
-    _check_numbers("recent", tree["recent"])
-    if any(x not in (None, True, False) for x in tree.get("distinct_frames", [])):
-        raise ValueError("distinct_frames must be true, false or nothing")
+    validate(_Numbers, tree, "in it")
     ranks = tree["environments"]
     if not isinstance(ranks, list) or len(ranks) != 1 + len(tree["generators_of_other_ranks"]):
         raise ValueError(f"environments of {len(ranks)} ranks")
@@ -217,22 +222,6 @@ def _check_environments(rank: dict[str, Tensor], state_size: int) -> None:
             raise ValueError(f"episodes of other than {num} environments")
         if actions.dim() != 2 or len(actions) != steps.sum() or actions.is_floating_point() or (actions < 0).any():
             raise ValueError(f"actions of shape {tuple(actions.shape)} for {int(steps.sum())} steps")
-
-
-def _check_counts(name: str, values: Any, length: int | None = None) -> None:
-    if not isinstance(values, list) or (length is not None and len(values) != length):
-        raise ValueError(f"{name} is {type(values).__name__}")
-    for value in values:
-        if type(value) is not int or not 0 <= value < _MAX_COUNT:
-            raise ValueError(f"{name} holds {str(value)[:40]!r}; must be a whole number from 0 on")
-
-
-def _check_numbers(name: str, values: Any) -> None:
-    if not isinstance(values, list):
-        raise ValueError(f"{name} is {type(values).__name__}")
-    for value in values:
-        if not isinstance(value, int | float) or not math.isfinite(value):
-            raise ValueError(f"{name} holds {str(value)[:40]!r}; must be a number")
 
 
 def _gather_environments(world: World, envs: BatchedEnv, carry: Carry) -> list[dict[str, Tensor]]:

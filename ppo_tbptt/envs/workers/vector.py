@@ -1,7 +1,8 @@
 """N environments behind `BatchedEnv`, in this process or in workers, with the same results bit for bit."""
 
 import itertools
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any, Literal
 
 import numpy as np
@@ -102,7 +103,7 @@ class VectorEnv(BatchedEnv):
         """See `BatchedEnv`. Raises like `receive`."""
         self._expect_idle()
         self._clear_outcomes()
-        with _ClosingOnFailure(self):
+        with self._closing_on_failure():
             self._begin_until_all_play(self._all_workers, set(range(self.num_envs)), {})
         self._running = True
         return self.obs
@@ -115,7 +116,7 @@ class VectorEnv(BatchedEnv):
         rows = self.groups[group]
         self._blocks.action[rows] = self._checked(action, rows)
         self._in_flight.add(group)
-        with _ClosingOnFailure(self):
+        with self._closing_on_failure():
             for worker in self._workers[group]:
                 self._pool.send(worker, "step")
 
@@ -127,7 +128,7 @@ class VectorEnv(BatchedEnv):
         self._in_flight.discard(group)
         workers, rows, blocks = self._workers[group], self.groups[group], self._blocks
         failed: np.ndarray | None = None
-        with _ClosingOnFailure(self):
+        with self._closing_on_failure():
             episodes, broken = self._outcomes(workers)
             for episode in episodes:
                 self._levels.ended(episode.index, episode)
@@ -159,7 +160,7 @@ class VectorEnv(BatchedEnv):
             return {}
         unknown = EpisodeReplay(0, np.empty((0, len(self._nvec)), np.uint8), 0)
         replays = [unknown] * self.num_envs
-        with _ClosingOnFailure(self):
+        with self._closing_on_failure():
             for worker in self._all_workers:
                 self._pool.send(worker, "replays")
             for worker in self._all_workers:
@@ -177,7 +178,7 @@ class VectorEnv(BatchedEnv):
         replays = unpack(state, self.spec, self.num_envs)
         self._clear_outcomes()
         exact = np.zeros(self.num_envs, np.bool_)
-        with _ClosingOnFailure(self):
+        with self._closing_on_failure():
             for worker in self._all_workers:
                 rows = self._pool.slices[worker]
                 self._pool.send(worker, "restore", replays[rows.start : rows.stop])
@@ -206,6 +207,15 @@ class VectorEnv(BatchedEnv):
         if not self._closed:
             self._closed = True
             self._pool.close()
+
+    @contextmanager
+    def _closing_on_failure(self) -> Iterator[None]:
+        """Close the batch where anything fails, or interrupts, in the middle of an exchange with workers."""
+        try:
+            yield
+        except BaseException:
+            self.close()
+            raise
 
     def _clear_outcomes(self) -> None:
         """Write what an idle environment shows, should its worker die before it writes anything."""
@@ -290,20 +300,6 @@ class VectorEnv(BatchedEnv):
         self._expect_open()
         if self._in_flight:
             raise RuntimeError("a step is under way: receive()")
-
-
-class _ClosingOnFailure:
-    """Closes the batch where anything fails, or interrupts, in the middle of an exchange with workers."""
-
-    def __init__(self, envs: VectorEnv) -> None:
-        self._envs = envs
-
-    def __enter__(self) -> None:
-        pass
-
-    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        if kind is not None:
-            self._envs.close()
 
 
 def _where(num_groups: int, num_workers: int) -> str:
