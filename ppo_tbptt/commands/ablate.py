@@ -1,16 +1,16 @@
 """``ablate``: train the runs of an ablation, those that are not finished yet, and draw what they show."""
 
 import signal
+import socket
 import sys
 from collections.abc import Sequence
+from contextlib import closing
 from dataclasses import asdict
 from functools import partial
-from multiprocessing import connection, get_context
-from multiprocessing.context import SpawnProcess
 from pathlib import Path
-from time import monotonic
+from subprocess import Popen
+from time import monotonic, sleep
 
-import torch
 from rich.console import Console
 from rich.table import Table
 
@@ -34,6 +34,7 @@ from ppo_tbptt.commands.train_run import plan_of
 from ppo_tbptt.config import Config
 from ppo_tbptt.config.resume import describe_changes
 from ppo_tbptt.envs.workers.cores import resolve_workers
+from ppo_tbptt.envs.workers.ipc import Channel, start_process
 from ppo_tbptt.evaluation.result_file import read_evaluation
 from ppo_tbptt.run.files import replacing, write_text
 from ppo_tbptt.run.folder import RunDir
@@ -133,7 +134,7 @@ def _train_all(
     Returns the exit code: that of the signal that came, or 1 if a run failed.
     """
     queue, failed = list(waiting), 0
-    running: dict[int, tuple[Trial, SpawnProcess, float]] = {}  # by the process's sentinel
+    running: dict[Popen[bytes], tuple[Trial, float]] = {}
     try:
         while (queue or running) and not stop.code():
             while queue and len(running) < max(1, jobs):
@@ -144,31 +145,41 @@ def _train_all(
                     code = _train(trial, configs[trial], folder, stop)
                     progress.ended(trial, folder, monotonic() - began, code)
                     break
-                process = get_context("spawn").Process(target=_child, args=(trial, configs[trial], folder))
-                process.start()
-                running[process.sentinel] = trial, process, began
-            for sentinel in connection.wait(list(running), timeout=1.0):
-                trial, process, began = running.pop(int(sentinel))  # type: ignore[arg-type]
-                process.join()
-                failed += bool(process.exitcode)
-                progress.ended(trial, folder, monotonic() - began, process.exitcode or 0)
+                running[_start(trial, configs[trial], folder)] = trial, began
+            sleep(0.1 if jobs else 0)
+            for process in [process for process in running if process.poll() is not None]:
+                trial, began = running.pop(process)
+                failed += bool(process.returncode)
+                progress.ended(trial, folder, monotonic() - began, process.returncode)
     finally:
-        for _, process, _ in running.values():
+        for process in running:
             process.terminate()  # it writes a checkpoint
-        for _, process, _ in running.values():
-            process.join()
+        for process in running:
+            process.wait()
     return stop.code() or bool(failed)
 
 
-def _child(trial: Trial, config: Config, folder: Path) -> None:
-    """Train a run in a process of its own, which its parent stops with SIGTERM."""
-    torch.set_num_threads(1)
+def _start(trial: Trial, config: Config, folder: Path) -> Popen[bytes]:
+    """Start a process that trains a run with one thread."""
+    ours, theirs = socket.socketpair()
+    with theirs, closing(Channel(ours)) as channel:
+        process = start_process("ppo_tbptt.commands.ablate", theirs.fileno())
+        channel.send([trial.name, config.to_dict(), str(folder)])
+    return process
+
+
+def main(connection: int) -> None:
+    """Train the run that the parent names; SIGTERM stops it with a checkpoint."""
     with Stop(quiet=True) as stop:
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the parent too
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, (signal.SIGINT, signal.SIGTERM))
+        with closing(Channel(socket.socket(fileno=connection))) as channel:
+            name, tree, folder = channel.receive()
+        trial = next(trial for trial in trials() if trial.name == name)
         try:
-            sys.exit(_train(trial, config, folder, stop))
+            sys.exit(_train(trial, Config.from_dict(tree), Path(folder), stop))
         except (InputError, RunError) as error:
-            print(f"error: {trial.name}: {error}", file=sys.stderr)
+            print(f"error: {name}: {error}", file=sys.stderr)
             sys.exit(1)
 
 

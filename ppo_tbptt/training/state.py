@@ -201,7 +201,7 @@ def _check_tree(tree: dict[str, Any], *, state_size: int) -> None:
     Raises:
         KeyError, TypeError, ValueError: something is missing or invalid.
     """
-    validate(_Numbers, tree, "in it")
+    validate(_Numbers, tree, "checkpoint")
     ranks = tree["environments"]
     if not isinstance(ranks, list) or len(ranks) != 1 + len(tree["generators_of_other_ranks"]):
         raise ValueError(f"environments of {len(ranks)} ranks")
