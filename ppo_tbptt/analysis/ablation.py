@@ -192,7 +192,7 @@ def markdown(outcomes: Sequence[Outcome]) -> str:
 
 def draw(outcomes: Sequence[Outcome]) -> Figure:
     """Draw success over sequence length and delay for each core, and the ways beside each other with all their runs."""
-    figure = Figure(figsize=(7.2, 5.2), dpi=200, layout="constrained")
+    figure = Figure(figsize=(7.2, 5.4), dpi=200, layout="constrained")
     FigureCanvasAgg(figure)
     panels = figure.subplot_mosaic([list(GRID_SEEDS), ["ways"] * len(GRID_SEEDS)], height_ratios=[1, 1.1])
     by_setting = {outcome.setting: outcome for outcome in outcomes}
@@ -224,8 +224,9 @@ def _draw_grid(axes: Axes, core: str, outcomes: Mapping[Setting, Outcome]) -> No
     axes.set_xticks(range(len(LENGTHS)), [str(length) for length in LENGTHS])
     axes.set_yticks(range(len(DELAYS)), [str(delay) for delay in DELAYS])
     axes.set_xlabel("sequence_length")
-    axes.set_ylabel("delay between cue and choice")
-    axes.set_title(f"{core}: success; sequences right of the line reach the cue", fontsize=8, loc="left")
+    axes.set_ylabel("delay (steps)")
+    axes.set_title(f"{core}: success", fontsize=8, loc="left")
+    axes.text(1, 1.02, "right of the line: reaches the cue", transform=axes.transAxes, ha="right", fontsize=6)
 
 
 def _draw_ways(axes: Axes, outcomes: Mapping[Setting, Outcome]) -> None:
