@@ -68,9 +68,9 @@ class Vector(reference_envs.Vector):
         return first
 
     def step(self, action: Any) -> Any:
-        obs, *outcome, info = super().step(action)
-        self.now.steps.append(Step((int(action[0]), int(action[1])), *outcome, info))
-        return obs, *outcome, dict(info)
+        obs, reward, terminated, truncated, info = super().step(action)
+        self.now.steps.append(Step((int(action[0]), int(action[1])), reward, terminated, truncated, info))
+        return obs, reward, terminated, truncated, dict(info)
 
     def info(self, action: Any, end: bool) -> dict[str, Any]:
         self.moved += int(action[0])
