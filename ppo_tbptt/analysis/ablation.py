@@ -226,7 +226,7 @@ def _draw_grid(axes: Axes, core: str, outcomes: Mapping[Setting, Outcome]) -> No
     axes.set_xlabel("sequence_length")
     axes.set_ylabel("delay (steps)")
     axes.set_title(f"{core}: success", fontsize=8, loc="left")
-    axes.text(1, 1.02, "right of the line: reaches the cue", transform=axes.transAxes, ha="right", fontsize=6)
+    axes.set_title("right of the line: reaches the cue", fontsize=6, loc="right")
 
 
 def _draw_ways(axes: Axes, outcomes: Mapping[Setting, Outcome]) -> None:
