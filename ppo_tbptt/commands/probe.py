@@ -60,14 +60,10 @@ def run(argv: list[str]) -> int:
     if default is not None:
         default = default.with_name(f"probe_{default.name}")
         default.parent.mkdir(exist_ok=True)
-    data, figure = args.json or default, args.out or (default and default.with_suffix(".png"))
     _print(result, policy.env_steps, console)
-    if data is not None:
-        save_result(data, result.to_dict(), checkpoint, policy.env_steps)
-        say(console, f"written to {data}")
-    if figure is not None:
-        title = f"{env.id}: memory of the {policy.config.core.kind} agent, {len(protocol['seeds'])} levels"
-        _save_figure(figure, draw_probe(result, title=title, top=policy.spec.headline_max), console)
+    title = f"{env.id}: memory of the {policy.config.core.kind} agent, {len(protocol['seeds'])} levels"
+    figure = draw_probe(result, title=title, top=policy.spec.headline_max)
+    _save(args, default, result, figure, checkpoint, policy.env_steps, console)
     return 0
 
 
@@ -89,14 +85,10 @@ def _gradients(
         seeds = f"levels{min(result.seeds)}-{max(result.seeds)}_sampling{result.sampling_seed}"
         default = default.parent / "gradients" / f"{checkpoint.stem}_{seeds}.json"
         default.parent.mkdir(parents=True, exist_ok=True)
-    data, figure = args.json or default, args.out or (default and default.with_suffix(".png"))
     _print_gradients(result, policy.env_steps, console)
-    if data is not None:
-        save_result(data, result.to_dict(), checkpoint, policy.env_steps)
-        say(console, f"written to {data}")
-    if figure is not None:
-        title = f"{env.id}: the {policy.config.core.kind} agent after {policy.env_steps:,} steps"
-        _save_figure(figure, draw_gradients(torch.tensor(result.gradient_norms), title=title), console)
+    title = f"{env.id}: the {policy.config.core.kind} agent after {policy.env_steps:,} steps"
+    figure = draw_gradients(torch.tensor(result.gradient_norms), title=title)
+    _save(args, default, result, figure, checkpoint, policy.env_steps, console)
     return 0
 
 
@@ -123,10 +115,24 @@ def _print_gradients(result: GradientProbe, env_steps: int, console: Console) ->
     say(console, f"mean norm of the state: {result.state_norm:.3g}")
 
 
-def _save_figure(path: Path, figure: Figure, console: Console) -> None:
-    with replacing(path) as file:
-        figure.savefig(file, format=path.suffix[1:].lower())
-    say(console, f"figure: {path}")
+def _save(
+    args: Namespace,
+    default: Path | None,
+    result: ProbeResult | GradientProbe,
+    figure: Figure,
+    checkpoint: Path,
+    env_steps: int,
+    console: Console,
+) -> None:
+    """Write the JSON and the figure to where the options say, else to ``default`` and beside it."""
+    data, picture = args.json or default, args.out or (default and default.with_suffix(".png"))
+    if data is not None:
+        save_result(data, result.to_dict(), checkpoint, env_steps)
+        say(console, f"written to {data}")
+    if picture is not None:
+        with replacing(picture) as file:
+            figure.savefig(file, format=picture.suffix[1:].lower())
+        say(console, f"figure: {picture}")
 
 
 def _print(result: ProbeResult, env_steps: int, console: Console) -> None:
