@@ -84,6 +84,7 @@ REFUSALS: list[tuple[Any, list[str]]] = [
     (base(ppo={"lerning_rate": 0.1}), ["ppo.lerning_rate: ", "0.1", "ppo.learning_rate?"]),
     (base(learning_rate=1e-4), ["learning_rate: ", "0.0001", "ppo.learning_rate?"]),
     (base(hidden_size=7), ["hidden_size: ", "7", "model.hidden_size or core.hidden_size?"]),
+    ({"totl_steps": 3, "env": {"id": "A-v0"}}, ["totl_steps: unknown", "3", "total_steps?"]),  # which is missing, too
     (base(ppo={"qqqq": True}), ["ppo.qqqq: ", "true", "ppo.gamma"]),
     (base(**{"ppo.gamma": 0.5}), ['"ppo.gamma": ', "did you mean ppo.gamma?"]),
     ({"total_steps": 1}, ["env.id: missing", "text"]),

@@ -110,5 +110,7 @@ def test_wrong_overrides(tmp_path: Path, argv: list[str], words: list[str]) -> N
 def test_errors_of_the_file_stay_with_the_file(tmp_path: Path) -> None:
     path = write(tmp_path, FILE + "gamma = 7")
     assert error_of(Config.load, path, {"seed": "3"}).startswith(f"{path}: ppo.gamma: 7")
+    path = write(tmp_path, "train = 3\n" + FILE)
+    assert error_of(Config.load, path, {"train.eval_every": "2"}).startswith(f"{path}: train: 3 is not allowed")
     message = error_of(Config.load, write(tmp_path, FILE), {"ppo.gamma": 3})
     assert message.startswith("override: ppo.gamma: 3")
