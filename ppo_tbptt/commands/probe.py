@@ -1,7 +1,7 @@
 """``probe``: evaluate an agent with its recurrent state disturbed, or measure how far its gradients reach."""
 
 from argparse import Namespace
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -62,8 +62,8 @@ def run(argv: list[str]) -> int:
         default.parent.mkdir(exist_ok=True)
     _print(result, policy.env_steps, console)
     title = f"{env.id}: memory of the {policy.config.core.kind} agent, {len(protocol['seeds'])} levels"
-    figure = draw_probe(result, title=title, top=policy.spec.headline_max)
-    _save(args, default, result, figure, checkpoint, policy.env_steps, console)
+    draw = partial(draw_probe, result, title=title, top=policy.spec.headline_max)
+    _save(args, default, result, draw, checkpoint, policy.env_steps, console)
     return 0
 
 
@@ -87,8 +87,8 @@ def _gradients(
         default.parent.mkdir(parents=True, exist_ok=True)
     _print_gradients(result, policy.env_steps, console)
     title = f"{env.id}: the {policy.config.core.kind} agent after {policy.env_steps:,} steps"
-    figure = draw_gradients(torch.tensor(result.gradient_norms), title=title)
-    _save(args, default, result, figure, checkpoint, policy.env_steps, console)
+    draw = partial(draw_gradients, torch.tensor(result.gradient_norms), title=title)
+    _save(args, default, result, draw, checkpoint, policy.env_steps, console)
     return 0
 
 
@@ -119,7 +119,7 @@ def _save(
     args: Namespace,
     default: Path | None,
     result: ProbeResult | GradientProbe,
-    figure: Figure,
+    draw: Callable[[], Figure],
     checkpoint: Path,
     env_steps: int,
     console: Console,
@@ -130,8 +130,9 @@ def _save(
         save_result(data, result.to_dict(), checkpoint, env_steps)
         say(console, f"written to {data}")
     if picture is not None:
+        drawing = draw()
         with replacing(picture) as file:
-            figure.savefig(file, format=picture.suffix[1:].lower())
+            drawing.savefig(file, format=picture.suffix[1:].lower())
         say(console, f"figure: {picture}")
 
 

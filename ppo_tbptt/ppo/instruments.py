@@ -17,7 +17,7 @@ from torch import Tensor
 from ppo_tbptt.models import Agent
 from ppo_tbptt.ppo.advantages import normalize
 from ppo_tbptt.ppo.losses import PPOLoss
-from ppo_tbptt.ppo.sequences import cut, gather
+from ppo_tbptt.ppo.sequences import cut, gather, only_counted
 from ppo_tbptt.runtime.pinned import to_device
 from ppo_tbptt.runtime.rng import preserved_globals
 from ppo_tbptt.types import AgentOutput, Frames, Minibatch, Rollout, Targets
@@ -117,8 +117,7 @@ def gradient_norms(
     if loss.config.normalize_advantage:
         batch = replace(batch, advantage=normalize(batch.advantage))
     last = to_device((sizes.cumsum(0) - sizes)[lengths - 1] + sequences, y.device)
-    columns = ("action", "log_prob", "value", "advantage", "value_target")
-    batch = replace(batch, **{name: getattr(batch, name).index_select(0, last) for name in columns})
+    batch = only_counted(replace(batch, in_loss=last))
     y = y.index_select(0, last)
     logits, value = agent.heads(y, loss.config.value_gradient_scale)
     mean, _ = loss(batch, AgentOutput(logits=logits, value=value, features=None, core_output=y, state_out=batch.state))
