@@ -16,7 +16,7 @@ from ppo_tbptt.config import ConfigError, CoreConfig, ModelConfig
 from ppo_tbptt.models import CORES, Agent, Core
 from ppo_tbptt.models.contract import check_core
 from ppo_tbptt.models.cores import LSTM
-from ppo_tbptt.models.encoders import NatureCNN
+from ppo_tbptt.models.encoders import CNN
 from ppo_tbptt.models.heads import log_prob_and_entropy, mode, sample
 
 
@@ -195,15 +195,30 @@ def test_observations_may_have_any_name() -> None:
 
 def test_cnn_output_and_division_by_255() -> None:
     torch.manual_seed(0)
-    cnn = NatureCNN((84, 84, 3), (32, 64, 64))
+    cnn = CNN((84, 84, 3), (32, 64, 64))
     assert cnn.output_size == 3136
     frames = torch.randint(0, 256, (2, 84, 84, 3), dtype=torch.uint8)
     x = frames.permute(0, 3, 1, 2).float() / 255
     plain = cnn.rest(cnn.first(x)).permute(0, 2, 3, 1).flatten(1)
     torch.testing.assert_close(cnn(frames), plain, atol=1e-5, rtol=1e-5)
-    assert NatureCNN((84, 84, 3), (4, 4, 4), 20)(frames).shape == (2, 20)
+    assert CNN((84, 84, 3), (4, 4, 4), features=20)(frames).shape == (2, 20)
     with pytest.raises(ValueError, match="at least 36x36"):
-        NatureCNN((30, 84, 3), (4, 4, 4))
+        CNN((30, 84, 3), (4, 4, 4))
+
+
+TILED = ModelConfig(cnn_channels=(16, 8), cnn_kernels=(14, 1), cnn_strides=(14, 1))
+
+
+def test_convolutions_of_other_kernels_and_strides_see_each_tile_alone() -> None:
+    torch.manual_seed(0)
+    agent = Agent({"obs": (84, 84, 3)}, (4,), model=TILED)
+    frames = torch.randint(0, 256, (2, 84, 84, 3), dtype=torch.uint8)
+    frames[1] = frames[0]
+    frames[1, 14:28, 42:56] = 255 - frames[0, 14:28, 42:56]
+    features = agent.encoder({"obs": frames})["obs"].view(2, 6, 6, 8)
+    assert (features[0] != features[1]).any(-1).nonzero().tolist() == [[1, 3]]
+    with pytest.raises(ValueError, match="at least 14x14"):
+        Agent({"obs": (13, 84, 3)}, (4,), model=TILED)
 
 
 def test_published_sizes() -> None:

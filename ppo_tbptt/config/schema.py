@@ -33,6 +33,7 @@ Positive = Annotated[float, Field(gt=0, le=1e6)]
 Nothing = Annotated[None, BeforeValidator(lambda value: None if value == "none" else value)]
 """None, also written "none", as TOML has no such value."""
 AsTuple = BeforeValidator(lambda value: tuple(value) if isinstance(value, list) else value)
+Sizes = Annotated[tuple[Size, ...], Field(min_length=1, max_length=16), AsTuple]
 Plain = BeforeValidator(load.plain)
 
 
@@ -130,16 +131,29 @@ class ModelConfig(Table):
 
     hidden_size: Size = 512
     """Width of the shared hidden layer, and of one more each for policy and value."""
-    cnn_channels: Annotated[tuple[Size, Size, Size], AsTuple] = (32, 64, 64)
-    """Channels of the three convolutions that read images."""
+    cnn_channels: Sizes = (32, 64, 64)
+    """Channels of the convolutions that read images."""
+    cnn_kernels: Sizes = (8, 4, 3)
+    """Their kernels; as many as channels. Those of Mnih et al. 2015, as their strides."""
+    cnn_strides: Sizes = (4, 2, 1)
+    """Their strides. Where pictures are made of tiles, a first kernel and stride of one tile is cheaper."""
     cnn_features: Size | Nothing = None
     """Dense layer after the convolutions; none: they feed the core directly, as in the published baseline."""
-    vector_hidden_sizes: Annotated[tuple[Size, ...], Field(min_length=1, max_length=16), AsTuple] = (128,)
+    vector_hidden_sizes: Sizes = (128,)
     """Layers that read vector observations."""
     previous_action: bool = False
     """Feed the core the action before, one-hot; zeros at an episode's first step."""
     previous_reward: bool = False
     """Feed the core the reward before; 0 at an episode's first step."""
+
+    @model_validator(mode="after")
+    def _check(self) -> "ModelConfig":
+        num = len(self.cnn_channels)
+        for name, sizes in {"cnn_kernels": self.cnn_kernels, "cnn_strides": self.cnn_strides}.items():
+            if len(sizes) != num:
+                text = f"{list(sizes)} for {num} convolutions (cnn_channels = {list(self.cnn_channels)})"
+                raise Problem((name, "cnn_channels"), f"{text}; must be a list of {num}")
+        return self
 
     @property
     def previous(self) -> tuple[str, ...]:

@@ -19,35 +19,41 @@ def orthogonal_(layer: Layer, gain: float) -> Layer:
     return layer
 
 
-class NatureCNN(nn.Module):
-    """The convolutions of Mnih et al. 2015 on u8 frames ``[M, X, Y, C]``, and their dense layer if asked for.
+class CNN(nn.Module):
+    """Convolutions with ReLU on u8 frames ``[M, X, Y, C]``, and a dense layer if asked for.
 
     Frames stay channels-last: ``permute`` gives the convolutions the NHWC memory that they want, so no copy is made
     for layout, and the flattened features are in ``(x, y, channel)`` order.
 
     Args:
         shape: of a frame, ``(X, Y, C)``.
-        channels: output channels of the three convolutions.
+        channels, kernels, strides: of each convolution; the defaults are those of Mnih et al. 2015.
         features: width of the dense layer; None: the flattened output of the convolutions.
 
     Raises:
         ValueError: a frame too small for the convolutions.
     """
 
-    KERNELS = ((8, 4), (4, 2), (3, 1))
-
     def __init__(
-        self, shape: tuple[int, int, int], channels: tuple[int, int, int], features: int | None = None
+        self,
+        shape: tuple[int, int, int],
+        channels: Sequence[int],
+        kernels: Sequence[int] = (8, 4, 3),
+        strides: Sequence[int] = (4, 2, 1),
+        features: int | None = None,
     ) -> None:
         super().__init__()
         x, y, in_channels = shape
+        needed = 1
+        for kernel, stride in zip(reversed(kernels), reversed(strides), strict=True):
+            needed = (needed - 1) * stride + kernel
+        if min(x, y) < needed:
+            raise ValueError(f"frames of {x}x{y} are too small for the CNN, which needs at least {needed}x{needed}")
         layers: list[nn.Module] = []
-        for out_channels, (kernel, stride) in zip(channels, self.KERNELS, strict=True):
+        for out_channels, kernel, stride in zip(channels, kernels, strides, strict=True):
             layers += [orthogonal_(nn.Conv2d(in_channels, out_channels, kernel, stride), 2**0.5), nn.ReLU(inplace=True)]
             x, y = ((size - kernel) // stride + 1 for size in (x, y))
             in_channels = out_channels
-        if x < 1 or y < 1:
-            raise ValueError(f"frames of {shape[0]}x{shape[1]} are too small for the CNN, which needs at least 36x36")
         first, *rest = layers
         assert isinstance(first, nn.Conv2d)
         self.first = first
@@ -103,7 +109,8 @@ class Encoder(nn.Module):
         """Of each observation's features in the core's input."""
         for key, shape in obs_shapes.items():
             if len(shape) == 3:
-                part = NatureCNN((shape[0], shape[1], shape[2]), config.cnn_channels, config.cnn_features)
+                convolutions = config.cnn_channels, config.cnn_kernels, config.cnn_strides
+                part = CNN((shape[0], shape[1], shape[2]), *convolutions, config.cnn_features)
             else:
                 part = MLP(shape[0], () if key in config.previous else config.vector_hidden_sizes)
             self.names[key] = name = _module_name(key, self.parts)
