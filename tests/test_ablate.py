@@ -101,6 +101,12 @@ def test_an_interrupted_run_goes_on_and_an_unstarted_one_begins(finished: Path, 
         assert ends[0]["per_episode"] == ends[1]["per_episode"]
 
 
+def test_a_file_is_no_folder_for_runs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "x").write_text("kept")
+    error = refusal(capsys, "ablate", CONFIG, "--out", tmp_path / "x", *SMALL)
+    assert "--out" in error and "is a file" in error and (tmp_path / "x").read_text() == "kept"
+
+
 def test_other_settings_in_the_same_folder_are_refused(finished: Path, capsys: pytest.CaptureFixture[str]) -> None:
     before = contents(finished)
     error = refusal(capsys, "ablate", CONFIG, "--out", finished, *SMALL, "--ppo.gamma", "0.5")

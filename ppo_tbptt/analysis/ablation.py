@@ -26,7 +26,7 @@ CORE, DELAY, LENGTH, WAY_SEEDS = "gru", 7, 4, (1, 2, 3, 4, 5)
 STORED, ZEROED = "stored state", "zeroed state"
 WAYS: Mapping[str, Mapping[str, Any]] = {
     STORED: {},
-    ZEROED: {},  # there is no such setting: see `ZeroStates`
+    ZEROED: {},  # there is no such setting: see `ZeroStates`; their configs, and `compare`, can't tell them apart
     "burn-in 4": {"ppo.burn_in": LENGTH},
     "refresh every epoch": {"ppo.refresh_every": 1},
     "k1 = 4, k2 = 8": {"ppo.sequence_stride": LENGTH, "ppo.sequence_length": 2 * LENGTH},

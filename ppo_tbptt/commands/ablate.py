@@ -58,6 +58,8 @@ def run(argv: list[str]) -> int:
     parser.option("--jobs", type=integer_from(0), help="runs side by side, one thread each (default: one per core)")
     parser.option("--draw-only", action="store_true", help="train nothing")
     args, overrides = parser.parse_with_overrides(argv)
+    if args.out.exists() and not args.out.is_dir():
+        raise UsageError(f"--out {args.out}: is a file; must be a folder, or not exist yet")
     base = Config.load(args.config, overrides)
     if base.env.id != TASK:
         raise UsageError(f"{args.config}: env.id = {base.env.id!r} has no delay to vary; must be {TASK!r}")
