@@ -160,6 +160,14 @@ def test_checkpoints_are_due_by_iterations_and_by_the_clock_and_the_newest_are_k
     assert names == [f"iteration_{number:07d}.pt" for number in kept]
 
 
+def test_a_closed_trainer_saves_nothing_and_says_so(tmp_path: Path) -> None:
+    trainer = Trainer(tiny(), tmp_path / "run")
+    next(trainer)
+    trainer.close()
+    with pytest.raises(RuntimeError, match="closed"):
+        trainer.save()
+
+
 def test_nothing_to_resume(tmp_path: Path) -> None:
     with pytest.raises(RunDirError, match="not a run folder"):
         Trainer.resume(tmp_path / "nothing")

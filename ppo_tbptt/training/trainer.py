@@ -159,7 +159,13 @@ class Trainer(Iterator[Report]):
         return state.state_dict(self)
 
     def save(self) -> Path | None:
-        """Write a checkpoint; see `SaveCheckpoints.save`. All ranks call it together."""
+        """Write a checkpoint; see `SaveCheckpoints.save`. All ranks call it together.
+
+        Raises:
+            RuntimeError: the trainer is closed.
+        """
+        if self.run is not None and self.world.rank == 0 and self.writer is None:
+            raise RuntimeError(f"{self.run.path}: the trainer is closed; save() must come before close()")
         return self.checkpoints.save(self)
 
     def close(self) -> None:
