@@ -1,5 +1,6 @@
 """Runs read from their folders: config, progress, and results on training and held-out levels."""
 
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
@@ -10,7 +11,7 @@ import numpy as np
 from ppo_tbptt.config import Config, TrainConfig
 from ppo_tbptt.envs import EnvSpec, make_env
 from ppo_tbptt.evaluation.result_file import read_evaluation
-from ppo_tbptt.run.agents import AgentDir, agent_at
+from ppo_tbptt.run.agents import AgentDir, agent_at, nearest_agents
 from ppo_tbptt.run.folder import RunDir, RunDirError
 from ppo_tbptt.run.metrics import read_metrics
 
@@ -73,6 +74,8 @@ def read_run(path: Path) -> Run:
     """
     if agent := agent_at(path):
         return _read_agent(path, agent)
+    if not os.path.lexists(path):
+        raise RunDirError(f"{path}: no such run folder or agent; {nearest_agents(str(path))}")
     run = RunDir.open(path)
     config = Config.load(run.config)
     rows = read_metrics(run.metrics)

@@ -86,9 +86,10 @@ def _rows(agent: AgentDir, card: Card) -> dict[str, str]:
     if card.without_memory is not None:
         measure = interval(card.without_memory.mean, card.without_memory.ci95)
         rows["no memory"] = f"{measure}: an agent that was trained without memory"
+    time = f"{card.hours:.1f} hours" if card.hours >= 1 else f"{60 * card.hours:.0f} minutes"
     changed = ", but for the options of the command" if f"train {card.config} --" in card.command else ""
     rows |= {
-        "trained": f"{card.env_steps:,} steps in {card.hours:.2f} hours on {card.machine}; {card.chosen}",
+        "trained": f"{card.env_steps:,} steps in {time} on {card.machine}; {card.chosen}",
         "config": f"{card.config}{changed}" if card.config else "config.toml in its folder",
         "command": card.command,
         "versions": ", ".join(card.versions),

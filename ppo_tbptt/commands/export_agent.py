@@ -173,6 +173,7 @@ def _evaluation(policy: Policy, run: RunDir, title: str, stop: Stop, console: Co
     """
     protocol = {"seeds": LEVELS, "repeats": PROTOCOL.eval_repeats, "greedy": False, "sampling_seed": 0}
     protocol |= {"max_steps": PROTOCOL.eval_max_steps, "forget_every": None, **how}
+    protocol["num_workers"] = policy.config.env.num_workers
     assert policy.path is not None
     file = run.evaluations / file_name(policy.path, protocol)
     for known in (file, run.evaluations / "final.json"):

@@ -32,7 +32,8 @@ def run(argv: list[str]) -> int:
     say(console, config.to_toml())
     for line in _derived(config):
         say(console, f"# {line}")
-    if agent := packaged_agents().get(str(args.config)):
+    agent = packaged_agents().get(str(args.config))
+    if agent and not os.path.lexists(args.config):
         say(console, f"# the agent {args.config} was trained with: {agent.read_card().command}")
     return 0
 

@@ -153,6 +153,4 @@ def nearest_agents(name: str) -> str:
     """Say which agent of the package may have been meant, or which there are."""
     names = list(packaged_agents())
     near = difflib.get_close_matches(name[:120], names, 1)
-    return (
-        f"did you mean the agent {near[0]}?" if near else shorten(f"the package's agents are {', '.join(names)}", 300)
-    )
+    return f"did you mean the agent {near[0]}?" if near else shorten(f"the package has {', '.join(names)}", 300)
