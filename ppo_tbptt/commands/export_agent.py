@@ -64,19 +64,19 @@ def export_agent(args: Namespace, console: Console) -> int:
     other = None if args.without_memory is None else _without_memory(args.without_memory, policy.config)
     with reporting(target.parent, "write in this folder"):
         target.parent.mkdir(parents=True, exist_ok=True)
-    try:
-        with Stop(quiet=True) as stop:
+    with Stop(quiet=True) as stop:
+        try:
             result = _evaluation(policy, run, "held-out levels", stop, console)
             wiped = without = None
             if policy.agent.core.state_size:
-                wiped = _evaluation(policy, run, "the same without memory", stop, console, forget_every=1)
+                wiped = _evaluation(policy, run, "the same with its state wiped", stop, console, forget_every=1)
             if other is not None:
                 without = _evaluation(other[1], other[0], "an agent without memory", stop, console)
-            say(console, "recording an episode")
-            episode = _episode(policy, args.agent)
-    except _Stopped:
-        say(console, f"stopped; {target} was not written; what was evaluated is kept, give the command again to go on")
-        return stop.code()
+        except _Stopped:
+            say(console, f"stopped; {target} was not written; give the command again to go on")
+            return stop.code()
+    say(console, "recording an episode")
+    episode = _episode(policy, args.agent)
     progress = read_run(run.path)
     at = min(progress.training or progress.held_out, key=lambda point: abs(point.env_steps - policy.env_steps))
     config, command = origin(policy.config, progress.ranks)
@@ -98,10 +98,10 @@ def export_agent(args: Namespace, console: Console) -> int:
         ),
         result=_headline(result),
         measures={name: _measure(result, name) for name in result["measures"]},
-        wiped=wiped and _headline(wiped),
-        without_memory=without and _headline(without),
+        wiped=None if wiped is None else _headline(wiped),
+        without_memory=None if without is None else _headline(without),
         env_steps=policy.env_steps,
-        hours=round(at.hours, 4),
+        hours=round(at.hours, 6),
         machine=args.machine or _this_machine(policy.config),
         ranks=progress.ranks,
         seed=policy.config.seed,

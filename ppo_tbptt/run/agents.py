@@ -5,6 +5,7 @@ Imports no torch, so that agents are listed at once.
 
 import csv
 import difflib
+import math
 import os
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple
@@ -126,12 +127,18 @@ class AgentDir:
         points = []
         for number, row in enumerate(csv.DictReader(text.splitlines()), 2):
             try:
-                known = {name: float(row[name]) if row[name] else None for name in CurvePoint._fields}
-                points.append(CurvePoint(**known | {"env_steps": int(row["env_steps"]), "hours": float(row["hours"])}))
+                measured = [_number(row[name]) if row[name] else None for name in CurvePoint._fields[2:]]
+                points.append(CurvePoint(int(row["env_steps"]), _number(row["hours"]), *measured))
             except (KeyError, TypeError, ValueError):
                 legal = f"numbers or nothing in the columns {', '.join(CurvePoint._fields)}"
                 raise AgentError(f"{self.curve}:{number}: not a point of a curve; must be {legal}") from None
         return points
+
+
+def _number(text: str) -> float:
+    if not math.isfinite(value := float(text)):
+        raise ValueError(text)
+    return value
 
 
 def packaged_agents() -> dict[str, AgentDir]:
