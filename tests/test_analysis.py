@@ -57,7 +57,7 @@ def test_greedy_results_where_there_are_no_others(tmp_path: Path) -> None:
 
 
 BROKEN = {
-    "no run": (None, "", "not a run folder"),
+    "no run": (None, "", "no such run folder"),
     "no metrics": ("metrics.jsonl", None, "no such metrics file"),
     "empty metrics": ("metrics.jsonl", "", "no metrics yet"),
     "text for a number": ("metrics.jsonl", '{"iteration": 1, "env_steps": "many"}\n{}\n', "env_steps is missing"),

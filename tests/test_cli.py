@@ -176,7 +176,7 @@ WRONG = {
     "figure of another kind": (["probe", POC, "--out", "a.jpeg"], "--out a.jpeg: must end in .png, .svg or .pdf"),
     "graph of another kind": (["export", POC, "--onnx", "a.pt"], "--onnx a.pt: must end in .onnx"),
     "compare nothing": (["compare"], "required: RUN"),
-    "compare no run": (["compare", "nowhere"], "nowhere: not a run folder"),
+    "compare no run": (["compare", "nowhere"], "nowhere: no such run folder or agent"),
     "plot without a file": (["plot", POC], "--out"),
     "plot into no folder": (["plot", POC, "--out", "nowhere/a.png"], "there is no folder nowhere"),
     "export nothing": (["export", POC], "--onnx FILE.onnx"),

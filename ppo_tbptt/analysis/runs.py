@@ -1,5 +1,6 @@
 """Runs read from their folders: config, progress, and results on training and held-out levels."""
 
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
@@ -10,6 +11,7 @@ import numpy as np
 from ppo_tbptt.config import Config, TrainConfig
 from ppo_tbptt.envs import EnvSpec, make_env
 from ppo_tbptt.evaluation.result_file import read_evaluation
+from ppo_tbptt.run.agents import AgentDir, agent_at, nearest_agents
 from ppo_tbptt.run.folder import RunDir, RunDirError
 from ppo_tbptt.run.metrics import read_metrics
 
@@ -30,7 +32,7 @@ class Point:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Run:
-    """What the folder of a run tells."""
+    """What the folder of a run, or of an agent, tells."""
 
     path: Path
     config: Config
@@ -59,7 +61,7 @@ class Run:
 
 
 def read_run(path: Path) -> Run:
-    """Read the run in ``path``.
+    """Read the run or the agent in ``path``, or the package's agent of that name.
 
     Held-out results are the evaluations during training and the files in ``evaluations/``, except those with a wiped
     state, on training levels, or of steps that are not in the metrics. Sampled results are preferred to greedy ones.
@@ -70,6 +72,10 @@ def read_run(path: Path) -> Run:
         MetricsError, JsonError, ConfigError, CheckpointError: a file of it is broken.
         EnvError: its environment is unknown.
     """
+    if agent := agent_at(path):
+        return _read_agent(path, agent)
+    if not os.path.lexists(path):
+        raise RunDirError(f"{path}: no such run folder or agent; {nearest_agents(str(path))}")
     run = RunDir.open(path)
     config = Config.load(run.config)
     rows = read_metrics(run.metrics)
@@ -121,6 +127,36 @@ def read_runs(paths: Sequence[Path]) -> list[Run]:
         if resolved[number] in resolved[:number]:
             raise RunDirError(f"{path}: named twice")
     return [read_run(path) for path in paths]
+
+
+def _read_agent(path: Path, agent: AgentDir) -> Run:
+    """Read the curve and the card of an agent, which ``path`` is or names."""
+    card, curve = agent.read_card(), agent.read_curve()
+    return Run(
+        path=path,
+        config=Config.load(agent.config),
+        headline=card.headline,
+        headline_max=card.headline_max,
+        ranks=card.ranks,
+        env_steps=max([card.env_steps, *(point.env_steps for point in curve)]),
+        hours=max([card.hours, *(point.hours for point in curve)]),
+        steps_per_second=None,
+        held_out=tuple(
+            Point(
+                env_steps=point.env_steps,
+                hours=point.hours,
+                mean=point.held_out,
+                ci95=None if point.low is None or point.high is None else (point.low, point.high),
+            )
+            for point in curve
+            if point.held_out is not None
+        ),
+        training=tuple(
+            Point(env_steps=point.env_steps, hours=point.hours, mean=point.training)
+            for point in curve
+            if point.training is not None
+        ),
+    )
 
 
 def _spec(run: RunDir, config: Config) -> EnvSpec:

@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.table import Table
 
 from ppo_tbptt.benchmark.measure import MAX_EXTRA_ITERATIONS, Setting, compare, describe, measure, write_profile
-from ppo_tbptt.commands.parser import Parser, UsageError, check_target, positive, split_overrides
+from ppo_tbptt.commands.parser import CONFIG_HELP, Parser, UsageError, check_target, positive, split_overrides
 from ppo_tbptt.config import Config
 from ppo_tbptt.config.fields import shown
 from ppo_tbptt.training.trainer import Trainer
@@ -59,7 +59,7 @@ def _parser() -> Parser:
         "Time whole training iterations, their parts, and what this machine would allow.",
         "Every field of the config can be set, as for train.",
     )
-    parser.add_argument("config", type=Path, metavar="CONFIG", help="a TOML file, such as configs/*.toml")
+    parser.add_argument("config", type=Path, metavar="CONFIG", help=CONFIG_HELP)
     parser.option("--json", action="store_true", help="print JSON and nothing else")
     parser.option("--iterations", type=positive, default=5, help="iterations to time (default 5)")
     parser.option("--warmup", type=positive, default=2, help="iterations before those (default 2)")

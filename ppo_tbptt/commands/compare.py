@@ -25,7 +25,7 @@ from ppo_tbptt.analysis.groups import (
 )
 from ppo_tbptt.analysis.runs import read_runs
 from ppo_tbptt.commands.console import figure, interval, say, wide_console
-from ppo_tbptt.commands.parser import Parser, check_target
+from ppo_tbptt.commands.parser import RUN_HELP, Parser, check_target
 from ppo_tbptt.commands.results import write_json
 
 
@@ -34,7 +34,7 @@ def run(argv: list[str]) -> int:
     parser = Parser(
         "compare", "Runs side by side: held-out results, steps and hours to get there, what they differ in."
     )
-    parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="a run's folder")
+    parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help=RUN_HELP)
     parser.option("--json", type=Path, metavar="FILE", help="write the same data there")
     args = parser.parse_args(argv)
     check_target("--json", args.json)

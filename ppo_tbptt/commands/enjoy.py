@@ -6,6 +6,7 @@ from pathlib import Path
 from rich.console import Console
 
 from ppo_tbptt.commands.parser import Parser, UsageError, check_target, positive, seed
+from ppo_tbptt.commands.results import add_agent
 from ppo_tbptt.config import SEED_LIMIT, EnvConfig
 from ppo_tbptt.evaluation.policy import Policy
 from ppo_tbptt.watch.environment import Env, remote_env, watched_env
@@ -26,7 +27,7 @@ def run(argv: list[str]) -> int:
         "Watch episodes: what the agent sees beside the ground truth, what it does, expects and remembers.",
         'The task itself can be changed: --env.options.command-count "[3]".',
     )
-    parser.add_argument("path", type=Path, metavar="RUN_OR_CHECKPOINT", help="a run's folder (its newest checkpoint)")
+    add_agent(parser)
     parser.option("--seed", type=seed, default=200_000, help="first level seed (default 200000, a held-out one)")
     parser.option("--episodes", type=positive, default=1, help="play so many, on level seeds one after the other")
     parser.option(

@@ -20,6 +20,7 @@ from ppo_tbptt.commands.results import (
     load_agent,
     print_evaluation,
     protocol_of,
+    read_finished,
     save_result,
     write_json,
 )
@@ -27,9 +28,8 @@ from ppo_tbptt.commands.stop import Stop
 from ppo_tbptt.config import Config
 from ppo_tbptt.evaluation.evaluate import evaluate
 from ppo_tbptt.evaluation.policy import Policy
-from ppo_tbptt.evaluation.result_file import read_evaluation
+from ppo_tbptt.run.agents import agent_at
 from ppo_tbptt.run.checkpoint import CheckpointError
-from ppo_tbptt.run.files import JsonError
 from ppo_tbptt.run.folder import RunDir, RunDirError
 
 
@@ -58,8 +58,10 @@ def run(argv: list[str]) -> int:
         if evaluation is None:
             return stop.code()
     target = args.json or (None if overrides else default_path(checkpoint, protocol))
-    print_evaluation(save_result(target, asdict(evaluation), checkpoint, policy.env_steps), console)
+    tree = save_result(None, asdict(evaluation), checkpoint, policy.env_steps)
+    print_evaluation(tree, console)
     if target is not None:
+        write_json(target, tree)
         say(console, f"written to {target}")
     return 0
 
@@ -71,6 +73,8 @@ def _evaluate_all(args: Namespace, overrides: dict[str, str]) -> int:
     than the run's, and no result is read from the run's folder or written there.
     """
     try:
+        if agent_at(args.path):
+            raise RunDirError(f"{args.path} is an agent, which has one checkpoint")
         run = RunDir.open(args.path)
     except RunDirError as error:
         raise UsageError(f"--all takes a run's folder; {error}") from error
@@ -93,7 +97,7 @@ def _evaluate_all(args: Namespace, overrides: dict[str, str]) -> int:
                 say(console, f"left out: {error}")
                 continue
             target = None if overrides else run.evaluations / file_name(checkpoint, protocol)
-            tree = target and _read_finished(target, policy.env_steps, protocol["max_steps"])
+            tree = target and read_finished(target, policy.env_steps, protocol)
             if tree and target:
                 say(console, f"{checkpoint.name}: evaluated already, {target.name}")
             else:
@@ -125,18 +129,6 @@ def _evaluate_all(args: Namespace, overrides: dict[str, str]) -> int:
         write_json(args.json, results)
         say(console, f"written to {args.json}")
     return 0
-
-
-def _read_finished(target: Path, env_steps: int, max_steps: int) -> dict[str, Any] | None:
-    """Read an earlier result if it is of the same agent (``best.pt`` changes) and protocol.
-
-    The file's name tells the rest of the protocol. A file that can't be read is replaced.
-    """
-    try:
-        tree = read_evaluation(target)
-    except JsonError:
-        return None
-    return tree if (tree["env_steps"], tree["max_steps"]) == (env_steps, max_steps) else None
 
 
 def _table(trees: list[dict[str, Any]]) -> Table:

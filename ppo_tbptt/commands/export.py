@@ -1,4 +1,4 @@
-"""``export``: write an agent as an ONNX graph, or its weights alone."""
+"""``export``: write an agent as an ONNX graph, its weights alone, or as a folder to hand on."""
 
 from pathlib import Path
 
@@ -8,6 +8,7 @@ from rich.table import Table
 
 from ppo_tbptt.commands.console import say
 from ppo_tbptt.commands.parser import Parser, UsageError, check_target
+from ppo_tbptt.commands.results import add_agent
 from ppo_tbptt.evaluation.export import PACKAGES, Port, export_onnx
 from ppo_tbptt.evaluation.policy import Policy
 from ppo_tbptt.run.weights import SUFFIX, save_weights
@@ -15,13 +16,34 @@ from ppo_tbptt.run.weights import SUFFIX, save_weights
 
 def run(argv: list[str]) -> int:
     """Run the command."""
-    parser = Parser("export", "Write a trained agent for use elsewhere: one step as ONNX, or its weights alone.")
-    parser.add_argument("path", type=Path, metavar="RUN_OR_CHECKPOINT", help="a run's folder (its newest checkpoint)")
+    parser = Parser(
+        "export",
+        "Write a trained agent for use elsewhere: one step as ONNX, its weights alone, or a folder to hand on.",
+        "--agent evaluates it on the held-out levels, also with its state wiped, and writes weights, config, card, "
+        "learning curve and a GIF. Such a folder is taken wherever a run is.",
+    )
+    add_agent(parser)
     parser.option("--onnx", type=Path, metavar="FILE.onnx", help="(observations, state) -> (logits, value, next state)")
     parser.option("--safetensors", type=Path, metavar=f"FILE{SUFFIX}", help="weights and config, for Policy.load")
+    parser.option(
+        "--agent", metavar="NAME", help="write the folder NAME; of a run with evaluations its best checkpoint"
+    )
+    parser.option("--out", type=Path, metavar="FOLDER", help="with --agent: where to put it (default: here)")
+    parser.option("--machine", metavar="TEXT", help="with --agent: what it was trained on (default: this machine)")
+    text = "with --agent: a run of the same task without memory, for the card"
+    parser.option("--without-memory", type=Path, metavar="RUN", help=text)
     args = parser.parse_args(argv)
+    if args.agent is not None:
+        if args.onnx is not None or args.safetensors is not None:
+            raise UsageError("--agent: not with --onnx or --safetensors; export twice")
+        from ppo_tbptt.commands.export_agent import export_agent  # here, as it takes matplotlib and ffmpeg
+
+        return export_agent(args, Console(markup=False, emoji=False))
+    for option in ("out", "machine", "without_memory"):
+        if getattr(args, option) is not None:
+            raise UsageError(f"--{option.replace('_', '-')}: only with --agent NAME")
     if args.onnx is None and args.safetensors is None:
-        raise UsageError("what to write is needed: --onnx FILE.onnx, --safetensors FILE.safetensors, or both")
+        raise UsageError("what to write is needed: --onnx FILE.onnx, --safetensors FILE.safetensors, or --agent NAME")
     check_target("--onnx", args.onnx, [".onnx"])
     check_target("--safetensors", args.safetensors, [SUFFIX])
     policy = Policy.load(args.path)

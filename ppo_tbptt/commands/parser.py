@@ -13,6 +13,8 @@ from ppo_tbptt.runtime.errors import InputError, shorten
 
 FIGURES = (".png", ".svg", ".pdf")
 """What a figure's file can end in."""
+CONFIG_HELP = "a TOML file, or one of the package's configs by name, such as quickstart or cpu/mortar_mayhem_grid"
+RUN_HELP = "a run's folder, or an agent's folder or name (ppo-tbptt agents)"
 
 
 class UsageError(InputError):

@@ -5,7 +5,7 @@ from pathlib import Path
 from ppo_tbptt.analysis.groups import by_task, group_runs
 from ppo_tbptt.analysis.runs import read_runs
 from ppo_tbptt.commands.console import say, wide_console
-from ppo_tbptt.commands.parser import FIGURES, Parser, check_target
+from ppo_tbptt.commands.parser import FIGURES, RUN_HELP, Parser, check_target
 from ppo_tbptt.run.files import replacing
 
 
@@ -14,7 +14,7 @@ def run(argv: list[str]) -> int:
     parser = Parser(
         "plot", "Learning curves over steps and hours, with intervals, and the published ones where the task is theirs."
     )
-    parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="a run's folder")
+    parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help=RUN_HELP)
     parser.option("--out", type=Path, required=True, metavar="FIG", help="the picture: .png, .svg or .pdf")
     args = parser.parse_args(argv)
     check_target("--out", args.out, FIGURES)

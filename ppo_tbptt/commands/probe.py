@@ -30,7 +30,8 @@ def run(argv: list[str]) -> int:
         "probe",
         "Does an agent use its memory? It plays held-out levels with its recurrent state as it is, wiped every 1, 2, "
         "4, ... steps, exchanged with other episodes' at every step, and with noise on it.",
-        "Table, JSON and figure; of a run they go to its evaluations/. --env.* changes the task, as for evaluate.",
+        "Table, JSON and figure; of a run they go to its evaluations/, of an agent to the current folder. --env.* "
+        "changes the task, as for evaluate.",
     )
     add_level_options(parser)
     gradients = "measure on one rollout how far back the loss's gradients reach, saturated gates and the state's norm"
@@ -83,7 +84,7 @@ def _gradients(
     if default is not None:
         # In a folder of their own, because what lies in evaluations/ itself is read as evaluations.
         seeds = f"levels{min(result.seeds)}-{max(result.seeds)}_sampling{result.sampling_seed}"
-        default = default.parent / "gradients" / f"{checkpoint.stem}_{seeds}.json"
+        default = default.parent / "gradients" / f"{default.name.rpartition('_levels')[0]}_{seeds}.json"
         default.parent.mkdir(parents=True, exist_ok=True)
     _print_gradients(result, policy.env_steps, console)
     title = f"{env.id}: the {policy.config.core.kind} agent after {policy.env_steps:,} steps"

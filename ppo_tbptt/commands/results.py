@@ -15,16 +15,24 @@ from ppo_tbptt.commands.parser import Parser, UsageError, integer_from, positive
 from ppo_tbptt.commands.stop import Stop
 from ppo_tbptt.config import SEED_LIMIT, Config, EnvConfig
 from ppo_tbptt.evaluation.policy import Policy
-from ppo_tbptt.run.files import write_text
+from ppo_tbptt.evaluation.result_file import read_evaluation
+from ppo_tbptt.run.agents import agent_at
+from ppo_tbptt.run.files import JsonError, write_text
 
 Outcome = TypeVar("Outcome")
 MAX_EPISODES = 10**6
 """All are kept until the end."""
 
 
+def add_agent(parser: Parser) -> None:
+    """Add the path of what `Policy.load` takes."""
+    text = "a run's folder (its newest checkpoint), a checkpoint, or an agent's folder or name (ppo-tbptt agents)"
+    parser.add_argument("path", type=Path, metavar="RUN_OR_AGENT", help=text)
+
+
 def add_level_options(parser: Parser) -> None:
     """Add the path, and the options of :func:`protocol_of`. What is not given is as the run itself evaluates."""
-    parser.add_argument("path", type=Path, metavar="RUN_OR_CHECKPOINT", help="a run's folder (its newest checkpoint)")
+    add_agent(parser)
     parser.option("--num-seeds", type=positive, help="number of level seeds (default: the run's train.eval_num_seeds)")
     parser.option("--first-seed", type=seed, help="the first of them (default: train.eval_first_seed)")
     parser.option("--repeats", type=positive, help="episodes per level seed (default: train.eval_repeats)")
@@ -144,15 +152,30 @@ def print_evaluation(result: dict[str, Any], console: Console) -> None:
 
 
 def default_path(checkpoint: Path, protocol: Mapping[str, Any]) -> Path | None:
-    """Return the file of an evaluation in its run's folder; None for a checkpoint outside a run."""
+    """Return the file of an evaluation: in its run's folder, or for an agent in the current one; else None."""
+    if agent_at(checkpoint.parent):  # what is handed on stays as it is
+        return Path(file_name(checkpoint.parent, protocol))
     run = checkpoint.parent.parent
     return run / "evaluations" / file_name(checkpoint, protocol) if (run / "config.toml").is_file() else None
 
 
 def file_name(checkpoint: Path, protocol: Mapping[str, Any]) -> str:
-    """Name the file of an evaluation by its checkpoint and protocol, arguments of ``evaluate``."""
+    """Name the file of an evaluation by its checkpoint or agent, and protocol, arguments of ``evaluate``."""
     seeds, forget_every = protocol["seeds"], protocol.get("forget_every")
     name = f"{checkpoint.stem}_levels{min(seeds)}-{max(seeds)}x{protocol['repeats']}"
     name += "_greedy" if protocol["greedy"] else f"_sampling{protocol['sampling_seed']}"
     name += "" if forget_every is None else f"_forget{forget_every}"
     return f"{name}.json"
+
+
+def read_finished(file: Path, env_steps: int, protocol: Mapping[str, Any]) -> dict[str, Any] | None:
+    """Read an earlier result if it is of the same agent (``best.pt`` changes) and protocol, else None.
+
+    A file that can't be read is no result: it is replaced.
+    """
+    try:
+        tree = read_evaluation(file)
+    except JsonError:
+        return None
+    wanted = {"forget_every": None, **protocol, "seeds": list(protocol["seeds"]), "env_steps": env_steps}
+    return tree if all(tree[key] == value for key, value in wanted.items() if key != "num_workers") else None

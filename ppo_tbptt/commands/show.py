@@ -1,5 +1,6 @@
 """``show``: a config with everything filled in, or every field with its type, default and help."""
 
+import os
 from pathlib import Path
 
 from rich.console import Console
@@ -7,14 +8,18 @@ from rich.padding import Padding
 from rich.text import Text
 
 from ppo_tbptt.commands.console import say
-from ppo_tbptt.commands.parser import Parser, UsageError
+from ppo_tbptt.commands.parser import CONFIG_HELP, Parser, UsageError
 from ppo_tbptt.config import Config, describe_fields
+from ppo_tbptt.config.shipped import config_names
+from ppo_tbptt.run.agents import packaged_agents
 
 
 def run(argv: list[str]) -> int:
     """Run the command and return its exit code."""
     parser = Parser("show", "Print a config with everything filled in, and the sizes that follow from it.")
-    parser.add_argument("config", nargs="?", type=Path, metavar="CONFIG", help="a TOML file, such as configs/*.toml")
+    parser.add_argument(
+        "config", nargs="?", type=Path, metavar="CONFIG", help=f"{CONFIG_HELP}; or a run's or agent's folder"
+    )
     parser.option("--defaults", action="store_true", help="every field with its type, default and help")
     args, overrides = parser.parse_with_overrides(argv)
     console = Console(markup=False, emoji=False)
@@ -22,12 +27,23 @@ def run(argv: list[str]) -> int:
         _print_defaults(console)
         return 0
     if args.config is None:
-        raise UsageError("a CONFIG is needed, such as configs/quickstart.toml (or --defaults)")
-    config = Config.load(args.config, overrides)
+        raise UsageError("a CONFIG is needed, such as quickstart (or --defaults)")
+    config = Config.load(_file(args.config), overrides)
     say(console, config.to_toml())
     for line in _derived(config):
         say(console, f"# {line}")
+    agent = packaged_agents().get(str(args.config))
+    if agent and not os.path.lexists(args.config):
+        say(console, f"# the agent {args.config} was trained with: {agent.read_card().command}")
     return 0
+
+
+def _file(path: Path) -> Path:
+    """Return the config in the folder of a run or an agent, and that of an agent after which no config is named."""
+    if os.path.isfile(path / "config.toml"):
+        return path / "config.toml"
+    agent = packaged_agents().get(str(path))
+    return path if agent is None or str(path) in config_names() else agent.config
 
 
 def _derived(config: Config) -> list[str]:

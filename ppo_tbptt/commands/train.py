@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from ppo_tbptt.commands.parser import Parser, UsageError, minutes
+from ppo_tbptt.commands.parser import CONFIG_HELP, Parser, UsageError, minutes
 from ppo_tbptt.config import Config
 
 
@@ -14,7 +14,7 @@ def run(argv: list[str]) -> int:
         "Every field of the config can be set: --ppo.learning-rate 1e-4, --core.kind lstm, --env.num-envs 8, "
         "--seed 3, --total-steps 1e6, --device cpu, ... (ppo-tbptt show --defaults lists them all).",
     )
-    parser.add_argument("config", nargs="?", type=Path, metavar="CONFIG", help="a TOML file, such as configs/*.toml")
+    parser.add_argument("config", nargs="?", type=Path, metavar="CONFIG", help=CONFIG_HELP)
     parser.option("--run-dir", type=Path, help="folder of the run (default: runs/NAME_DATE-TIME)")
     parser.option("--resume", type=Path, metavar="RUN", help="go on with this run from its newest checkpoint")
     parser.option(
@@ -28,7 +28,7 @@ def run(argv: list[str]) -> int:
     if args.resume is not None and (args.config is not None or args.run_dir is not None):
         raise UsageError("--resume takes its config and folder from the run; leave out CONFIG and --run-dir")
     if args.resume is None and args.config is None:
-        raise UsageError("a CONFIG is needed, such as configs/quickstart.toml (or --resume RUN)")
+        raise UsageError("a CONFIG is needed, such as quickstart (or --resume RUN)")
     config = None if args.config is None else Config.load(args.config, overrides)
     from ppo_tbptt.commands.train_run import resume_or_start
 

@@ -5,16 +5,16 @@ from typing import Any
 from ppo_tbptt.config import Config, ConfigError, Schedule, UserCoreConfig, keys_marked
 
 
-def _changes(before: dict[str, Any], after: dict[str, Any], prefix: str = "") -> dict[str, tuple[Any, Any]]:
+def changes(before: dict[str, Any], after: dict[str, Any], prefix: str = "") -> dict[str, tuple[Any, Any]]:
     """Return the dotted keys in which two configs (as trees) differ, with both values; None where one has none."""
-    changes: dict[str, tuple[Any, Any]] = {}
+    found: dict[str, tuple[Any, Any]] = {}
     for key in {**before, **after}:
         old, new = before.get(key), after.get(key)
         if isinstance(old, dict) and isinstance(new, dict):
-            changes |= _changes(old, new, f"{prefix}{key}.")
+            found |= changes(old, new, f"{prefix}{key}.")
         elif old != new:
-            changes[prefix + key] = (old, new)
-    return changes
+            found[prefix + key] = (old, new)
+    return found
 
 
 def continued(saved: Config, config: Config) -> Config:
@@ -26,7 +26,7 @@ def continued(saved: Config, config: Config) -> Config:
         ConfigError: something differs that cannot change in a run.
     """
     fixed = {*keys_marked("fixed"), *(["core"] if isinstance(config.core, UserCoreConfig) else [])}
-    for key, (old, new) in _changes(saved.to_dict(), config.to_dict()).items():
+    for key, (old, new) in changes(saved.to_dict(), config.to_dict()).items():
         if not fixed.isdisjoint([key, key.partition(".")[0]]):
             change = f"{old!r}, which can't become {new!r} in the middle of it"
             raise ConfigError(f"{key}: the run was started with {change}; start a new run for that")
@@ -41,7 +41,7 @@ def continued(saved: Config, config: Config) -> Config:
 
 def describe_changes(saved: Config, config: Config) -> list[str]:
     """Say for each setting that differs what it was and is."""
-    changes = _changes(saved.to_dict(), config.to_dict()).items()
+    differing = changes(saved.to_dict(), config.to_dict()).items()
     return [
-        f"{key}: {'none' if old is None else old} -> {'none' if new is None else new}" for key, (old, new) in changes
+        f"{key}: {'none' if old is None else old} -> {'none' if new is None else new}" for key, (old, new) in differing
     ]

@@ -9,7 +9,7 @@ import tomli_w
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_serializer, model_validator
 from pydantic.json_schema import SkipJsonSchema
 
-from ppo_tbptt.config import fields, load
+from ppo_tbptt.config import fields, load, shipped
 from ppo_tbptt.config.fields import shown
 from ppo_tbptt.config.load import Problem
 
@@ -442,7 +442,7 @@ class Config(Table):
 
     @classmethod
     def load(cls, path: str | os.PathLike[str], overrides: Mapping[str, Any] | None = None) -> "Config":
-        """Read a TOML file, then apply dotted overrides in their order.
+        """Read a TOML file, or the package's config of that name, then apply dotted overrides in their order.
 
         Text is read as typed on a command line (`{"ppo.gamma": "0.9"}`): TOML, a bare word for text, `1e6` for a whole
         number, `none` to clear an optional value. Other values are taken as they are, None clears. An override
@@ -452,7 +452,7 @@ class Config(Table):
             ConfigError: whatever is wrong with the file or an override; nothing else is raised.
         """
         source = os.fspath(path)
-        return cls._override(load.read_toml(source), overrides or {}, source)
+        return cls._override(load.read_toml(shipped.config_file(source)), overrides or {}, source)
 
     @classmethod
     def from_dict(cls, tree: Any, source: str = "from_dict()") -> "Config":

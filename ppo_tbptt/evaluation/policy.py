@@ -12,6 +12,7 @@ from ppo_tbptt.envs import EnvSpec
 from ppo_tbptt.models import Agent
 from ppo_tbptt.models.agent import build_agent
 from ppo_tbptt.ppo.acting import ActorOutput, act
+from ppo_tbptt.run.agents import agent_at
 from ppo_tbptt.run.checkpoint import CheckpointError, load_checkpoint
 from ppo_tbptt.run.folder import run_at
 from ppo_tbptt.run.weights import SUFFIX, load_weights
@@ -50,13 +51,17 @@ class Policy:
 
     @classmethod
     def load(cls, path: str | Path, *, device: str = "cpu") -> "Policy":
-        """Load a run's newest checkpoint, a checkpoint file, or exported weights (``.safetensors``).
+        """Load a run's newest checkpoint, a checkpoint file, exported weights (``.safetensors``), or an agent.
+
+        An agent is the folder of an exported one, or the name of one of the package's (``ppo-tbptt agents``).
 
         Raises:
             CheckpointError, RunDirError: ``path`` holds nothing that can be loaded.
             DeviceError: ``device`` does not exist.
         """
         file = Path(path)
+        agent_dir = agent_at(file)
+        file = file if agent_dir is None else agent_dir.weights
         run = run_at(file)
         if run is not None:
             file, tree = run.load_newest()

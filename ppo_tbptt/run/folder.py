@@ -9,6 +9,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+from ppo_tbptt.run.agents import nearest_agents
 from ppo_tbptt.run.checkpoint import CheckpointError, load_verified, verify_checkpoint
 from ppo_tbptt.runtime.errors import InputError
 
@@ -158,5 +159,5 @@ def run_at(path: Path) -> RunDir | None:
         if path.is_dir():
             return RunDir.open(path)
         if not path.exists():
-            raise CheckpointError(f"{path}: no such run folder or checkpoint")
+            raise CheckpointError(f"{path}: no such run folder, checkpoint or agent; {nearest_agents(str(path))}")
     return None
