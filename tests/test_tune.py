@@ -1,0 +1,333 @@
+"""Tuning: trials are pruned and kept, an interrupted study ends as if nothing had happened, wrong spaces are refused."""
+
+import itertools
+import json
+import signal
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import optuna
+import pytest
+from configs_for_tests import tiny, write
+from helpers import refusal
+from optuna.distributions import FloatDistribution
+from optuna.trial import FrozenTrial, create_trial
+
+from ppo_tbptt.analysis.tuning import draw, importances
+from ppo_tbptt.cli import main
+from ppo_tbptt.config import Config
+from ppo_tbptt.run.metrics import read_metrics
+from ppo_tbptt.runtime.errors import RunError
+from ppo_tbptt.training.trainer import Trainer
+
+SPACE = """
+"ppo.learning_rate.initial" = { low = 1e-3, high = 1e-1, log = true }
+"core.kind" = ["gru", "none"]
+"model.vector_hidden_sizes" = { values = [[8], [8, 16]] }
+ppo.num_epochs = { low = 1, high = 3, step = 2 }
+ppo.gamma = { low = 0, high = 1 }
+"""
+STEPS = 256
+"""Of a trial: four iterations, each with an evaluation."""
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a config and a space."""
+    folder = tmp_path_factory.mktemp("tune")
+    write(folder, tiny(train={"eval_every": 1}).to_toml(), "config.toml")
+    write(folder, SPACE, "space.toml")
+    return folder
+
+
+def arguments(files: Path, out: Path, trials: int, *options: str) -> list[str]:
+    needed = ["--space", str(files / "space.toml"), "--out", str(out), "--trials", str(trials), "--jobs", "0"]
+    return ["tune", str(files / "config.toml"), *needed, *options]
+
+
+@pytest.fixture(scope="module")
+def finished(files: Path) -> Path:
+    """A study of ten trials."""
+    assert main(arguments(files, files / "finished", 10)) == 0
+    return files / "finished"
+
+
+def results(out: Path) -> dict[str, Any]:
+    return json.loads((out / "tune.json").read_text())
+
+
+def test_trials_are_runs_and_the_worse_half_is_pruned(finished: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    rows = {row["trial"]: row for row in results(finished)["trials"]}
+    assert [*rows] == [f"trial_{number:04d}" for number in range(10)]
+    curves = {
+        name: {row["env_steps"]: row["eval/success"] for row in read_metrics(finished / name / "metrics.jsonl")}
+        for name in rows
+    }
+    for name, row in rows.items():
+        config = Config.load(finished / name / "config.toml")
+        assert config.train.eval_first_seed == 300_000
+        drawn = row["params"]
+        assert (config.ppo.learning_rate.initial, config.core.kind) == (
+            drawn["ppo.learning_rate.initial"],
+            drawn["core.kind"],
+        )
+        assert list(config.model.vector_hidden_sizes) == json.loads(drawn["model.vector_hidden_sizes"])
+        assert row["env_steps"] == max(curves[name]) and row["value"] == curves[name][row["env_steps"]]
+        if row["state"] == "finished":
+            assert row["env_steps"] == STEPS
+            low, high = row["ci95"]
+            assert low <= row["value"] <= high
+        else:
+            assert row["state"] == "pruned" and row["env_steps"] < STEPS and row["ci95"] is None
+            assert row["value"] < max(curve.get(row["env_steps"], 0) for curve in curves.values())
+            newest = sorted((finished / name / "checkpoints").glob("iteration*"))[-1]
+            assert newest.stem == f"iteration_{row['env_steps'] // 64:07d}"
+    assert {row["state"] for row in rows.values()} == {"finished", "pruned"}
+    assert main(["compare", *(str(finished / name) for name in rows)]) == 0
+    assert "PocMemory" in capsys.readouterr().out
+
+
+def test_it_leaves_a_table_a_figure_and_the_best_config(files: Path, finished: Path, tmp_path: Path) -> None:
+    result = results(finished)
+    best = next(row for row in result["trials"] if row["trial"] == result["best"])
+    ends = [row["value"] for row in result["trials"] if row["state"] == "finished"]
+    assert best["state"] == "finished" and best["value"] == max(ends)
+    text = (finished / "best.toml").read_text()
+    assert f"{best['trial']}, success {best['value']:.3f} [" in text and "level seeds 300000 to 300003" in text
+    again = tmp_path / "again"
+    assert main(["train", str(finished / "best.toml"), "--run-dir", str(again)]) == 0
+    rows = [
+        [row["eval/success"] for row in read_metrics(run / "metrics.jsonl")]
+        for run in (again, finished / best["trial"])
+    ]
+    assert rows[0] == rows[1]
+    table = (finished / "tune.md").read_text().splitlines()
+    assert table[0].startswith(
+        "| trial | state | steps | success | 95 % interval | ppo.learning_rate.initial | core.kind"
+    )
+    assert table[2].startswith(f"| {best['trial']} | finished | 256 | {best['value']:.3f} |")
+    assert (finished / "importances.png").read_bytes().startswith(b"\x89PNG")
+    assert sum(result["importances"].values()) == pytest.approx(1) and len(result["importances"]) == 5
+
+
+def test_a_finished_study_prints_its_table_at_once(
+    files: Path, finished: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = {path: path.stat().st_mtime_ns for path in finished.glob("trial*/**/*")}
+    capsys.readouterr()
+    assert main(arguments(files, finished, 10)) == 0
+    out = capsys.readouterr().out
+    assert "begins" not in out and "goes on" not in out
+    assert all(text in out for text in ("trial_0009", "pruned", "vector_hidden_sizes", "best.toml"))
+    assert {path: path.stat().st_mtime_ns for path in finished.glob("trial*/**/*")} == before
+
+
+class Killed(BaseException):
+    """Stands for kill -9."""
+
+
+def interrupt(monkeypatch: pytest.MonkeyPatch, owner: type, method: str, at: int, how: Callable[[], Any]) -> None:
+    """Call ``how`` before the calls of a method from number ``at`` on, counted from 0."""
+    calls, following = itertools.count(), getattr(owner, method)
+
+    def call(*args: Any, **kwargs: Any) -> Any:
+        if next(calls) >= at:
+            how()
+        return following(*args, **kwargs)
+
+    monkeypatch.setattr(owner, method, call)
+
+
+@pytest.mark.parametrize(
+    ("owner", "method", "at"),
+    [
+        (Trainer, "__next__", 1),  # before the first checkpoint
+        (Trainer, "__next__", 3),  # an evaluation after the last checkpoint
+        (Trainer, "evaluate", 4),  # the one at the end of the first trial
+        (Trainer, "save", 0),  # of a trial that is pruned
+        (optuna.Study, "ask", 2),
+        (optuna.Study, "tell", 0),  # of a finished trial
+        (optuna.Study, "tell", 1),  # of a pruned one
+    ],
+)
+def test_a_killed_study_goes_on_and_ends_as_if_nothing_had_happened(
+    owner: type, method: str, at: int, files: Path, finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert [row["state"] for row in results(finished)["trials"][:3]] == ["finished", "pruned", "pruned"]
+
+    def kill() -> None:
+        raise Killed
+
+    with monkeypatch.context() as patch:
+        interrupt(patch, owner, method, at, kill)
+        with pytest.raises(Killed):
+            main(arguments(files, tmp_path / "out", 3))
+    assert main(arguments(files, tmp_path / "out", 3)) == 0
+    assert results(tmp_path / "out")["trials"] == results(finished)["trials"][:3]
+
+
+def test_a_signal_stops_with_a_checkpoint_and_the_table(
+    files: Path, finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out"
+    with monkeypatch.context() as patch:
+        interrupt(patch, Trainer, "__next__", 2, lambda: signal.raise_signal(signal.SIGINT))
+        assert main(arguments(files, out, 2)) == 130
+    (row,) = results(out)["trials"]
+    assert (row["trial"], row["state"], row["env_steps"]) == ("trial_0000", "unfinished", 192)
+    assert (out / "trial_0000/checkpoints/iteration_0000003.pt").is_file() and not (out / "best.toml").exists()
+    assert "too few" in capsys.readouterr().out
+    assert main(arguments(files, out, 2)) == 0
+    assert "trial_0000 goes on" in capsys.readouterr().out
+    assert results(out)["trials"] == results(finished)["trials"][:2]
+
+
+def test_a_trial_in_a_process_of_its_own_is_the_same(files: Path, finished: Path, tmp_path: Path) -> None:
+    assert main(arguments(files, tmp_path / "out", 2, "--jobs", "1")) == 0
+    assert results(tmp_path / "out")["trials"] == results(finished)["trials"][:2]
+
+
+def test_when_time_is_up_trials_end_with_a_checkpoint(
+    files: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out, endless = tmp_path / "out", ["--total-steps", "1000000000", "--jobs", "1", "--minutes"]
+    assert main(arguments(files, out, 9, *endless, "1e-9")) == 124
+    assert "no trial has begun" in capsys.readouterr().out
+    assert main(arguments(files, out, 9, *endless, "0.01")) == 124
+    (row,) = results(out)["trials"]
+    assert row["state"] == "unfinished" and [*(out / "trial_0000/checkpoints").glob("iteration_*.pt")]
+
+
+def test_a_trial_that_fails_is_told_and_does_not_end_the_study(
+    files: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fail() -> None:
+        raise RunError("10 updates in a row")
+
+    out = tmp_path / "out"
+    with monkeypatch.context() as patch:
+        interrupt(patch, Trainer, "evaluate", 6, fail)  # in the second trial, and in all that follow
+        assert main(arguments(files, out, 3)) == 1
+    assert [row["state"] for row in results(out)["trials"]] == ["finished", "failed", "failed"]
+    assert "error: trial_0001: 10 updates in a row\n" in capsys.readouterr().err
+    assert main(arguments(files, out, 2)) == 0  # another takes its place
+    assert results(out)["trials"][3]["state"] in ("finished", "pruned")
+
+
+def test_values_that_do_not_go_together_are_not_tried(files: Path, tmp_path: Path) -> None:
+    """Each is right with some value of the other: 64 needs a longer rollout than the config's 16."""
+    space = write(tmp_path, '"ppo.sequence_length" = [4, 64, "none"]\n"ppo.rollout_steps" = [8, 64]')
+    out = tmp_path / "out"
+    assert main(arguments(files, out, 8, "--space", str(space))) == 0
+    drawn = [row["params"] for row in results(out)["trials"]]
+    assert len(drawn) == 8 and {row["ppo.sequence_length"] for row in drawn} == {4, 64, "none"}
+    assert all(row["ppo.rollout_steps"] == 64 for row in drawn if row["ppo.sequence_length"] == 64)
+
+
+@pytest.mark.parametrize(
+    ("option", "says"),
+    [
+        (["--ppo.gae-lambda", "0.5"], "finished: begun with other settings (ppo.gae_lambda: 0.95 -> 0.5)"),
+        (["--seed", "1"], "(--seed: 0 -> 1)"),
+        (["--prune-from", "64"], "(--prune-from: 32 -> 64)"),
+        (["--space", "other.toml"], "(ppo.num_epochs: {'low': 1, 'high': 3, 'step': 2} -> None)"),
+    ],
+)
+def test_other_settings_in_the_same_folder_are_refused(
+    option: list[str], says: str, files: Path, finished: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write(files, SPACE.replace("ppo.num_epochs", "#"), "other.toml")
+    option = [str(files / part) if part.endswith(".toml") else part for part in option]
+    assert says in refusal(capsys, *arguments(files, finished, 11, *option))
+
+
+ONE = '"core.hidden_size" = [8]'
+WRONG = {
+    "no TOML": ("a = ", "s.toml: not valid TOML"),
+    "nothing": ("# nothing", "s.toml: nothing to search; must have lines like"),
+    "unknown key": ('"ppo.gama" = [0.9]', "s.toml: ppo.gama: unknown, with value 0.9; did you mean ppo.gamma?"),
+    "a number": ('"ppo.gamma" = 0.9', "s.toml: ppo.gamma: 0.9 is no range or choice; must be like [1, 2]"),
+    "out of range": (
+        "ppo.gamma = { low = 0.5, high = 1.5 }",
+        "s.toml: ppo.gamma: 1.5 is not allowed; must be a number",
+    ),
+    "wrong choice": ('"core.kind" = ["gru", "gur"]', 's.toml: core.kind: "gur" is not allowed; must be one of "none"'),
+    "fraction": (
+        '"ppo.num_epochs" = { low = 1.5, high = 3 }',
+        "ppo.num_epochs: 1.5 is not allowed; must be a whole number",
+    ),
+    "upside down": (
+        '"ppo.gamma" = { low = 1, high = 0.5 }',
+        "s.toml: ppo.gamma: low: 1 is above high = 0.5; must be at most",
+    ),
+    "log of 0": ('"ppo.gamma" = { low = 0, high = 1, log = true }', "ppo.gamma: low: 0 is not allowed with log = true"),
+    "log and step": (
+        '"ppo.gamma" = { low = 0.1, high = 0.3, step = 0.1, log = true }',
+        "ppo.gamma: step: 0.1 is not allowed",
+    ),
+    "not reached": (
+        '"ppo.num_epochs" = { low = 1, high = 4, step = 2 }',
+        "ppo.num_epochs: high: 4 is not low = 1 and steps",
+    ),
+    "unknown part": (
+        '"ppo.gamma" = { low = 0.1, hihg = 1 }',
+        "ppo.gamma: hihg: unknown, with value 1; did you mean high?",
+    ),
+    "no high": ('"ppo.gamma" = { low = 0.1 }', "s.toml: ppo.gamma: high: missing; must be"),
+    "no choice": ('"ppo.gamma" = []', "s.toml: ppo.gamma: values: [] is not allowed; must be a list of at least 1"),
+    "twice": ('"ppo.gamma" = [0.9, 0.9]', "s.toml: ppo.gamma: [0.9, 0.9] has equal values; must be different ones"),
+    "a date": ('"ppo.gamma" = [2020-01-01]', "s.toml: ppo.gamma: <date> is not allowed; must be made of text"),
+    "a part": ('"ppo.clip_range" = [0.1]\n"ppo.clip_range.initial" = [1]', "ppo.clip_range: it and its part"),
+    "conflict": ('"ppo.sequence_length" = [4, 64]\n' + ONE, "ppo.sequence_length: sequence_length = 64 is longer than"),
+    "measure": ('"train.eval_repeats" = [1, 2]', "train.eval_repeats: decides how trials are compared"),
+    "steps": ('"total_steps" = [1, 2]', "total_steps: decides how trials are compared"),
+    "environment": ('"env.options.nonsense" = [1]', "s.toml: env.options.nonsense: "),
+}
+
+
+@pytest.mark.parametrize(("space", "says"), WRONG.values(), ids=WRONG)
+def test_wrong_spaces_are_refused(
+    space: str, says: str, files: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = write(tmp_path, space, "s.toml")
+    assert says in refusal(capsys, *arguments(files, tmp_path / "out", 1, "--space", str(path)))
+    assert not (tmp_path / "out").exists()
+
+
+def test_what_else_is_refused(
+    files: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def says(*options: str) -> str:
+        return refusal(capsys, *arguments(files, tmp_path / "out", 1, *options))
+
+    assert "config.toml: train.eval_every: 0 is not allowed" in says("--train.eval-every", "0")
+    assert "ppo.gamma: set on the command line too" in says("--ppo.gamma", "0.5")
+    assert "at least 1" in says("--trials", "0")
+    assert "held-out seeds must not overlap them" in says("--train.eval-first-seed", "99")
+    assert not (tmp_path / "out").exists()
+    (tmp_path / "out").mkdir()
+    write(tmp_path / "out", "nonsense" * 1000, "study.db")
+    assert "study.db: no study of optuna (" in says()
+    monkeypatch.setitem(sys.modules, "optuna", None)
+    assert "tune needs optuna; install it with: pip install 'ppo-tbptt[tune]'" in says()
+
+
+def trials(values: list[float]) -> list[FrozenTrial]:
+    """Trials whose value is one of their parameters'; there is another."""
+    space = {"a.first": FloatDistribution(0, 1), "b.second": FloatDistribution(0, 1)}
+    return [
+        create_trial(params={"a.first": value, "b.second": (7 * i % 20) / 20}, distributions=dict(space), value=value)
+        for i, value in enumerate(values)
+    ]
+
+
+def test_importances_name_the_parameter_that_matters() -> None:
+    shares = importances(trials([i / 20 for i in range(20)]))
+    assert [*shares] == ["a.first", "b.second"] and shares["a.first"] > 0.8
+    assert importances(trials([i / 20 for i in range(9)])) == {}  # too few
+    assert importances(trials([0.5] * 20)) == {}  # all the same
+    (axes,) = draw(shares, "title").axes
+    assert [label.get_text() for label in axes.get_yticklabels()] == ["a.first", "b.second"]
+    assert [bar.get_width() for bar in axes.patches] == [*shares.values()]  # type: ignore[attr-defined]
