@@ -1,43 +1,47 @@
-"""Tuning: trials are pruned and kept, an interrupted study ends as if nothing had happened, wrong spaces are refused."""
+"""Tuning: trials are pruned or kept, an interrupted study ends as if nothing had happened, bad spaces are refused."""
 
 import itertools
 import json
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import optuna
 import pytest
 from configs_for_tests import tiny, write
-from helpers import refusal
+from helpers import refusal, timeless
 from optuna.distributions import FloatDistribution
 from optuna.trial import FrozenTrial, create_trial
 
 from ppo_tbptt.analysis.tuning import draw, importances
 from ppo_tbptt.cli import main
+from ppo_tbptt.commands.console import figure
 from ppo_tbptt.config import Config
 from ppo_tbptt.run.metrics import read_metrics
 from ppo_tbptt.runtime.errors import RunError
 from ppo_tbptt.training.trainer import Trainer
 
 SPACE = """
+"env.options.length" = { low = 2, high = 20 }
 "ppo.learning_rate.initial" = { low = 1e-3, high = 1e-1, log = true }
 "core.kind" = ["gru", "none"]
 "model.vector_hidden_sizes" = { values = [[8], [8, 16]] }
 ppo.num_epochs = { low = 1, high = 3, step = 2 }
 ppo.gamma = { low = 0, high = 1 }
 """
-STEPS = 256
-"""Of a trial: four iterations, each with an evaluation."""
+"""The measure, an episode's return, is its length, so that it is known what is to be pruned."""
+ITERATION, STEPS = 64, 192
 
 
 @pytest.fixture(scope="module")
 def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with a config and a space."""
     folder = tmp_path_factory.mktemp("tune")
-    write(folder, tiny(train={"eval_every": 1}).to_toml(), "config.toml")
+    evaluation = {"eval_every": 1, "eval_num_seeds": 2, "eval_repeats": 1}
+    config = tiny(env={"id": "ppo_tbptt/Truncate-v0"}, train=evaluation, total_steps=STEPS)
+    write(folder, config.to_toml(), "config.toml")
     write(folder, SPACE, "space.toml")
     return folder
 
@@ -58,58 +62,58 @@ def results(out: Path) -> dict[str, Any]:
     return json.loads((out / "tune.json").read_text())
 
 
+def halved(values: list[float]) -> Iterator[int]:
+    """Steps of trials that end with these values: at 24, 48 and 96 only the better half goes on (of one: that one)."""
+    rungs: dict[int, list[float]] = {24: [], 48: [], 96: []}
+    for value in values:
+        env_steps = STEPS
+        for rung, so_far in rungs.items():
+            so_far.append(value)
+            if value < sorted(so_far, reverse=True)[max(1, len(so_far) // 2) - 1]:
+                env_steps = ITERATION * -(-rung // ITERATION)  # there is an evaluation after each iteration
+                break
+        yield env_steps
+
+
 def test_trials_are_runs_and_the_worse_half_is_pruned(finished: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    rows = {row["trial"]: row for row in results(finished)["trials"]}
-    assert [*rows] == [f"trial_{number:04d}" for number in range(10)]
-    curves = {
-        name: {row["env_steps"]: row["eval/success"] for row in read_metrics(finished / name / "metrics.jsonl")}
-        for name in rows
-    }
-    for name, row in rows.items():
-        config = Config.load(finished / name / "config.toml")
+    rows = results(finished)["trials"]
+    assert [row["trial"] for row in rows] == [f"trial_{number:04d}" for number in range(10)]
+    assert [row["env_steps"] for row in rows] == [*halved([row["value"] for row in rows])]
+    assert {row["state"] for row in rows[:3]} == {"finished", "pruned"}
+    for row in rows:
+        run, drawn, value = finished / row["trial"], row["params"], row["value"]
+        config = Config.load(run / "config.toml")
         assert config.train.eval_first_seed == 300_000
-        drawn = row["params"]
-        assert (config.ppo.learning_rate.initial, config.core.kind) == (
-            drawn["ppo.learning_rate.initial"],
-            drawn["core.kind"],
-        )
+        assert config.env.options == {"length": drawn["env.options.length"]} == {"length": value}
+        assert config.ppo.learning_rate.initial == drawn["ppo.learning_rate.initial"]
+        assert config.core.kind == drawn["core.kind"] and config.ppo.gamma == drawn["ppo.gamma"]
         assert list(config.model.vector_hidden_sizes) == json.loads(drawn["model.vector_hidden_sizes"])
-        assert row["env_steps"] == max(curves[name]) and row["value"] == curves[name][row["env_steps"]]
-        if row["state"] == "finished":
-            assert row["env_steps"] == STEPS
-            low, high = row["ci95"]
-            assert low <= row["value"] <= high
-        else:
-            assert row["state"] == "pruned" and row["env_steps"] < STEPS and row["ci95"] is None
-            assert row["value"] < max(curve.get(row["env_steps"], 0) for curve in curves.values())
-            newest = sorted((finished / name / "checkpoints").glob("iteration*"))[-1]
-            assert newest.stem == f"iteration_{row['env_steps'] // 64:07d}"
-    assert {row["state"] for row in rows.values()} == {"finished", "pruned"}
-    assert main(["compare", *(str(finished / name) for name in rows)]) == 0
-    assert "PocMemory" in capsys.readouterr().out
+        metrics = read_metrics(run / "metrics.jsonl")
+        assert {row["eval/return"] for row in metrics} == {value} and metrics[-1]["env_steps"] == row["env_steps"]
+        is_whole = row["env_steps"] == STEPS
+        assert (row["state"], row["ci95"]) == (("finished", [value, value]) if is_whole else ("pruned", None))
+        assert (run / f"checkpoints/iteration_{len(metrics):07d}.pt").is_file()
+    assert main(["compare", *(str(finished / row["trial"]) for row in rows)]) == 0
+    assert "Truncate" in capsys.readouterr().out
 
 
-def test_it_leaves_a_table_a_figure_and_the_best_config(files: Path, finished: Path, tmp_path: Path) -> None:
+def test_it_leaves_a_table_a_figure_and_the_best_config(finished: Path, tmp_path: Path) -> None:
     result = results(finished)
-    best = next(row for row in result["trials"] if row["trial"] == result["best"])
-    ends = [row["value"] for row in result["trials"] if row["state"] == "finished"]
-    assert best["state"] == "finished" and best["value"] == max(ends)
+    ends = {row["trial"]: row["value"] for row in result["trials"] if row["state"] == "finished"}
+    best = result["best"]
+    value = ends[best]
+    assert result["headline"] == "return" and value == max(ends.values())
     text = (finished / "best.toml").read_text()
-    assert f"{best['trial']}, success {best['value']:.3f} [" in text and "level seeds 300000 to 300003" in text
+    assert f"{best}, return {figure(value)} [" in text and "level seeds 300000 to 300001" in text
     again = tmp_path / "again"
     assert main(["train", str(finished / "best.toml"), "--run-dir", str(again)]) == 0
-    rows = [
-        [row["eval/success"] for row in read_metrics(run / "metrics.jsonl")]
-        for run in (again, finished / best["trial"])
-    ]
-    assert rows[0] == rows[1]
+    first, same = ([timeless(row) for row in read_metrics(run / "metrics.jsonl")] for run in (finished / best, again))
+    assert first == same
     table = (finished / "tune.md").read_text().splitlines()
-    assert table[0].startswith(
-        "| trial | state | steps | success | 95 % interval | ppo.learning_rate.initial | core.kind"
-    )
-    assert table[2].startswith(f"| {best['trial']} | finished | 256 | {best['value']:.3f} |")
+    assert table[0].startswith("| trial | state | steps | return | 95 % interval | env.options.length | ppo.learning")
+    assert table[2].startswith(f"| {best} | finished | {STEPS} | {value:.3f} | {value:.3f} to {value:.3f} |")
     assert (finished / "importances.png").read_bytes().startswith(b"\x89PNG")
-    assert sum(result["importances"].values()) == pytest.approx(1) and len(result["importances"]) == 5
+    assert len(result["importances"]) == 6 and next(iter(result["importances"])) == "env.options.length"
 
 
 def test_a_finished_study_prints_its_table_at_once(
@@ -144,19 +148,19 @@ def interrupt(monkeypatch: pytest.MonkeyPatch, owner: type, method: str, at: int
     ("owner", "method", "at"),
     [
         (Trainer, "__next__", 1),  # before the first checkpoint
-        (Trainer, "__next__", 3),  # an evaluation after the last checkpoint
-        (Trainer, "evaluate", 4),  # the one at the end of the first trial
-        (Trainer, "save", 0),  # of a trial that is pruned
-        (optuna.Study, "ask", 2),
-        (optuna.Study, "tell", 0),  # of a finished trial
-        (optuna.Study, "tell", 1),  # of a pruned one
+        (Trainer, "__next__", 2),  # after one
+        (Trainer, "evaluate", 2),  # an iteration after it
+        (Trainer, "evaluate", 3),  # at the end of the first trial
+        (Trainer, "save", 0),  # of the first trial that is pruned
+        (optuna.Study, "ask", 1),
+        (optuna.Study, "tell", 0),
+        (optuna.Study, "tell", 1),
+        (optuna.Study, "tell", 2),
     ],
 )
 def test_a_killed_study_goes_on_and_ends_as_if_nothing_had_happened(
     owner: type, method: str, at: int, files: Path, finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert [row["state"] for row in results(finished)["trials"][:3]] == ["finished", "pruned", "pruned"]
-
     def kill() -> None:
         raise Killed
 
@@ -168,36 +172,39 @@ def test_a_killed_study_goes_on_and_ends_as_if_nothing_had_happened(
     assert results(tmp_path / "out")["trials"] == results(finished)["trials"][:3]
 
 
+@pytest.mark.parametrize("jobs", ["0", "1"])
 def test_a_signal_stops_with_a_checkpoint_and_the_table(
-    files: Path, finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    jobs: str,
+    files: Path,
+    finished: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
+    """It comes while the first evaluation is told; then the trial goes on in a process of its own, or in this one."""
     out = tmp_path / "out"
     with monkeypatch.context() as patch:
-        interrupt(patch, Trainer, "__next__", 2, lambda: signal.raise_signal(signal.SIGINT))
-        assert main(arguments(files, out, 2)) == 130
+        interrupt(patch, optuna.Trial, "report", 0, lambda: signal.raise_signal(signal.SIGTERM))
+        assert main(arguments(files, out, 1, "--jobs", jobs)) == 143
     (row,) = results(out)["trials"]
-    assert (row["trial"], row["state"], row["env_steps"]) == ("trial_0000", "unfinished", 192)
-    assert (out / "trial_0000/checkpoints/iteration_0000003.pt").is_file() and not (out / "best.toml").exists()
+    assert (row["trial"], row["state"], row["env_steps"]) == ("trial_0000", "unfinished", ITERATION)
+    assert [*(out / "trial_0000/checkpoints").glob("iteration_*.pt")] and not (out / "best.toml").exists()
     assert "too few" in capsys.readouterr().out
-    assert main(arguments(files, out, 2)) == 0
+    assert main(arguments(files, out, 1, "--jobs", jobs)) == 0
     assert "trial_0000 goes on" in capsys.readouterr().out
-    assert results(out)["trials"] == results(finished)["trials"][:2]
+    assert results(out)["trials"] == results(finished)["trials"][:1]
 
 
-def test_a_trial_in_a_process_of_its_own_is_the_same(files: Path, finished: Path, tmp_path: Path) -> None:
-    assert main(arguments(files, tmp_path / "out", 2, "--jobs", "1")) == 0
-    assert results(tmp_path / "out")["trials"] == results(finished)["trials"][:2]
-
-
-def test_when_time_is_up_trials_end_with_a_checkpoint(
-    files: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+def test_when_time_is_up_the_trial_ends_with_a_checkpoint_and_no_other_begins(
+    files: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    out, endless = tmp_path / "out", ["--total-steps", "1000000000", "--jobs", "1", "--minutes"]
-    assert main(arguments(files, out, 9, *endless, "1e-9")) == 124
-    assert "no trial has begun" in capsys.readouterr().out
-    assert main(arguments(files, out, 9, *endless, "0.01")) == 124
+    out, clock = tmp_path / "out", "ppo_tbptt.commands.stop.monotonic"
+    monkeypatch.setattr(clock, lambda: 0.0)
+    interrupt(monkeypatch, Trainer, "__next__", 1, lambda: monkeypatch.setattr(clock, lambda: 601.0))
+    assert main(arguments(files, out, 3, "--minutes", "10")) == 124
     (row,) = results(out)["trials"]
-    assert row["state"] == "unfinished" and [*(out / "trial_0000/checkpoints").glob("iteration_*.pt")]
+    assert (row["trial"], row["state"], row["env_steps"]) == ("trial_0000", "unfinished", 2 * ITERATION)
+    assert (out / "trial_0000/checkpoints/iteration_0000002.pt").is_file()
 
 
 def test_a_trial_that_fails_is_told_and_does_not_end_the_study(
@@ -208,7 +215,7 @@ def test_a_trial_that_fails_is_told_and_does_not_end_the_study(
 
     out = tmp_path / "out"
     with monkeypatch.context() as patch:
-        interrupt(patch, Trainer, "evaluate", 6, fail)  # in the second trial, and in all that follow
+        interrupt(patch, Trainer, "evaluate", 5, fail)  # in the second trial, and in all that follow
         assert main(arguments(files, out, 3)) == 1
     assert [row["state"] for row in results(out)["trials"]] == ["finished", "failed", "failed"]
     assert "error: trial_0001: 10 updates in a row\n" in capsys.readouterr().err
@@ -220,7 +227,7 @@ def test_values_that_do_not_go_together_are_not_tried(files: Path, tmp_path: Pat
     """Each is right with some value of the other: 64 needs a longer rollout than the config's 16."""
     space = write(tmp_path, '"ppo.sequence_length" = [4, 64, "none"]\n"ppo.rollout_steps" = [8, 64]')
     out = tmp_path / "out"
-    assert main(arguments(files, out, 8, "--space", str(space))) == 0
+    assert main(arguments(files, out, 8, "--space", str(space), "--train.eval-every", "6")) == 0
     drawn = [row["params"] for row in results(out)["trials"]]
     assert len(drawn) == 8 and {row["ppo.sequence_length"] for row in drawn} == {4, 64, "none"}
     assert all(row["ppo.rollout_steps"] == 64 for row in drawn if row["ppo.sequence_length"] == 64)
@@ -231,7 +238,7 @@ def test_values_that_do_not_go_together_are_not_tried(files: Path, tmp_path: Pat
     [
         (["--ppo.gae-lambda", "0.5"], "finished: begun with other settings (ppo.gae_lambda: 0.95 -> 0.5)"),
         (["--seed", "1"], "(--seed: 0 -> 1)"),
-        (["--prune-from", "64"], "(--prune-from: 32 -> 64)"),
+        (["--prune-from", "64"], "(--prune-from: 24 -> 64)"),
         (["--space", "other.toml"], "(ppo.num_epochs: {'low': 1, 'high': 3, 'step': 2} -> None)"),
     ],
 )
@@ -278,7 +285,7 @@ WRONG = {
     "no high": ('"ppo.gamma" = { low = 0.1 }', "s.toml: ppo.gamma: high: missing; must be"),
     "no choice": ('"ppo.gamma" = []', "s.toml: ppo.gamma: values: [] is not allowed; must be a list of at least 1"),
     "twice": ('"ppo.gamma" = [0.9, 0.9]', "s.toml: ppo.gamma: [0.9, 0.9] has equal values; must be different ones"),
-    "a date": ('"ppo.gamma" = [2020-01-01]', "s.toml: ppo.gamma: <date> is not allowed; must be made of text"),
+    "a date": ('"ppo.gamma" = [2020-01-01]', 's.toml: ppo.gamma: "<date>" is not allowed; must be made of text'),
     "a part": ('"ppo.clip_range" = [0.1]\n"ppo.clip_range.initial" = [1]', "ppo.clip_range: it and its part"),
     "conflict": ('"ppo.sequence_length" = [4, 64]\n' + ONE, "ppo.sequence_length: sequence_length = 64 is longer than"),
     "measure": ('"train.eval_repeats" = [1, 2]', "train.eval_repeats: decides how trials are compared"),
