@@ -193,7 +193,8 @@ class Search:
 
     def _begin(self, trial: Trial) -> Job:
         name = name_of(trial.number)
-        goes_on = self._steps.setdefault(name, -1) >= 0
+        goes_on = name in self._steps
+        self._steps.setdefault(name, -1)
         self._trials[name] = trial
         say(self.console, f"{name} {'goes on' if goes_on else 'begins'}: {_listed(trial.params)}")
         config = self._config(trial.params)
