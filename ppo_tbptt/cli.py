@@ -1,10 +1,10 @@
 """``ppo-tbptt COMMAND ...``: what a person types, and the exit codes.
 
-train, evaluate, compare, plot, enjoy, probe, export, agents, show, benchmark, ablate, soak
+train, evaluate, compare, plot, enjoy, probe, export, agents, show, benchmark, tune, ablate, soak
 
 0 done, 2 wrong input (one line on standard error), 130 and 143 stopped by SIGINT and SIGTERM with a checkpoint written,
-124 likewise by --max-minutes, 1 anything else that went wrong: environments that keep failing, a disk that stays full,
-another rank of a distributed run that is gone.
+124 likewise by --max-minutes and --minutes, 1 anything else that went wrong: environments that keep failing, a disk
+that stays full, another rank of a distributed run that is gone.
 """
 
 import io
@@ -26,7 +26,7 @@ ONEDNN_PRIMITIVE_CACHE_CAPACITY: compiled convolutions are kept by shape, 1024 o
     minibatches have the same number of steps: 200 MB for nothing (mortar_mayhem_grid, 16 x 256).
 """
 COMMANDS = ("train", "evaluate", "compare", "plot", "enjoy", "probe", "export", "agents", "show")
-COMMANDS += ("benchmark", "ablate", "soak")
+COMMANDS += ("benchmark", "tune", "ablate", "soak")
 
 
 def main(argv: Sequence[str] | None = None) -> int:

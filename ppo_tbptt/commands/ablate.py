@@ -1,15 +1,10 @@
 """``ablate``: train the runs of an ablation, those that are not finished yet, and draw what they show."""
 
-import signal
-import socket
-import sys
 from collections.abc import Sequence
-from contextlib import closing
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
-from subprocess import Popen
-from time import monotonic, sleep
+from typing import Any
 
 from rich.console import Console
 from rich.table import Table
@@ -29,16 +24,15 @@ from ppo_tbptt.analysis.figures import save
 from ppo_tbptt.commands.console import interval, say, wide_console
 from ppo_tbptt.commands.parser import Parser, UsageError, integer_from
 from ppo_tbptt.commands.results import save_result, write_json
+from ppo_tbptt.commands.side_by_side import Ask, Job, run_side_by_side
 from ppo_tbptt.commands.stop import Stop
 from ppo_tbptt.commands.train_run import plan_of
 from ppo_tbptt.config import Config
 from ppo_tbptt.config.resume import describe_changes
 from ppo_tbptt.envs.workers.cores import resolve_workers
-from ppo_tbptt.envs.workers.ipc import Channel, start_process
 from ppo_tbptt.evaluation.result_file import read_evaluation
 from ppo_tbptt.run.files import replacing, write_text
 from ppo_tbptt.run.folder import RunDir
-from ppo_tbptt.runtime.errors import InputError, RunError
 from ppo_tbptt.training.trainer import Trainer
 
 
@@ -135,66 +129,34 @@ def _train_all(
 
     Returns the exit code: that of the signal that came, or 1 if a run failed.
     """
-    queue, failed = list(waiting), 0
-    running: dict[Popen[bytes], tuple[Trial, float]] = {}
-    try:
-        while (queue or running) and not stop.code():
-            while queue and len(running) < max(1, jobs):
-                trial = queue.pop(0)
-                progress.began(trial, progress.total - len(queue))
-                began = monotonic()
-                if not jobs:
-                    code = _train(trial, configs[trial], folder, stop)
-                    progress.ended(trial, folder, monotonic() - began, code)
-                    break
-                running[_start(trial, configs[trial], folder)] = trial, began
-            sleep(0.1 if jobs else 0)
-            for process in [process for process in running if process.poll() is not None]:
-                trial, began = running.pop(process)
-                failed += bool(process.returncode)
-                progress.ended(trial, folder, monotonic() - began, process.returncode)
-    finally:
-        for process in running:
-            process.terminate()  # it writes a checkpoint
-        for process in running:
-            process.wait()
-    return stop.code() or bool(failed)
+    queue, by_name, codes = list(waiting), {trial.name: trial for trial in waiting}, []
+
+    def next_job() -> Job | None:
+        if not queue:
+            return None
+        trial = queue.pop(0)
+        progress.began(trial, progress.total - len(queue))
+        return Job(trial.name, [trial.name, configs[trial].to_dict(), str(folder)])
+
+    def ended(job: Job, seconds: float, code: int) -> None:
+        codes.append(code)
+        progress.ended(by_name[job.name], folder, seconds, code)
+
+    run_side_by_side(__name__, next_job, jobs, stop, ended=ended)
+    return stop.code() or int(any(codes))
 
 
-def _start(trial: Trial, config: Config, folder: Path) -> Popen[bytes]:
-    """Start a process that trains a run with one thread."""
-    ours, theirs = socket.socketpair()
-    with theirs, closing(Channel(ours)) as channel:
-        process = start_process("ppo_tbptt.commands.ablate", theirs.fileno())
-        channel.send([trial.name, config.to_dict(), str(folder)])
-    return process
-
-
-def main(connection: int) -> None:
-    """Train the run that the parent names; SIGTERM stops it with a checkpoint."""
-    with Stop(quiet=True) as stop:
-        signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the parent too
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, (signal.SIGINT, signal.SIGTERM))
-        with closing(Channel(socket.socket(fileno=connection))) as channel:
-            name, tree, folder = channel.receive()
-        trial = next(trial for trial in trials() if trial.name == name)
-        try:
-            sys.exit(_train(trial, Config.from_dict(tree), Path(folder), stop))
-        except (InputError, RunError) as error:
-            print(f"error: {name}: {error}", file=sys.stderr)
-            sys.exit(1)
-
-
-def _train(trial: Trial, config: Config, folder: Path, stop: Stop) -> int:
-    """Train a run, or go on with it, and evaluate it at its end; return the exit code."""
-    path = folder / trial.name
+def work(message: Sequence[Any], stop: Stop, ask: Ask) -> int:
+    """Train the run that ``message`` names, or go on with it, and evaluate it at its end; return the exit code."""
+    name, tree, folder = message[0], message[1], Path(message[2])
+    trial, config, path = next(trial for trial in trials() if trial.name == name), Config.from_dict(tree), folder / name
     resumes = plan_of(path, go_on=True) == "resume"
     make = partial(Trainer.resume, path) if resumes else partial(Trainer, config, path)
     with make(callbacks=trial.callbacks()) as trainer:
         for report in trainer:
-            if stop.code() and report.env_steps < config.total_steps:
+            if (code := stop.code()) and report.env_steps < config.total_steps:
                 trainer.save()
-                return stop.code()
+                return code
         checkpoint = RunDir(path).checkpoint(trainer.iteration)
         save_result(final_evaluation(folder, trial), asdict(trainer.evaluate()), checkpoint, trainer.env_steps)
     return 0
