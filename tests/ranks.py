@@ -4,12 +4,14 @@ import multiprocessing
 import os
 import socket
 from collections.abc import Callable
+from dataclasses import astuple
 from pathlib import Path
 from typing import Any
 
 import torch
 from configs_for_tests import tiny
 from helpers import timeless
+from reference_curriculum import CONFIG, Record
 
 from ppo_tbptt.ppo import all_reduce
 from ppo_tbptt.runtime.distributed import World
@@ -70,4 +72,15 @@ def train(world: World, folder: Path) -> dict[str, Any]:
         out["resumed"] = trainer.state_dict()
         out["rows"] += [timeless(report.row()) for report in trainer]
         out["parameters"] = torch.cat([p.detach().flatten() for p in trainer.agent.parameters()])
+    out["curriculum"] = train_with_curriculum(world, folder / "curriculum")
     return out
+
+
+def train_with_curriculum(world: World, run: Path) -> dict[str, Any]:
+    """Four iterations, and the same run resumed for the others."""
+    record = Record()
+    with Trainer(CONFIG.replace(env={"num_envs": 3}), run, callbacks=[record], world=world) as trainer:
+        rows = [timeless(next(trainer).row()) for _ in range(4)]
+    with Trainer.resume(run, callbacks=[record], world=world) as trainer:
+        rows += [timeless(report.row()) for report in trainer]
+    return {"rows": rows, "episodes": [[astuple(episode) for episode in row] for row in record.iterations]}

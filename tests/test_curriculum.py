@@ -1,96 +1,21 @@
-"""A curriculum: what is drawn and when a stage opens, against a plain reference; resumed, on ranks, in workers."""
+"""A curriculum: what is drawn and when a stage opens, against a plain reference; resumed, in workers, refused.
 
-import dataclasses
+On two ranks it is in `test_distributed.py`.
+"""
+
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import psutil
 import pytest
-from configs_for_tests import tiny
 from helpers import timeless
-from ranks import run_ranks
+from reference_curriculum import CONFIG, DELAYS, OWN_DELAY, Record, Row, check, stages_of
 
-from ppo_tbptt.config import Config, ConfigError
-from ppo_tbptt.envs import Curriculum, EnvError, Episode, LevelSeeds, VectorEnv
+from ppo_tbptt.config import ConfigError
+from ppo_tbptt.envs import Curriculum, EnvError, Episode, FaultBudget, LevelSeeds, VectorEnv, make_env
 from ppo_tbptt.run.checkpoint import CheckpointError
-from ppo_tbptt.runtime.distributed import World
-from ppo_tbptt.training.callbacks import Callback, Iteration
 from ppo_tbptt.training.trainer import Trainer
-
-DELAYS = [0, 2, 1]
-OWN_DELAY = 4
-CONFIG = tiny(
-    env={
-        "id": "ppo_tbptt/DelayedChoice-v0",
-        "num_envs": 6,
-        "options": {"delay": OWN_DELAY, "noise": 0.5},
-        "curriculum": {
-            "stages": [{"delay": delay} for delay in DELAYS],
-            "threshold": 0.3,
-            "episodes": 10,
-            "own_share": 0.25,
-        },
-    },
-    ppo={"rollout_steps": 12},
-    train={"eval_every": 5, "checkpoint_every": 1},
-    total_steps=720,
-)
-"""An episode of stage k takes one step more than its delay, whatever is done; success is a quarter by chance."""
-
-Row = dict[str, float]
-
-
-class Record(Callback):
-    """Keeps the gathered episodes of each iteration."""
-
-    def __init__(self) -> None:
-        self.iterations: list[list[Episode]] = []
-
-    def after_iteration(self, iteration: Iteration) -> None:
-        self.iterations.append(list(iteration.episodes))
-
-
-def draw_stage(config: Config, env: int, number: int, num_open: int) -> int:
-    sequence = np.random.SeedSequence(config.seed, spawn_key=(env, number, 1))
-    rng = np.random.Generator(np.random.Philox(sequence))
-    if rng.random() < config.env.curriculum.own_share:
-        return 0
-    return 1 + int(rng.integers(num_open if number else len(DELAYS)))
-
-
-def check(config: Config, rows: list[Row], iterations: list[list[Episode]], ranks: int = 1) -> None:
-    """Hold a run against a loop over steps and environments that takes nothing from it but who succeeded."""
-    num, plan, seeds = config.env.num_envs, config.env.curriculum, LevelSeeds(config.seed, 99, 0, 100_000)
-    num_open, scores = 1, list[float]()
-    number = [0] * num * ranks
-    stage = [draw_stage(config, env, 0, 1) for env in range(num * ranks)]
-    pending = [draw_stage(config, env, 1, 1) for env in range(num * ranks)]
-    left = [1 + [OWN_DELAY, *DELAYS][k] for k in stage]
-    for row, episodes in zip(rows, iterations, strict=True):
-        expected: list[tuple[int, int, int, int]] = []  # time, environment, seed, stage
-        for t in range(config.ppo.rollout_steps):
-            for env in range(num * ranks):
-                left[env] -= 1
-                if left[env] == 0:
-                    expected.append((t, env, seeds.begin(env), stage[env]))
-                    number[env] += 1
-                    stage[env], pending[env] = pending[env], draw_stage(config, env, number[env] + 1, num_open)
-                    left[env] = 1 + [OWN_DELAY, *DELAYS][stage[env]]
-        by_rank = sorted(expected, key=lambda ended: ended[1] // num)
-        found = [(episode.step, episode.index, episode.seed, episode.stage) for episode in episodes]
-        assert found == [(t, env % num, seed, stage) for t, env, seed, stage in by_rank]
-        success = {ended: episode.measures["success"] for ended, episode in zip(by_rank, episodes, strict=True)}
-        scores += [success[ended] for ended in expected if ended[3] == num_open]
-        last = scores[-plan.episodes :]
-        assert row["curriculum/stage"] == num_open
-        assert row.get("curriculum/headline") == (pytest.approx(sum(last) / len(last)) if last else None)
-        if len(last) == plan.episodes and sum(last) / len(last) >= plan.threshold and num_open < len(DELAYS):
-            num_open, scores = num_open + 1, []
-
-
-def stages_of(rows: list[Row]) -> list[float]:
-    return [row["curriculum/stage"] for row in rows]
 
 
 @pytest.mark.parametrize(
@@ -111,31 +36,10 @@ def test_draws_and_stages_are_those_of_the_reference(env: dict[str, Any]) -> Non
     assert lengths == [1 + OWN_DELAY] * (len(rows) // 5), "evaluations play the task itself"
 
 
-def train_two(world: World, folder: Path) -> dict[str, Any]:
-    record = Record()
-    config = CONFIG.replace(env={"num_envs": 3})
-    with Trainer(config, folder / "run", callbacks=[record], world=world) as trainer:
-        rows = [timeless(next(trainer).row()) for _ in range(4)]
-    with Trainer.resume(folder / "run", callbacks=[record], world=world) as trainer:
-        rows += [timeless(report.row()) for report in trainer]
-    return {"rows": rows, "episodes": [[dataclasses.astuple(e) for e in row] for row in record.iterations]}
-
-
-def test_two_ranks_follow_one_reference_also_resumed(tmp_path: Path) -> None:
-    first, second = run_ranks(train_two, tmp_path)
-    assert first == second
-    iterations = [[Episode(*fields) for fields in row] for row in first["episodes"]]
-    check(CONFIG.replace(env={"num_envs": 3}), first["rows"], iterations, ranks=2)
-    assert stages_of(first["rows"])[-1] == 3
-    with Trainer.resume(tmp_path / "run", {"total_steps": 2000}) as trainer:  # one rank goes on with its part
-        assert next(trainer).scalars["curriculum/stage"] == 3
-
-
 def test_interrupted_after_every_iteration(tmp_path: Path) -> None:
     """Also after one that opened a stage, while the next levels are drawn already."""
     with Trainer(CONFIG) as trainer:
         whole = [timeless(report.row()) for report in trainer]
-    Trainer(CONFIG, tmp_path / "run").close()
     record, rows = Record(), list[Row]()
     with Trainer(CONFIG, tmp_path / "parts", callbacks=[record]) as trainer:
         rows.append(timeless(next(trainer).row()))
@@ -213,6 +117,16 @@ def play(envs: VectorEnv, steps: int) -> tuple[list[Episode], list[Any]]:
     return episodes, shown
 
 
+def test_options_of_an_episode_replace_those_of_the_environment_one_by_one() -> None:
+    choice = "ppo_tbptt/DelayedChoice-v0"
+    env = make_env(choice, options={"delay": 4, "noise": 0.0})
+    for options, length in ({"delay": 2}, 3), ({}, 5), ({"delay": 1}, 2):
+        env.reset(7, options)
+        steps = [env.step(np.array([0])) for _ in range(length)]
+        assert steps[-1][2] and not any(step[2] for step in steps[:-1])
+        assert all(step[0]["obs"][1:].tolist() == [0.0] * 4 for step in steps), "without noise still"
+
+
 @pytest.mark.parametrize("num_workers", [0, 2])
 def test_environments_return_into_episodes_of_any_stage(num_workers: int) -> None:
     levels = Staged()
@@ -246,8 +160,6 @@ def test_episodes_saved_before_there_were_stages_are_of_the_task_itself() -> Non
 
 
 def test_a_restarted_worker_knows_the_stages() -> None:
-    from ppo_tbptt.envs import FaultBudget
-
     levels = Staged()
     stages = [{"delay": 6}, {"delay": 9}]
     how: dict[str, Any] = {"stages": stages, "num_workers": 1, "faults": FaultBudget(1)}
