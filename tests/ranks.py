@@ -77,10 +77,13 @@ def train(world: World, folder: Path) -> dict[str, Any]:
 
 
 def train_with_curriculum(world: World, run: Path) -> dict[str, Any]:
-    """Four iterations, and the same run resumed for the others."""
-    record = Record()
-    with Trainer(CONFIG.replace(env={"num_envs": 3}), run, callbacks=[record], world=world) as trainer:
-        rows = [timeless(next(trainer).row()) for _ in range(4)]
-    with Trainer.resume(run, callbacks=[record], world=world) as trainer:
-        rows += [timeless(report.row()) for report in trainer]
+    """A run that is resumed whenever a stage has opened, while levels that were drawn before are still to be played."""
+    config, record, rows = CONFIG.replace(env={"num_envs": 3}), Record(), list[dict[str, float]]()
+    how: dict[str, Any] = {"callbacks": [record], "world": world}
+    while len(rows) < config.num_iterations // world.size:
+        with Trainer.resume(run, **how) if rows else Trainer(config, run, **how) as trainer:
+            for report in trainer:
+                rows.append(timeless(report.row()))
+                if any("is open" in note for note in report.notes):
+                    break
     return {"rows": rows, "episodes": [[astuple(episode) for episode in row] for row in record.iterations]}

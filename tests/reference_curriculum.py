@@ -17,8 +17,8 @@ CONFIG = tiny(
         "options": {"delay": OWN_DELAY, "noise": 0.5},
         "curriculum": {
             "stages": [{"delay": delay} for delay in DELAYS],
-            "threshold": 0.3,
-            "episodes": 10,
+            "threshold": 0.25,
+            "episodes": 4,
             "own_share": 0.25,
         },
     },
