@@ -4,12 +4,14 @@ import multiprocessing
 import os
 import socket
 from collections.abc import Callable
+from dataclasses import astuple
 from pathlib import Path
 from typing import Any
 
 import torch
 from configs_for_tests import tiny
 from helpers import timeless
+from reference_curriculum import CONFIG, Record
 
 from ppo_tbptt.ppo import all_reduce
 from ppo_tbptt.runtime.distributed import World
@@ -70,4 +72,18 @@ def train(world: World, folder: Path) -> dict[str, Any]:
         out["resumed"] = trainer.state_dict()
         out["rows"] += [timeless(report.row()) for report in trainer]
         out["parameters"] = torch.cat([p.detach().flatten() for p in trainer.agent.parameters()])
+    out["curriculum"] = train_with_curriculum(world, folder / "curriculum")
     return out
+
+
+def train_with_curriculum(world: World, run: Path) -> dict[str, Any]:
+    """A run that is resumed whenever a stage has opened, while levels that were drawn before are still to be played."""
+    config, record, rows = CONFIG.replace(env={"num_envs": 3}), Record(), list[dict[str, float]]()
+    how: dict[str, Any] = {"callbacks": [record], "world": world}
+    while len(rows) < config.num_iterations // world.size:
+        with Trainer.resume(run, **how) if rows else Trainer(config, run, **how) as trainer:
+            for report in trainer:
+                rows.append(timeless(report.row()))
+                if any("is open" in note for note in report.notes):
+                    break
+    return {"rows": rows, "episodes": [[astuple(episode) for episode in row] for row in record.iterations]}

@@ -18,8 +18,9 @@ import pytest
 import torch
 from helpers import fake_rollout, small_agent, starts, warmed_up
 from ranks import environment, free_port, run_ranks, train
+from reference_curriculum import CONFIG, check, stages_of
 
-from ppo_tbptt.envs import WorkerError
+from ppo_tbptt.envs import Episode, WorkerError
 from ppo_tbptt.ppo.all_reduce import all_reduce_moments, all_reduce_steps
 from ppo_tbptt.ppo.sequences import split
 from ppo_tbptt.run.checkpoint import load_checkpoint
@@ -87,6 +88,17 @@ def test_resume_with_another_number_of_ranks(ranks: list[dict[str, Any]], folder
         assert not torch.equal(trainer.rng.noise.get_state(), tree["generators"]["noise"])
         assert [report.env_steps for report in trainer] == [448, 512]
     assert seeds == [count + 1 for count in tree["level_seeds"][:4]]
+
+
+def test_a_curriculum_follows_all_ranks(ranks: list[dict[str, Any]], folder: Path) -> None:
+    """In order of time, not of rank; also when it is resumed, even by one rank."""
+    first, second = (rank["curriculum"] for rank in ranks)
+    assert first == second
+    iterations = [[Episode(*fields) for fields in row] for row in first["episodes"]]
+    check(CONFIG.replace(env={"num_envs": 3}), first["rows"], iterations, ranks=2)
+    assert stages_of(first["rows"])[-1] == 3
+    with Trainer.resume(folder / "curriculum", {"total_steps": 2000}) as trainer:
+        assert next(trainer).scalars["curriculum/stage"] == 3
 
 
 def test_one_device_for_several_ranks_is_refused() -> None:

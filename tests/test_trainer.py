@@ -73,7 +73,7 @@ def test_environments_are_in_halves_where_the_config_says_so(
 
 def test_what_a_checkpoint_holds() -> None:
     """Without replay nothing of the environments but the carry."""
-    for replay, more in [(True, {"seed", "steps", "digest", "actions"}), (False, set[str]())]:
+    for replay, more in [(True, {"seed", "stage", "steps", "digest", "actions"}), (False, set[str]())]:
         with Trainer(tiny(env={"replay": replay})) as trainer:
             tree = trainer.state_dict()
         assert tree["version"] == version("ppo-tbptt")

@@ -11,7 +11,7 @@ from rich.table import Table
 
 from ppo_tbptt.benchmark.measure import MAX_EXTRA_ITERATIONS, Setting, compare, describe, measure, write_profile
 from ppo_tbptt.commands.parser import CONFIG_HELP, Parser, UsageError, check_target, positive, split_overrides
-from ppo_tbptt.config import Config
+from ppo_tbptt.config import SEED_LIMIT, Config
 from ppo_tbptt.config.fields import shown
 from ppo_tbptt.training.trainer import Trainer
 
@@ -37,7 +37,8 @@ def run(argv: list[str]) -> int:
         settings = []
         for config, extra in zip(configs, variants, strict=True):
             least = (args.warmup + args.iterations + MAX_EXTRA_ITERATIONS) * config.batch_size
-            long_enough = config.replace(total_steps=max(config.total_steps, least), train={"eval_every": 0})
+            never = {"eval_every": SEED_LIMIT}  # in so few iterations; with a curriculum 0 is refused
+            long_enough = config.replace(total_steps=max(config.total_steps, least), train=never)
             trainer = stack.enter_context(Trainer(long_enough))
             settings.append(Setting(trainer=trainer, source=str(args.config), overrides={**overrides, **extra}))
         status = stack.enter_context(progress.status("starting"))

@@ -118,7 +118,7 @@ class Display:
             groups.setdefault(group, []).append(f"{escape(name)} [bold]{value:.4g}[/]")
         table = Table(show_header=False, box=None, padding=(0, 1))
         table.add_row("iteration", Text.from_markup(f"[bold]{report.iteration:,}[/] of {self._num_iterations:,}"))
-        for group in ("episode", "env", "eval", "loss", "policy", "optim", "sequences", "faults", "time"):
+        for group in ("episode", "env", "curriculum", "eval", "loss", "policy", "optim", "sequences", "faults", "time"):
             if group in groups:
                 table.add_row(group, Text.from_markup("  ".join(groups[group])))
         return table

@@ -30,6 +30,8 @@ class FieldHelp(NamedTuple):
 
 def describe_fields(model: type[BaseModel]) -> list[FieldHelp]:
     """List every setting with its type, default and help, in the order of the tables."""
+    nodes = dict(_walk(schema_of(model)))
+    parts = [key for key in nodes if "." in key and kinds(nodes[key.rpartition(".")[0]]) != ["object"]]  # of schedules
     return [
         FieldHelp(
             key,
@@ -37,8 +39,8 @@ def describe_fields(model: type[BaseModel]) -> list[FieldHelp]:
             shown(node["default"]) if "default" in node else "required",
             " ".join(node.get("description", "").split()),
         )
-        for key, node in _walk(schema_of(model))
-        if key.count(".") < 2 and (kinds(node) != ["object"] or "properties" not in node)  # no parts of schedules
+        for key, node in nodes.items()
+        if key not in parts and (kinds(node) != ["object"] or "properties" not in node)
     ]
 
 

@@ -95,6 +95,20 @@ class Schedule(Table):
         return self.final + (self.initial - self.final) * remaining**self.power
 
 
+class CurriculumConfig(Table):
+    """A curriculum for training; evaluations play the task's own options."""
+
+    stages: Annotated[tuple[Annotated[dict[str, Any], Plain], ...], FIXED, AsTuple] = ()
+    """Options over `[env.options]`, a table for each stage, the easiest first; none: no curriculum. Episodes are drawn
+    from the stages that are open, at first one."""
+    threshold: Annotated[float, Field(ge=-1e9, le=1e9)] = 0.8
+    """Mean headline measure of the newest stage's last episodes that opens the next one, after an iteration."""
+    episodes: Annotated[int, Field(ge=1, le=1_000_000)] = 100
+    """How many episodes that mean is over."""
+    own_share: Fraction = 0.1
+    """Share of episodes that are of no stage: with `[env.options]` as they are."""
+
+
 class EnvConfig(Table):
     """The task, and how many copies of it are played."""
 
@@ -124,6 +138,8 @@ class EnvConfig(Table):
     made anew, and workers that die or hang, which are restarted. Counted by each rank, from 0 again when resumed."""
     options: Annotated[dict[str, Any], Plain] = Field(default={})
     """The environment's own reset options, `[env.options]`."""
+    curriculum: CurriculumConfig = CurriculumConfig()
+    """[env.curriculum]"""
 
 
 class ModelConfig(Table):
@@ -389,6 +405,9 @@ class Config(Table):
             if ppo.sequence_length == 1:
                 text += " acts between the steps of a sequence, and sequence_length is 1"
                 yield ("ppo.jacobian_norm_coef", "ppo.sequence_length"), f"{text}; must be 0, or sequences longer"
+        if env.curriculum.stages and not train.eval_every:
+            text = "eval_every = 0 with a curriculum, whose training episodes are not the task's"
+            yield ("train.eval_every", "env.curriculum.stages"), f"{text}; must be at least 1"
         seeds = range(env.first_seed, env.first_seed + env.num_seeds)
         held_out = range(train.eval_first_seed, train.eval_first_seed + train.eval_num_seeds)
         of_env, of_train = ("env.num_seeds", "env.first_seed"), ("train.eval_num_seeds", "train.eval_first_seed")

@@ -10,7 +10,7 @@ from ppo_tbptt.envs.interface import (
     StepResult,
     WorkerError,
 )
-from ppo_tbptt.envs.levels import LevelSeeds, LevelSource
+from ppo_tbptt.envs.levels import Curriculum, LevelSeeds, LevelSource
 from ppo_tbptt.envs.memory_gym import MEMORY_GYM_IDS
 from ppo_tbptt.envs.previous import PreviousInputs
 from ppo_tbptt.envs.single import SingleEnv, make_env
@@ -21,6 +21,7 @@ __all__ = [
     "MEMORY_GYM_IDS",
     "ArraySpec",
     "BatchedEnv",
+    "Curriculum",
     "EnvError",
     "EnvSpec",
     "Episode",

@@ -79,6 +79,8 @@ class Episode:
     terminated: False if it was truncated.
     measures: figures by this package's own definitions, comparable between runs.
     env: the environment's own figures, as they stood in the last step's info.
+    stage: the curriculum's stage whose options it was reset with, counted from 1; 0 for the task's own options.
+    step: the step of the rollout that it ended in, 0 outside of one.
     """
 
     index: int
@@ -88,6 +90,8 @@ class Episode:
     terminated: bool
     measures: dict[str, float]
     env: dict[str, float]
+    stage: int = 0
+    step: int = 0
 
 
 @dataclass(slots=True)

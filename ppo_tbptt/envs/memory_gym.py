@@ -167,11 +167,16 @@ def before_reset(env: Any, options: Mapping[str, Any]) -> None:
     * Endless Mortar Mayhem keeps drawing the last episode's sprite until the agent may move again, and every task
       draws it into the first ground truth frame.
     * Searing Spotlights draws the last episode's spotlights into the first frame if lights are never dimmed.
+    * Searing Spotlights paints over its backgrounds where `hide_chessboard` or `black_background` is set, for good.
     * Searing Spotlights without an exit draws `env.exit` nonetheless, which then does not exist.
     """
     env.rotated_agent_surface, env.rotated_agent_rect = None, None
     if hasattr(env, "spotlight_surface"):
         env.spotlight_surface.fill(0)
+        painted = env.blue_background_surface, env.red_background_surface
+        originals = vars(env).setdefault("_background_originals", [surface.copy() for surface in painted])
+        for surface, original in zip(painted, originals, strict=True):
+            surface.blit(original, (0, 0))
     if not options.get("use_exit", True):
         env.exit = SimpleNamespace(surface=None, rect=None)
 

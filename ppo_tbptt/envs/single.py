@@ -3,6 +3,7 @@
 import copy
 import math
 from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import Any, SupportsInt
 
 import gymnasium as gym
@@ -55,12 +56,10 @@ class SingleEnv:
     def __init__(
         self, env: gym.Env[Any, Any], env_id: str, options: dict[str, Any], max_episode_steps: int | None
     ) -> None:
-        self._env, self._options, self._limit = env, options, max_episode_steps
+        self._env, self._id, self._options, self._limit = env, env_id, options, max_episode_steps
         self._bare: Any = env.unwrapped
         self._task = memory_gym.TASKS.get(env_id.rpartition(":")[2])
-        check_options(env_id, env, options)
-        if self._task:
-            try_options(env_id, self._bare, options)
+        self.check_options({})
         nvec, discrete, self._first_action = action_spec(env.action_space, env_id)
         self._action_space = copy.deepcopy(env.action_space)
         headline, maximum = getattr(self._bare, "headline", ("return", None))
@@ -81,16 +80,19 @@ class SingleEnv:
         self._seed = self._length = 0
         self._return = 0.0
 
-    def reset(self, seed: SupportsInt) -> Observation:
+    def reset(self, seed: SupportsInt, options: Mapping[str, Any] = MappingProxyType({})) -> Observation:
         """Begin an episode of the level `seed` and return its first observation (arrays of the caller's own).
+
+        `options` replace those of `make_env` one by one, in this episode.
 
         Raises:
             WorkerError: the observation is not what its space says, or the action space has changed.
         """
         self._seed, self._length, self._return = int(seed), 0, 0.0
+        options = {**self._options, **options}
         if self._task:
-            memory_gym.before_reset(self._bare, self._options)
-        obs, _ = self._env.reset(seed=self._seed, options=dict(self._options) if self._options else None)
+            memory_gym.before_reset(self._bare, options)
+        obs, _ = self._env.reset(seed=self._seed, options=options or None)
         if self._env.action_space != self._action_space:
             change = f"from {self._action_space} to {self._env.action_space}"
             raise WorkerError(f"{self.where()}: the action space has changed {change}")
@@ -138,6 +140,17 @@ class SingleEnv:
         elif self._bare.debug_window is not None:
             self._bare.debug_window.destroy()
             self._bare.debug_window = None
+
+    def check_options(self, options: Mapping[str, Any]) -> None:
+        """Check options of a `reset`, while no episode is under way.
+
+        Raises:
+            EnvError: an option does not exist, or its value is refused.
+        """
+        options = {**self._options, **options}
+        check_options(self._id, self._env, options)
+        if self._task:
+            try_options(self._id, self._bare, options)
 
     def where(self) -> str:
         """Name the id, level seed and number of steps so far, for messages."""

@@ -1,7 +1,7 @@
 """Collecting: T steps of N environments into a :class:`~ppo_tbptt.types.Rollout`."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
@@ -131,13 +131,13 @@ class RolloutCollector:
             finals.bootstrap(storage, self.agent)
             storage.next_value.masked_fill_(storage.terminated, 0.0)
         distinct_fraction, notes = self.observations.finish()
-        by_time = [group.results[t] for t in range(storage.num_steps) for group in groups]
+        by_time = [(t, group.results[t]) for t in range(storage.num_steps) for group in groups]
         return CollectedRollout(
             rollout=storage,
             carry=carry,
-            episodes=[episode for result in by_time for episode in result.episodes],
-            cut_episodes=sum(int(result.failed.sum()) for result in by_time if result.failed is not None),
-            faults=[text for result in by_time for text in result.faults],
+            episodes=[replace(episode, step=t) for t, result in by_time for episode in result.episodes],
+            cut_episodes=sum(int(result.failed.sum()) for _, result in by_time if result.failed is not None),
+            faults=[text for _, result in by_time for text in result.faults],
             distinct_fraction=distinct_fraction,
             notes=notes,
         )

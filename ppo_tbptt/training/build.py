@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Literal
 
 import torch
 
-from ppo_tbptt.config import Config
-from ppo_tbptt.envs import BatchedEnv, FaultBudget, LevelSeeds, LevelSource, resolve_workers
+from ppo_tbptt.config import Config, ConfigError, CurriculumConfig
+from ppo_tbptt.envs import BatchedEnv, Curriculum, EnvSpec, FaultBudget, LevelSeeds, LevelSource, resolve_workers
 from ppo_tbptt.envs.batched import double_buffered, make_vector_env
 from ppo_tbptt.models import Agent
 from ppo_tbptt.models.agent import build_agent
@@ -40,11 +40,14 @@ class Parts:
 def build_parts(trainer: "Trainer", envs: BatchedEnv | None, agent: Agent | None, closing: ExitStack) -> Parts:
     """Build what was not handed in; ``closing`` closes environments and collector, also where building fails."""
     config, world, device = trainer.config, trainer.world, trainer.device
+    plan = config.env.curriculum
     levels: LevelSeeds | None = None
     if envs is None:
         levels = build_levels(config, world)
         envs = build_envs(config, levels, trainer.faults.budget, world, device)
     closing.callback(envs.close)
+    if plan.stages:
+        check_curriculum(plan, envs.spec, levels)
     agent = build_agent(config, envs.spec, device) if agent is None else agent.to(device)
     collector, storage = build_collector(config, envs, agent, trainer.notes)
     closing.callback(collector.close)
@@ -62,8 +65,25 @@ def with_resolved_precision(config: Config, device: torch.device) -> Config:
 
 def build_levels(config: Config, world: World) -> LevelSeeds:
     """Build the level source of this rank's environments, which are numbered over all ranks."""
-    env = config.env
-    return LevelSeeds(config.seed, env.num_envs, env.first_seed, env.num_seeds, world.rank * env.num_envs)
+    env, plan = config.env, config.env.curriculum
+    seeds = config.seed, env.num_envs, env.first_seed, env.num_seeds, world.rank * env.num_envs
+    if not plan.stages:
+        return LevelSeeds(*seeds)
+    how = {"own_share": plan.own_share, "threshold": plan.threshold, "episodes": plan.episodes}
+    return Curriculum(*seeds, num_stages=len(plan.stages), **how)
+
+
+def check_curriculum(plan: CurriculumConfig, spec: EnvSpec, levels: LevelSeeds | None) -> None:
+    """Check that environments with these `levels` can follow the plan.
+
+    Raises:
+        ConfigError: they were handed in, or can't reach its threshold.
+    """
+    if levels is None:
+        raise ConfigError("env.curriculum.stages: environments that are handed in draw their own levels; must be []")
+    if spec.headline_max is not None and plan.threshold > spec.headline_max:
+        text = f"{plan.threshold} is more than {spec.headline} can be; must be at most {spec.headline_max}"
+        raise ConfigError(f"env.curriculum.threshold: {text}")
 
 
 def build_envs(
@@ -76,6 +96,7 @@ def build_envs(
         num_workers=_workers_per_rank(config, world),
         two_groups=double_buffered(config.env, cuda=device.type == "cuda"),
         replay=config.env.replay,
+        stages=config.env.curriculum.stages,
         faults=faults,
         previous=config.model.previous,
     )

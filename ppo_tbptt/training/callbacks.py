@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ppo_tbptt.config import Config
-from ppo_tbptt.envs import Episode, WorkerError
+from ppo_tbptt.config.fields import shown
+from ppo_tbptt.envs import Curriculum, Episode, WorkerError
 from ppo_tbptt.evaluation.evaluate import Evaluation, evaluate
 from ppo_tbptt.models import Agent
 from ppo_tbptt.run.metrics import Report
@@ -131,6 +132,29 @@ class EvaluateHeldOut(Callback):
                 return {name: estimate.mean for name, estimate in trainer.evaluate().measures.items()}
             except WorkerError as error:
                 trainer.notes.append(trainer.faults.budget.spend(error, "the evaluation is done again"))
+
+
+class AdvanceCurriculum(Callback):
+    """Opens the curriculum's next stage when the newest is mastered, from the episodes of all ranks: ``curriculum/*``.
+
+    The figures are those that decided: of the stages that were open in the iteration.
+    """
+
+    def after_iteration(self, iteration: Iteration) -> None:
+        """Add the iteration's episodes in order of time, then environment."""
+        trainer, levels = iteration.trainer, iteration.trainer.levels
+        if not isinstance(levels, Curriculum):
+            return
+        name = trainer.envs.spec.headline
+        by_time = sorted(iteration.episodes, key=lambda episode: episode.step)  # as they are by rank, then environment
+        levels.add_scores((episode.stage, headline(episode, name)) for episode in by_time)
+        iteration.scalars["curriculum/stage"] = float(levels.open_stages)
+        if levels.score is not None:
+            iteration.scalars["curriculum/headline"] = levels.score
+        if levels.advance():
+            stages = trainer.config.env.curriculum.stages
+            text = f"curriculum: stage {levels.open_stages} of {len(stages)} is open"
+            trainer.notes.append(f"{text}: {shown(stages[levels.open_stages - 1])}")
 
 
 FINISH_SECONDS = 10.0

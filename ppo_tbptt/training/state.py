@@ -15,7 +15,7 @@ from torch import Tensor
 from ppo_tbptt.config import Config
 from ppo_tbptt.config.load import validate
 from ppo_tbptt.config.resume import continued
-from ppo_tbptt.envs import BatchedEnv, EnvSpec
+from ppo_tbptt.envs import BatchedEnv, Curriculum, EnvSpec
 from ppo_tbptt.models.plugins import OUT_OF_MEMORY
 from ppo_tbptt.ppo.learner import NonFiniteError
 from ppo_tbptt.run.checkpoint import CheckpointError, save_checkpoint
@@ -30,7 +30,15 @@ if TYPE_CHECKING:
 def state_dict(trainer: "Trainer") -> dict[str, Any]:
     """Collect all that a resumed run needs, as plain tensors, numbers and text. All ranks call it together."""
     world, envs = trainer.world, trainer.envs
-    levels = [] if trainer.levels is None else trainer.levels.state_dict()["counts"]
+    levels = {"counts": []} if trainer.levels is None else trainer.levels.state_dict()
+
+    def of_all_ranks(numbers: list[int]) -> list[int]:
+        return torch.cat(world.gather(torch.tensor(numbers))).tolist()
+
+    curriculum = None
+    if isinstance(trainer.levels, Curriculum):
+        curriculum = {name: levels[name] for name in ("open_stages", "scores")}
+        curriculum["next_stages"] = of_all_ranks(levels["next_stages"])
     return {
         "version": version("ppo-tbptt"),
         "config": trainer.config.to_dict(),
@@ -40,7 +48,8 @@ def state_dict(trainer: "Trainer") -> dict[str, Any]:
         "env_steps": trainer.env_steps,
         "agent": trainer.agent.state_dict(),
         **trainer.learner.state_dict(),
-        "level_seeds": torch.cat(world.gather(torch.tensor(levels))).tolist(),
+        "level_seeds": of_all_ranks(levels["counts"]),
+        "curriculum": curriculum,
         "environments": _gather_environments(world, envs, trainer.carry),
         "faults": trainer.faults.state_dict(),
         "distinct_frames": world.gather_json(trainer.collector.observations.distinct),
@@ -75,7 +84,7 @@ def load_state_dict(trainer: "Trainer", tree: dict[str, Any], progress: Callable
         for callback in trainer.user_callbacks:
             if callback.name in saved:
                 callback.load_state_dict(saved[callback.name])
-        _load_level_seeds(trainer, tree["level_seeds"])
+        _load_levels(trainer, tree["level_seeds"], tree.get("curriculum"))
         if trainer.config.distinct_frames == "auto":
             by_rank = dict(enumerate(tree.get("distinct_frames", [])))
             trainer.collector.observations.distinct = by_rank.get(trainer.world.rank)
@@ -147,13 +156,16 @@ def _check_spec(saved: EnvSpec, spec: EnvSpec) -> None:
             raise ValueError(f"{text}; the agent can't play it")
 
 
-def _load_level_seeds(trainer: "Trainer", counts: list[int]) -> None:
-    """Load this rank's counts of level seeds; environments that the checkpoint lacks start from 0."""
+def _load_levels(trainer: "Trainer", counts: list[int], curriculum: dict[str, Any] | None) -> None:
+    """Load this rank's counts of level seeds, and the curriculum's state; missing environments start from 0."""
     if trainer.levels is None:
         return
     num_envs, world = trainer.envs.num_envs, trainer.world
-    padded = [*counts, *[0] * (num_envs * world.size)]
-    trainer.levels.load_state_dict({"counts": padded[num_envs * world.rank : num_envs * (world.rank + 1)]})
+    own = slice(num_envs * world.rank, num_envs * (world.rank + 1))
+    levels: dict[str, Any] = {"counts": [*counts, *[0] * (num_envs * world.size)][own]}
+    if curriculum:
+        levels |= {**curriculum, "next_stages": curriculum["next_stages"][own]}
+    trainer.levels.load_state_dict(levels)
 
 
 def _resume_episodes(trainer: "Trainer", tree: dict[str, Any], progress: Callable[[int, int], None] | None) -> Carry:
@@ -183,6 +195,14 @@ def _resume_episodes(trainer: "Trainer", tree: dict[str, Any], progress: Callabl
 _Count = Annotated[int, Field(ge=0, lt=10**15)]
 
 
+class _Curriculum(BaseModel, strict=True, allow_inf_nan=False):
+    """The state of a curriculum."""
+
+    next_stages: list[_Count]
+    open_stages: _Count
+    scores: list[float]
+
+
 class _Numbers(BaseModel, strict=True, allow_inf_nan=False):
     """What is plain numbers in a checkpoint."""
 
@@ -193,6 +213,7 @@ class _Numbers(BaseModel, strict=True, allow_inf_nan=False):
     best: float | None
     recent: list[float]
     distinct_frames: list[bool | None] = Field(default=[])
+    curriculum: _Curriculum | None = None
 
 
 def _check_tree(tree: dict[str, Any], *, state_size: int) -> None:
@@ -218,7 +239,8 @@ def _check_environments(rank: dict[str, Tensor], state_size: int) -> None:
         raise ValueError("recurrent states that are not finite")
     if "steps" in rank:
         steps, actions = rank["steps"], rank["actions"]
-        if not len(rank["seed"]) == len(rank["digest"]) == len(steps) == num or steps.min() < 0:
+        stage = rank.get("stage", steps)
+        if not len(rank["seed"]) == len(rank["digest"]) == len(stage) == len(steps) == num or steps.min() < 0:
             raise ValueError(f"episodes of other than {num} environments")
         if actions.dim() != 2 or len(actions) != steps.sum() or actions.is_floating_point() or (actions < 0).any():
             raise ValueError(f"actions of shape {tuple(actions.shape)} for {int(steps.sum())} steps")

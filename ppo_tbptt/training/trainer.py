@@ -72,7 +72,8 @@ class Trainer(Iterator[Report]):
         self.faults = FaultCounts(self.world, config.env.max_worker_restarts)
         self.snapshot, self.checkpoints = hooks.IterationSnapshot(), hooks.SaveCheckpoints()
         self.user_callbacks = list(callbacks)
-        built_in = [hooks.EvaluateHeldOut(), self.snapshot, Instruments(), hooks.WriteMetrics(), self.checkpoints]
+        built_in = [hooks.AdvanceCurriculum(), hooks.EvaluateHeldOut(), self.snapshot, Instruments()]
+        built_in += [hooks.WriteMetrics(), self.checkpoints]
         self.callbacks = [*built_in, *self.user_callbacks]
         self.rng = TrainingRNG(config.seed, self.world, self.device)
         self.run = None if run_dir is None else RunDir(Path(run_dir))

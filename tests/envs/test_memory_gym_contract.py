@@ -112,6 +112,27 @@ def test_reused_wrapper_equals_fresh_bare_environments(env_id: str, options: dic
         assert env.spec.headline in episode.measures
 
 
+@pytest.mark.parametrize(
+    ("env_id", "variants"),
+    [
+        (SEARING[0], [{"hide_chessboard": True}, {}, {"black_background": True}, {"use_exit": False}, {}]),
+        (SEARING[1], [{"black_background": True}, {}, {"hide_chessboard": True}, {"steps_per_coin": 20}]),
+        ("MortarMayhem-Grid-v0", [{"command_count": [3]}, {"command_count": [1]}, {"arena_size": 4}, {}]),
+        ("MysteryPath-Grid-v0", [{"show_origin": True, "show_goal": True}, {}, {"max_steps": 9}]),
+    ],
+)
+def test_options_of_an_episode_leave_no_trace_in_the_next(env_id: str, variants: list[dict[str, Any]]) -> None:
+    env = make_env(env_id)
+    for seed, options in enumerate(variants):
+        fresh = make_env(env_id, options=options)
+        assert equal(env.reset(seed, options), fresh.reset(seed))
+        for choice in actions(env, seed, 80):
+            (obs, *ours), (expected, *theirs) = env.step(choice), fresh.step(choice)
+            assert equal(obs, expected) and ours == theirs
+            if ours[1]:
+                break
+
+
 def test_environments_outlive_each_other() -> None:
     env = make_env("MysteryPath-v0")
     make_env("SearingSpotlights-v0").close()

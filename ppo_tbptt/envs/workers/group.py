@@ -2,7 +2,7 @@
 
 import time
 import traceback
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import astuple, dataclass, replace
 from typing import Any
@@ -24,6 +24,7 @@ class _Slot:
     index: int
     env: SingleEnv
     recorder: EpisodeRecorder
+    stage: int = 0
     idle: bool = True
     broken: bool = False
 
@@ -37,10 +38,21 @@ class EnvGroup:
     spec: what all of them look like.
     """
 
-    def __init__(self, arguments: dict[str, Any], indices: range, replay: bool) -> None:
-        """Make the environments with the `arguments` of `make_env`; `replay`: record their unfinished episodes."""
-        self._arguments, self._replay = arguments, replay
+    def __init__(
+        self, arguments: dict[str, Any], indices: range, replay: bool, stages: Sequence[Mapping[str, Any]]
+    ) -> None:
+        """Make the environments with the `arguments` of `make_env`.
+
+        `replay`: record their unfinished episodes. `stages`: the options of each stage from 1 on, over those of
+        `arguments`.
+        """
+        self._arguments, self._replay, self._stages = arguments, replay, [{}, *stages]
         envs = [make_env(**arguments) for _ in indices]
+        for number, options in enumerate(stages):
+            try:
+                envs[0].check_options(options)
+            except EnvError as error:
+                raise EnvError(f"env.curriculum.stages[{number}]: {error}") from None
         self.spec = envs[0].spec
         self._slots = [_Slot(index, env, EpisodeRecorder(self.spec)) for index, env in zip(indices, envs, strict=True)]
 
@@ -51,7 +63,7 @@ class EnvGroup:
     def answers(self, command: str, *arguments: Any) -> Iterator[Any]:
         """Run a command of the batch, and yield its answers.
 
-        step, begin [[index, level seed]]: one, (episodes that ended, faults), or None without either.
+        step, begin [[index, level seed, stage]]: one, (episodes that ended, faults), or None without either.
         replays: one, an EpisodeReplay for each environment.
         restore [EpisodeReplay]: (index, exact) for each environment when it is done, and None now and then.
         """
@@ -60,8 +72,8 @@ class EnvGroup:
                 yield self._step()
             case "begin":
                 faults: list[Fault] = []
-                for index, seed in arguments[0]:
-                    self._begin(self._slots[index - self._slots[0].index], seed, faults)
+                for index, seed, stage in arguments[0]:
+                    self._begin(self._slots[index - self._slots[0].index], seed, stage, faults)
                 yield ([], faults) if faults else None
             case "replays":
                 yield [slot.recorder.replay for slot in self._slots]
@@ -76,7 +88,7 @@ class EnvGroup:
             slot.env.close()
 
     def _step(self) -> tuple[list[Any], list[Fault]] | None:
-        """Step every environment that is not idle; where one finishes, begin with its `next_seeds`."""
+        """Step every environment that is not idle; where one finishes, begin its next level."""
         blocks, replay = self._blocks, self._replay
         rewards, terminated, truncated = blocks.reward, blocks.terminated, blocks.truncated
         episodes: list[Any] = []
@@ -100,12 +112,12 @@ class EnvGroup:
             else:
                 for key, value in obs.items():
                     blocks.final_obs[key][index] = value
-                episodes.append(astuple(replace(episode, index=index)))
-                self._begin(slot, int(blocks.next_seeds[index]), faults)
+                episodes.append(astuple(replace(episode, index=index, stage=slot.stage)))
+                self._begin(slot, int(blocks.next_seeds[index]), int(blocks.next_stages[index]), faults)
         return (episodes, faults) if episodes or faults else None
 
-    def _begin(self, slot: _Slot, seed: int, faults: list[Fault]) -> None:
-        slot.idle = seed < 0
+    def _begin(self, slot: _Slot, seed: int, stage: int, faults: list[Fault]) -> None:
+        slot.idle, slot.stage = seed < 0, stage
         if slot.idle:
             slot.recorder.begin(-1, {})
             self._blocks.show(slot.index, None)
@@ -113,12 +125,12 @@ class EnvGroup:
         try:
             if slot.broken:
                 self._make_anew(slot)
-            obs = slot.env.reset(seed)
+            obs = slot.env.reset(seed, self._stages[stage])
         except (Exception, SystemExit) as error:
             faults.append(_fault(slot, f"reset to level seed {seed}", error))
             return
         if self._replay:
-            slot.recorder.begin(seed, obs)
+            slot.recorder.begin(seed, obs, stage)
         self._blocks.show(slot.index, obs)
 
     def _make_anew(self, slot: _Slot) -> None:
@@ -132,12 +144,12 @@ class EnvGroup:
     def _restore(self, slot: _Slot, replay: EpisodeReplay) -> Generator[None, None, bool]:
         """Replay an episode, and return whether the environment is where it was."""
         if replay.seed < 0:
-            self._begin(slot, -1, [])
+            self._begin(slot, -1, 0, [])
             return True
-        alive = time.monotonic()
+        alive, slot.stage = time.monotonic(), replay.stage
         try:
-            obs = slot.env.reset(replay.seed)
-            slot.recorder.begin(replay.seed, obs)
+            obs = slot.env.reset(replay.seed, self._stages[replay.stage])
+            slot.recorder.begin(replay.seed, obs, replay.stage)
             for action in replay.actions.astype("int64"):
                 obs, reward, _, _, episode = slot.env.step(action)
                 if episode is not None:
@@ -169,11 +181,13 @@ class InProcess:
     A command runs when its answer is received. Nothing can end an environment that hangs.
     """
 
-    def __init__(self, arguments: dict[str, Any], slices: Sequence[range], replay: bool) -> None:
-        """Make the environments."""
+    def __init__(
+        self, arguments: dict[str, Any], slices: Sequence[range], replay: bool, stages: Sequence[Mapping[str, Any]]
+    ) -> None:
+        """Make the environments. See `EnvGroup`."""
         self.slices, self.pids = slices, list[int]()
         self.dead: dict[int, EnvError | WorkerError] = {}
-        self._groups = [EnvGroup(arguments, indices, replay) for indices in slices]
+        self._groups = [EnvGroup(arguments, indices, replay, stages) for indices in slices]
         self._answers: dict[int, Iterator[Any]] = {}
         self.spec = self._groups[0].spec
         self.blocks = Blocks(self.spec, slices[-1].stop)

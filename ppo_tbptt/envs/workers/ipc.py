@@ -112,7 +112,7 @@ class Blocks:
     """Arrays of N environments in one mapping of memory.
 
     obs, final_obs: by key, `[N, ...]`.  hashes u64 `[N, 2]`: of the images in obs, by key.
-    action i64 `[N, A]`.  next_seeds i64 `[N]`, -1 for none.
+    action i64 `[N, A]`.  next_seeds i64 `[N]`, -1 for none.  next_stages i64 `[N]`.
     reward f32, terminated bool, truncated bool `[N]`.  memory u8: all of it.
     """
 
@@ -120,7 +120,8 @@ class Blocks:
         """Map the file `descriptor`, which is made as large as it has to be, or memory of this process alone."""
         images = [key for key, array in spec.obs.items() if array.dtype == "uint8"]
         rows = [(array.shape, array.dtype) for array in spec.obs.values()] * 2 + [((2,), "uint64")] * len(images)
-        rows += [((len(spec.action_nvec),), "int64"), ((), "int64"), ((), "float32"), ((), "bool"), ((), "bool")]
+        rows += [((len(spec.action_nvec),), "int64"), ((), "int64"), ((), "int64")]
+        rows += [((), "float32"), ((), "bool"), ((), "bool")]
         sizes = [num_envs * math.prod(shape) * np.dtype(dtype).itemsize for shape, dtype in rows]
         offsets = [0, *itertools.accumulate(-(-size // _ALIGNMENT) * _ALIGNMENT for size in sizes)]
         if descriptor >= 0:
@@ -130,7 +131,8 @@ class Blocks:
             np.ndarray((num_envs, *shape), dtype, self.memory, offset)
             for (shape, dtype), offset in zip(rows, offsets, strict=False)
         ]
-        *observations, self.action, self.next_seeds, self.reward, self.terminated, self.truncated = self._arrays
+        *observations, self.action, self.next_seeds, self.next_stages = self._arrays[:-3]
+        self.reward, self.terminated, self.truncated = self._arrays[-3:]
         self.obs = dict(zip(spec.obs, observations, strict=False))
         self.final_obs = dict(zip(spec.obs, observations[len(spec.obs) :], strict=False))
         self.hashes = dict(zip(images, observations[2 * len(spec.obs) :], strict=True))

@@ -6,7 +6,7 @@ import socket
 import subprocess
 import time
 import weakref
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ppo_tbptt.envs.interface import EnvError, EnvSpec, WorkerError
@@ -27,12 +27,17 @@ class WorkerPool:
     """
 
     def __init__(
-        self, arguments: dict[str, Any], slices: Sequence[range], replay: bool, step_timeout: float | None
+        self,
+        arguments: dict[str, Any],
+        slices: Sequence[range],
+        replay: bool,
+        stages: Sequence[Mapping[str, Any]],
+        step_timeout: float | None,
     ) -> None:
         """Start the workers and wait until all have made their environments. See `EnvGroup`."""
         self.slices, self._timeout = slices, step_timeout
         self.dead: dict[int, EnvError | WorkerError] = {}
-        self._task = {"env": arguments, "replay": replay, "num_envs": slices[-1].stop}
+        self._task = {"env": arguments, "replay": replay, "stages": stages, "num_envs": slices[-1].stop}
         self._processes: list[subprocess.Popen[bytes]] = []
         self._channels: list[Channel] = []
         lifeline, ours = os.pipe()

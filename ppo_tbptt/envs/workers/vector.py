@@ -35,6 +35,7 @@ class VectorEnv(BatchedEnv):
         num_workers: int | Literal["auto"] = 0,
         two_groups: bool = False,
         options: Mapping[str, Any] | None = None,
+        stages: Sequence[Mapping[str, Any]] = (),
         max_episode_steps: int | None = None,
         previous: Sequence[str] = (),
         replay: bool = False,
@@ -50,6 +51,7 @@ class VectorEnv(BatchedEnv):
             num_workers: processes of each group; 0 for none.
             two_groups: split the environments into halves, which depend on N alone.
             options: as of `make_env`.
+            stages: options over those, of levels of stage 1, 2 and so on; see `LevelSource.stage`.
             max_episode_steps: as of `make_env`.
             previous: as of `make_env`.
             replay: record unfinished episodes for `state_dict`.
@@ -80,10 +82,11 @@ class VectorEnv(BatchedEnv):
         options = plain_options(env_id, options)
         arguments = {"env_id": env_id, "options": options, "max_episode_steps": max_episode_steps}
         arguments["previous"] = list(previous)
+        plain_stages = [plain_options(env_id, stage) or {} for stage in stages]
         if self.num_workers:
-            self._pool = WorkerPool(arguments, slices, replay, step_timeout)
+            self._pool = WorkerPool(arguments, slices, replay, plain_stages, step_timeout)
         else:
-            self._pool = InProcess(arguments, slices, replay)
+            self._pool = InProcess(arguments, slices, replay, plain_stages)
         self.spec, self._blocks = self._pool.spec, self._pool.blocks
         self._blocks.poison()
         self.obs, self.hashes, self.host_memory = self._blocks.obs, self._blocks.hashes, self._blocks.memory
@@ -224,15 +227,17 @@ class VectorEnv(BatchedEnv):
 
     # --- levels and faults ------------------------------------------------------------------------------------------
 
-    def _begin_level(self, index: int) -> int:
-        """Move on to the environment's next level, and return its seed, -1 for none."""
+    def _begin_level(self, index: int) -> tuple[int, int]:
+        """Move on to the environment's next level, and return its seed, -1 for none, and its stage."""
+        stage = self._levels.stage(index)
         seed = self._levels.begin(index)
         self._idle[index] = seed is None
-        return -1 if seed is None else seed
+        return -1 if seed is None else seed, stage
 
     def _peek_level(self, index: int) -> None:
         seed = self._levels.peek(index)
         self._blocks.next_seeds[index] = -1 if seed is None else seed
+        self._blocks.next_stages[index] = self._levels.stage(index)
 
     def _outcomes(self, workers: Iterable[int]) -> tuple[list[Episode], dict[int, str]]:
         """Wait for the answers to step or begin: episodes that ended, and a text by index for what broke."""
@@ -269,14 +274,14 @@ class VectorEnv(BatchedEnv):
 
     def _begin(self, indices: list[int]) -> dict[int, str]:
         """Begin an episode of the next level in each. Returns a text for each environment that broke, by index."""
-        seeds = {index: self._begin_level(index) for index in indices}
+        levels = {index: self._begin_level(index) for index in indices}
         for index in indices:
             self._peek_level(index)
         asked = []
         for worker, rows in enumerate(self._pool.slices):
-            pairs = [(index, seeds[index]) for index in rows if index in seeds]
-            if pairs:
-                self._pool.send(worker, "begin", pairs)
+            begins = [(index, *levels[index]) for index in rows if index in levels]
+            if begins:
+                self._pool.send(worker, "begin", begins)
                 asked.append(worker)
         return self._outcomes(asked)[1]
 

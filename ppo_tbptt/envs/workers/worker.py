@@ -38,7 +38,7 @@ def _die_with_parent(lifeline: int) -> None:
 
 def _serve(channel: Channel, memory: int) -> None:
     task = channel.receive()
-    group = EnvGroup(task["env"], range(*task["indices"]), task["replay"])
+    group = EnvGroup(task["env"], range(*task["indices"]), task["replay"], task["stages"])
     try:
         channel.send(group.spec.to_json())
         channel.receive()  # all workers' environments look the same
