@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils.rnn import PackedSequence
 
-from ppo_tbptt.config import ConfigError, CoreConfig, UserCoreConfig
+from ppo_tbptt.config import ConfigError, CoreConfig
 from ppo_tbptt.models import recurrence
 from ppo_tbptt.models.plugins import load_plugin, one_line
 
@@ -377,10 +377,10 @@ def build_core(input_size: int, config: Any) -> Core:
         ConfigError: no such core, or one that refuses its options or is no core.
     """
     core = CORES[config.kind](input_size, config) if config.kind in CORES else _user_core(input_size, config)
-    return Residual(core, input_size) if config.residual else core
+    return Residual(core, input_size) if getattr(config, "residual", False) else core
 
 
-def _user_core(input_size: int, config: UserCoreConfig) -> Core:
+def _user_core(input_size: int, config: Any) -> Core:
     core_class = load_plugin("core.kind", config.kind, CORES)
     where = f"core.kind: {config.kind!r}"
     if not isinstance(core_class, type) or not issubclass(core_class, Core):
