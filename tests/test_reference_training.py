@@ -52,7 +52,7 @@ CONFIGS = {
             "max_grad_norm": 0.3,
             "normalize_advantage": True,
         },
-        {"kind": "lstm", "num_layers": 2, "dropout": 0.3, "initial_state": "learnt"},
+        {"kind": "lstm", "num_layers": 2, "dropout": 0.3, "initial_state": "learnt", "residual": True},
     ),
     "frames, whole episodes, one ratio per branch, stopped by KL": config(
         "Image",
@@ -68,7 +68,7 @@ CONFIGS = {
             "clip_value_loss": False,
             "max_grad_norm": 1e9,
         },
-        {"kind": "gru"},
+        {"kind": "gru", "residual": True},
     ),
     "Dict, time limit, one ratio per branch": config(
         "Dict",

@@ -192,6 +192,8 @@ class CoreConfig(Table):
     """Layers on top of each other."""
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
     """Dropout between layers during the update, never while acting."""
+    residual: Annotated[bool, FIXED] = False
+    """Add the input, projected to the core's size, to its output: what is seen now bypasses memory."""
     initial_state: Annotated[Literal["zeros", "learnt"], FIXED] = "zeros"
     """The state at the start of an episode: zeros, or a parameter, to which weight decay does not apply."""
     execution: Literal["packed", "padded"] = "packed"
@@ -205,6 +207,8 @@ class UserCoreConfig(Table):
     model_config = ConfigDict(extra="allow")
     kind: Annotated[str, FIXED, Field(pattern=r"^[\w.]+:[\w.]+$", examples=["my_module:MyCore"])]
     """The module, and the class in it."""
+    residual: Annotated[bool, FIXED] = False
+    """As of a built-in core."""
 
     @model_validator(mode="before")
     @classmethod
@@ -384,6 +388,8 @@ class Config(Table):
         if isinstance(core, CoreConfig) and core.kind == "none" and core.initial_state == "learnt":
             text = 'initial_state = "learnt" with kind = "none", which has no state'
             yield ("core.initial_state", "core.kind"), f'{text}; must be "zeros"'
+        if core.kind == "none" and core.residual:
+            yield ("core.residual", "core.kind"), 'true with kind = "none", which is its own shortcut; must be false'
         if ppo.clip_range.initial == 0:
             yield ("ppo.clip_range",), "initial is 0, so nothing can be learnt; must be above 0"
         if (rate := max(ppo.learning_rate.initial, ppo.learning_rate.final or 0)) > 1:

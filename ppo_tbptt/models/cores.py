@@ -118,6 +118,60 @@ class NoMemory(Core):
         return x, state
 
 
+class Residual(Core):
+    """A core with a shortcut around it (He et al. 2016): its input, projected to the output's size, is added.
+
+    What the agent sees now reaches the heads at once, and memory need not hold it.
+    """
+
+    def __init__(self, core: Core, input_size: int) -> None:
+        super().__init__()
+        self.core = core
+        self.state_size, self.output_size, self.padded = core.state_size, core.output_size, core.padded
+        self.shortcut = nn.Linear(input_size, core.output_size)
+        nn.init.orthogonal_(self.shortcut.weight)
+        nn.init.zeros_(self.shortcut.bias)
+
+    def initial_state(self, batch: int) -> Float[Tensor, "B D"]:
+        """See :meth:`Core.initial_state`."""
+        return self.core.initial_state(batch)
+
+    def project_input(self, x: Float[Tensor, "U _"], columns: slice) -> Float[Tensor, "U _"]:
+        """See :meth:`Core.project_input`; the shortcut's projection lies behind the core's."""
+        bias = None if columns.start else self.shortcut.bias
+        shortcut = F.linear(x, self.shortcut.weight[:, columns], bias)
+        return torch.cat((self.core.project_input(x, columns), shortcut), -1)
+
+    def join_inputs(self, parts: Sequence[Float[Tensor, "M _"]]) -> Float[Tensor, "M P"]:
+        """See :meth:`Core.join_inputs`."""
+        inputs, shortcuts = zip(*map(self._split, parts), strict=True)
+        return torch.cat((self.core.join_inputs(inputs), sum(shortcuts[1:], shortcuts[0])), -1)
+
+    def forward(
+        self, x: Float[Tensor, "L B P"], state: Float[Tensor, "B D"]
+    ) -> tuple[Float[Tensor, "L B H"], Float[Tensor, "B D"]]:
+        """See :meth:`Core.forward`."""
+        x, shortcut = self._split(x)
+        y, state = self.core(x, state)
+        return y + shortcut, state
+
+    def unroll(
+        self, x: Float[Tensor, "M P"], state: Float[Tensor, "S D"], sequences_per_step: Int[Tensor, "L"]
+    ) -> tuple[Float[Tensor, "M H"], Float[Tensor, "S D"]]:
+        """See :meth:`Core.unroll`."""
+        x, shortcut = self._split(x)
+        y, state = self.core.unroll(x, state, sequences_per_step)
+        return y + shortcut, state
+
+    def gates(self, x: Float[Tensor, "M P"], state: Float[Tensor, "M D"]) -> list[Float[Tensor, "M _ _"]]:
+        """See :meth:`Core.gates`."""
+        return self.core.gates(self._split(x)[0], state)
+
+    def _split(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Return what is the core's of a projected input, and what is the shortcut's."""
+        return x[..., : -self.output_size], x[..., -self.output_size :]
+
+
 class TorchCore(Core):
     """The weights of ``torch.nn``'s RNN, GRU or LSTM. The state is laid out as ``[part, layer, hidden]`` (parts: h, c).
 
@@ -312,7 +366,7 @@ CORES: dict[str, type[Core]] = {
 
 
 def build_core(input_size: int, config: Any) -> Core:
-    """Build the core that ``config.kind`` names.
+    """Build the core that ``config.kind`` names, with a shortcut around it if ``config.residual`` says so.
 
     Args:
         input_size: number of features F.
@@ -322,8 +376,11 @@ def build_core(input_size: int, config: Any) -> Core:
     Raises:
         ConfigError: no such core, or one that refuses its options or is no core.
     """
-    if config.kind in CORES:
-        return CORES[config.kind](input_size, config)
+    core = CORES[config.kind](input_size, config) if config.kind in CORES else _user_core(input_size, config)
+    return Residual(core, input_size) if getattr(config, "residual", False) else core
+
+
+def _user_core(input_size: int, config: Any) -> Core:
     core_class = load_plugin("core.kind", config.kind, CORES)
     where = f"core.kind: {config.kind!r}"
     if not isinstance(core_class, type) or not issubclass(core_class, Core):

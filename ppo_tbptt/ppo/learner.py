@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from ppo_tbptt.config import ConfigError, PPOConfig
 from ppo_tbptt.models import Agent
 from ppo_tbptt.models.compile import Encode
-from ppo_tbptt.models.cores import GRU, ReluRNN, TanhRNN
+from ppo_tbptt.models.cores import GRU, ReluRNN, Residual, TanhRNN
 from ppo_tbptt.models.recurrence import Trace
 from ppo_tbptt.ppo.advantages import Moments, normalize
 from ppo_tbptt.ppo.all_reduce import Part, all_reduce_gradients, all_reduce_moments, all_reduce_steps
@@ -109,12 +109,13 @@ class Learner:
         """The encoder where it is compiled."""
         self._nonfinite_in_a_row = 0
         self._traced: Callable[[], AbstractContextManager[list[Trace]]] = partial(nullcontext, [])
+        core = agent.core.core if isinstance(agent.core, Residual) else agent.core
         if config.jacobian_norm_coef:
-            if not isinstance(agent.core, GRU | TanhRNN | ReluRNN):
-                text = f"{config.jacobian_norm_coef} is not possible with the core {type(agent.core).__name__}"
+            if not isinstance(core, GRU | TanhRNN | ReluRNN):
+                text = f"{config.jacobian_norm_coef} is not possible with the core {type(core).__name__}"
                 raise ConfigError(f"ppo.jacobian_norm_coef: {text}; must be 0, or the core rnn_tanh, rnn_relu or gru")
-            self._traced = agent.core.traced
-        learnt_state = agent.core.learnt_state
+            self._traced = core.traced
+        learnt_state = core.learnt_state
         groups: list[dict[str, Any]] = [{"params": [p for p in self.parameters() if p is not learnt_state]}]
         if learnt_state is not None:  # in front, so that the agent's parameters keep the lowest numbers
             groups.insert(0, {"params": [learnt_state], "weight_decay": 0.0})
