@@ -7,6 +7,7 @@ such a class in any module, named ``kind = "module:Class"``; :mod:`ppo_tbptt.mod
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import reduce
 from itertools import groupby
 from typing import Any, ClassVar
 
@@ -145,7 +146,7 @@ class Residual(Core):
     def join_inputs(self, parts: Sequence[Float[Tensor, "M _"]]) -> Float[Tensor, "M P"]:
         """See :meth:`Core.join_inputs`."""
         inputs, shortcuts = zip(*map(self._split, parts), strict=True)
-        return torch.cat((self.core.join_inputs(inputs), sum(shortcuts[1:], shortcuts[0])), -1)
+        return torch.cat((self.core.join_inputs(inputs), reduce(torch.add, shortcuts)), -1)
 
     def forward(
         self, x: Float[Tensor, "L B P"], state: Float[Tensor, "B D"]
