@@ -94,6 +94,8 @@ class Reference:
 
     def __init__(self, config: Config, agent: Agent, dropout: list[Tensor]) -> None:
         self.config, self.agent, self.env_steps, self.updates = config, deepcopy(agent).eval(), 0, 0
+        core: Any = self.agent.core
+        self.core = core.core if config.core.residual else core
         ranks, per_rank = range(len(dropout)), config.env.num_envs
         self.players = [[Player(config, r * per_rank + n, self.initial()) for n in range(per_rank)] for r in ranks]
         self.noise, self.permutation, self.dropout = [], [], []
@@ -117,7 +119,7 @@ class Reference:
         assert isinstance(core, CoreConfig)
         if core.kind == "none":
             return []
-        learnt = self.agent.core.learnt_state
+        learnt = self.core.learnt_state
         flat = torch.zeros(core.num_layers * core.hidden_size) if learnt is None else learnt
         parts = flat.view(-1, core.num_layers, core.hidden_size)
         return list(zip(parts[0], parts[-1], strict=True))
@@ -125,7 +127,7 @@ class Reference:
     def forward(self, obs: dict[str, Tensor], state: State, mask: Tensor | None) -> tuple[list[Tensor], Tensor, State]:
         """Logits of each branch, value, and the state after one step."""
         self.cells = []
-        x = torch.cat([*self.agent.encoder({key: value[None] for key, value in obs.items()}).values()], 1)[0]
+        seen = x = torch.cat([*self.agent.encoder({key: value[None] for key, value in obs.items()}).values()], 1)[0]
         after: State = []
         for layer, (h, c) in enumerate(state):
             if layer and mask is not None:
@@ -134,12 +136,15 @@ class Reference:
             after.append((y, c))
             self.cells.append((layer, x, h, y))
             x = y
+        if self.config.core.residual:
+            shortcut: Any = self.agent.core.shortcut
+            x = x + shortcut.weight @ seen + shortcut.bias
         logits, value = self.agent.heads(x[None])
         return list(logits[0].split(self.agent.action_nvec)), value[0], after
 
     def cell(self, layer: int, x: Tensor, h: Tensor, c: Tensor) -> tuple[Tensor, Tensor]:
         """The equations of torch's documentation."""
-        rnn: Any = self.agent.core.rnn
+        rnn: Any = self.core.rnn
         of_x = getattr(rnn, f"weight_ih_l{layer}") @ x + getattr(rnn, f"bias_ih_l{layer}")
         of_h = getattr(rnn, f"weight_hh_l{layer}") @ h + getattr(rnn, f"bias_hh_l{layer}")
         if self.config.core.kind == "lstm":
@@ -440,7 +445,7 @@ class Reference:
         """Loshchilov and Hutter 2019, algorithm 2, with torch's betas and epsilon."""
         self.updates += 1
         for p, g, m, v in zip(self.agent.parameters(), gradients, self.first_moment, self.second_moment, strict=True):
-            if p is not self.agent.core.learnt_state:
+            if p is not self.core.learnt_state:
                 p *= 1 - learning_rate * self.config.ppo.weight_decay
             m += 0.1 * (g - m)
             v += 0.001 * (g**2 - v)

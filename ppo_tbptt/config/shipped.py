@@ -23,7 +23,8 @@ def config_file(source: str) -> str:
     A folder that happens to have the name of a config does not hide it.
 
     Raises:
-        ConfigError: there is neither. A missing file with the suffix ``.toml`` is left to who reads it.
+        ConfigError: there is neither. A missing file with the suffix ``.toml``, or in a folder that exists, is left to
+            who reads it.
     """
     names, name = config_names(), source.removesuffix(".toml").removeprefix("configs/")
     if os.path.lexists(source) and not (os.path.isdir(source) and source in names):
@@ -32,7 +33,7 @@ def config_file(source: str) -> str:
         return str(CONFIGS / f"{source}.toml")
     if name in names:
         raise ConfigError(f"{source}: no such file; did you mean the package's config {name}?")
-    if not source or source.endswith(".toml"):
+    if not source or source.endswith(".toml") or os.path.isdir(os.path.dirname(source)):
         return source
     near = ", ".join(difflib.get_close_matches(name[:120], names, 3, cutoff=0.0))
     raise ConfigError(f"{shorten(source)}: no such file, nor a config of the package; the nearest are {near}")
