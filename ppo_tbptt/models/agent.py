@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -13,7 +14,7 @@ from ppo_tbptt.envs import EnvError, EnvSpec
 from ppo_tbptt.models.cores import build_core
 from ppo_tbptt.models.encoders import Encoder
 from ppo_tbptt.models.heads import Heads, at_least_float32
-from ppo_tbptt.runtime.device import resolve_precision, tf32
+from ppo_tbptt.runtime.device import pad_rows, resolve_precision, tf32
 from ppo_tbptt.types import AgentOutput, Frames, Obs, Projected, per_step
 
 
@@ -113,7 +114,9 @@ class Agent(nn.Module):
             if in_loss is not None:
                 y = y.index_select(0, in_loss)
                 by_step = None if by_step is None else by_step.index_select(0, in_loss)
-            return self._output(by_step, y, state_out, value_gradient_scale)
+            output = self._output(by_step, pad_rows(y, 64), state_out, value_gradient_scale)
+            logits, value = output.logits[: len(y)], output.value[: len(y)]
+            return replace(output, logits=logits, value=value, core_output=y)
 
     def core_input(self, obs: Obs) -> Float[Tensor, "M P"]:
         """Compute what :meth:`unroll` gives to the core for M observations, in any order."""
