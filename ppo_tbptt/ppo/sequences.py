@@ -20,7 +20,6 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from ppo_tbptt.runtime.device import pad_rows
 from ppo_tbptt.runtime.pinned import to_device
 from ppo_tbptt.types import BurnIn, Frames, Minibatch, Obs, Rollout, Sequences, Targets
 
@@ -161,7 +160,6 @@ def _gather_obs(rollout: Rollout, steps: Int[Tensor, "M"], *, repeat: bool) -> O
         if len(x.table) >= x.number.numel() and not repeat:
             return to_device(x.table.index_select(0, to_device(number, x.table.device)), device)
         distinct, number = number.unique(return_inverse=True)
-        distinct = pad_rows(distinct, 16)
         table = x.table.index_select(0, to_device(distinct, x.table.device))
         return Frames(to_device(table, device), to_device(number, device))
 
