@@ -13,7 +13,7 @@ from ppo_tbptt.envs import EnvError, EnvSpec
 from ppo_tbptt.models.cores import build_core
 from ppo_tbptt.models.encoders import Encoder
 from ppo_tbptt.models.heads import Heads, at_least_float32
-from ppo_tbptt.runtime.device import resolve_precision, tf32
+from ppo_tbptt.runtime.device import pad_rows, resolve_precision, tf32
 from ppo_tbptt.types import AgentOutput, Frames, Obs, Projected, per_step
 
 
@@ -113,7 +113,7 @@ class Agent(nn.Module):
             if in_loss is not None:
                 y = y.index_select(0, in_loss)
                 by_step = None if by_step is None else by_step.index_select(0, in_loss)
-            return self._output(by_step, y, state_out, value_gradient_scale)
+            return self._output(by_step, y, state_out, value_gradient_scale, rows=64)
 
     def core_input(self, obs: Obs) -> Float[Tensor, "M P"]:
         """Compute what :meth:`unroll` gives to the core for M observations, in any order."""
@@ -136,8 +136,11 @@ class Agent(nn.Module):
         y: Float[Tensor, "M H"],
         state_out: Float[Tensor, "S D"],
         value_gradient_scale: float = 1.0,
+        rows: int = 1,
     ) -> AgentOutput:
-        logits, value = self.heads(y, value_gradient_scale)
+        """Run the heads, on a multiple of ``rows`` rows."""
+        logits, value = self.heads(pad_rows(y, rows) if rows > 1 else y, value_gradient_scale)
+        logits, value = logits[: len(y)], value[: len(y)]
         return AgentOutput(
             logits=at_least_float32(logits),
             value=at_least_float32(value),

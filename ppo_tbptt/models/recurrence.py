@@ -41,6 +41,10 @@ class Trace:
     included. None before the backward pass."""
 
 
+ROWS = 8
+"""Products with ``W_hh`` are of so many rows or a multiple, where there are such; see :func:`.pad_rows`."""
+
+
 class Cell:
     """The equations of one kind of layer. An object holds what its backward pass through M packed steps needs.
 
@@ -221,11 +225,15 @@ class _Recurrence(torch.autograd.Function):
         p, weight, bias, *state = tensors
         transposed, bias = weight.to(dtype).t(), bias.to(dtype)
         steps: list[tuple[Tensor, ...]] = []
-        for size, p_step in zip(sizes, p.split(sizes), strict=True):
-            before = [x[:size] for x in state]
+        begin, rows = 0, len(state[0])
+        for size in sizes:
+            # Of sequences that have ended a few go on, and are left out of the result: new shapes cost more.
+            rows = min(rows, size + -size % ROWS, len(p) - begin)
+            before = [x[:rows] for x in state]
             q = torch.addmm(bias, before[0].to(dtype), transposed).to(p.dtype)
-            state, kept = cell.step(p_step, q, before)
-            steps.append((*state, *before, *kept))
+            state, kept = cell.step(p[begin : begin + rows], q, before)
+            steps.append(tuple(x[:size] for x in (*state, *before, *kept)))
+            begin += size
         packed = [torch.cat(x) for x in zip(*steps, strict=True)]
         ctx.cell, ctx.sizes, ctx.dtype, ctx.trace = cell, sizes, dtype, trace
         ctx.save_for_backward(weight, *([] if trace is None else [p]), *packed[len(state) :])
@@ -249,7 +257,8 @@ class _Recurrence(torch.autograd.Function):
             cell.back(rows, [x[later : later + size] for x in by_state], dq[rows], by_before)
             if dq_ is not dq:
                 dq_[rows] = dq[rows]
-            by_before[0] += torch.mm(dq_[rows].flatten(1), weight_)
+            more = slice(rows.start, rows.start + size + -size % ROWS)
+            by_before[0] += torch.mm(dq_[more].flatten(1), weight_)[:size]
         if trace is not None and p is not None:
             trace.steps = p.detach(), before, [x[first:] for x in by_state]
         by_weight = (dq_.flatten(1).t() @ before[0].to(ctx.dtype)).to(weight.dtype)

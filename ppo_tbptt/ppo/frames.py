@@ -13,6 +13,7 @@ from torch import Tensor
 
 from ppo_tbptt.envs import BatchedEnv
 from ppo_tbptt.models import Agent
+from ppo_tbptt.runtime.device import pad_rows
 from ppo_tbptt.runtime.pinned import to_device
 from ppo_tbptt.types import Frames, Projected, Rollout
 
@@ -102,9 +103,8 @@ class FeatureCache:
         done, count = self._counts.get(key, 0), len(frames)
         if done < count:
             new = to_device(frames[done:], device)
-            if device.type == "cuda":  # few sizes, so that cuDNN need not choose algorithms for each
-                size = 2 ** (count - done - 1).bit_length()
-                new = torch.cat((new, new[:1].expand(size - len(new), *new.shape[1:])))
+            # Few sizes, so that neither cuDNN nor oneDNN prepares for each.
+            new = pad_rows(new, 2 ** (count - done - 1).bit_length())
             x = self._agent.project({key: new})[key][: count - done]
             values = self._values.get(key, x[:0])
             if len(values) < count:

@@ -11,6 +11,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from ppo_tbptt.runtime.errors import InputError
 
@@ -123,3 +124,13 @@ def _keep_freed_memory() -> None:
     if sys.platform.startswith("linux") and mallopt is not None:
         mallopt(_M_MMAP_THRESHOLD, 2**25)
         mallopt(_M_TRIM_THRESHOLD, 2**31 - 1)
+
+
+def pad_rows(x: Tensor, multiple: int) -> Tensor:
+    """Append rows of zeros up to a multiple of ``multiple``.
+
+    oneDNN, which multiplies in bfloat16 on a CPU, compiles a kernel for every new shape: 0.3 ms, which is longer than
+    it then takes to run.
+    """
+    padding = -len(x) % multiple
+    return torch.cat((x, x.new_zeros(padding, *x.shape[1:]))) if padding else x
