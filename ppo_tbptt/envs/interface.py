@@ -93,6 +93,10 @@ class Episode:
     stage: int = 0
     step: int = 0
 
+    def values(self) -> list[Any]:
+        """Return the fields' values in order, of which `Episode(*values)` is made; `dataclasses.astuple` is slow."""
+        return [getattr(self, name) for name in self.__slots__]
+
 
 @dataclass(slots=True)
 class FaultBudget:

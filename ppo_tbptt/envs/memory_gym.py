@@ -11,6 +11,7 @@ from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import numpy as np
+import xxhash
 
 from ppo_tbptt.envs.interface import EnvError
 
@@ -146,18 +147,36 @@ def _surface(size: Sequence[float], *args: Any) -> Any:
     return Surface((size[0] + 1, size[1]), *args).subsurface((0, 0), size)
 
 
+_known_pixels: dict[tuple[tuple[int, int], bytes], np.ndarray] = {}
+_MOST_KNOWN = 512
+"""Frames of 21 kB each, in every process."""
+
+
 def pixels(surface: Any) -> np.ndarray:
-    """Return a surface's pixels, u8 ``[x, y, 3]``, as ``pygame.surfarray.array3d`` does."""
+    """Return a surface's pixels, u8 ``[x, y, 3]``, as ``pygame.surfarray.array3d`` does, but not to be written to.
+
+    Most frames have been shown before, and are found by the hash of the surface's memory in a tenth of the time.
+    """
     if surface.get_bitsize() != 32 or surface.get_masks()[:3] != (0xFF0000, 0xFF00, 0xFF) or sys.byteorder != "little":
         from pygame import surfarray
 
         return surfarray.array3d(surface)
+    key = surface.get_size(), xxhash.xxh3_128_digest(surface.get_buffer())
+    if key not in _known_pixels:
+        if len(_known_pixels) == _MOST_KNOWN:
+            _known_pixels.clear()
+        _known_pixels[key] = _convert(surface)
+    return _known_pixels[key]
+
+
+def _convert(surface: Any) -> np.ndarray:
     # Two passes in the order of memory are faster than one across it.
     words = np.array(surface.get_view("2"), order="C")
     channels, out = words.view(np.uint8).reshape(-1, 4), np.empty((*words.shape, 3), np.uint8)
     flat = out.reshape(-1, 3)
     for channel in range(3):
         flat[:, channel] = channels[:, 2 - channel]
+    out.flags.writeable = False
     return out
 
 

@@ -1,6 +1,5 @@
 """The scalars of an iteration by TensorBoard tag."""
 
-from dataclasses import astuple
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -55,7 +54,7 @@ def gather_episodes(world: World, episodes: list[Episode]) -> list[Episode]:
     """Gather the episodes of all ranks, in order of rank."""
     if world.size == 1:
         return episodes
-    rows = world.gather_json([astuple(episode) for episode in episodes])
+    rows = world.gather_json([episode.values() for episode in episodes])
     return [Episode(*fields) for row in rows for fields in row]
 
 

@@ -6,7 +6,6 @@ A process has one pygame display: MemoryGym's environments use it without a scre
 import socket
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager, suppress
-from dataclasses import astuple
 from typing import Any, SupportsInt
 
 import numpy as np
@@ -92,7 +91,7 @@ def main(connection: int) -> None:
                 result = getattr(env, method)(*arguments)
                 if method == "step":
                     *outcome, episode = result
-                    result = [*outcome, None if episode is None else astuple(episode)]
+                    result = [*outcome, None if episode is None else episode.values()]
             except Exception as error:
                 channel.send({"error": str(error), "by_user": isinstance(error, EnvError)})
             else:

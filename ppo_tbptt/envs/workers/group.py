@@ -4,7 +4,7 @@ import time
 import traceback
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import astuple, dataclass, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 from ppo_tbptt.envs.interface import EnvError, WorkerError
@@ -112,7 +112,7 @@ class EnvGroup:
             else:
                 for key, value in obs.items():
                     blocks.final_obs[key][index] = value
-                episodes.append(astuple(replace(episode, index=index, stage=slot.stage)))
+                episodes.append(replace(episode, index=index, stage=slot.stage).values())
                 self._begin(slot, int(blocks.next_seeds[index]), int(blocks.next_stages[index]), faults)
         return (episodes, faults) if episodes or faults else None
 
