@@ -138,9 +138,10 @@ class Agent(nn.Module):
         value_gradient_scale: float = 1.0,
         rows: int = 1,
     ) -> AgentOutput:
-        """Run the heads, on a multiple of ``rows`` rows."""
+        """Run the heads, on a multiple of ``rows`` rows; 1 in a step, which may be exported with any number of them."""
         logits, value = self.heads(pad_rows(y, rows) if rows > 1 else y, value_gradient_scale)
-        logits, value = logits[: len(y)], value[: len(y)]
+        if rows > 1:
+            logits, value = logits[: len(y)], value[: len(y)]
         return AgentOutput(
             logits=at_least_float32(logits),
             value=at_least_float32(value),
