@@ -3,7 +3,8 @@
 In MemoryGym most frames repeat. Environments hash what they render; frames with the same 128-bit hash are the same
 (two different ones among the 10^7 of a long run share a hash with a probability of about 10^-25), and are numbered in
 the order of collection, which depends on neither workers nor time. Encoding a distinct frame once and repeating the
-result computes what encoding every step computes; the gradient is the sum over repetitions.
+result computes what encoding every step computes; the gradient is the sum over repetitions. On two cores that made
+whole iterations of Mortar Mayhem on a grid 2.0 to 4.1 times as fast (README, Speed).
 """
 
 import numpy as np
