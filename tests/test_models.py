@@ -187,7 +187,7 @@ def test_dropout_acts_between_layers_in_training_only() -> None:
 )
 def test_a_core_that_cannot_be_built_is_one_line(kind: str, complaint: str) -> None:
     with pytest.raises(ConfigError, match=f"^core.kind: .*{complaint}") as caught:
-        Agent({"obs": (3,)}, (2,), core=SimpleNamespace(kind=kind, options={"colour": "red"}))
+        Agent({"obs": (3,)}, (2,), core=SimpleNamespace(kind=kind, residual=False, options={"colour": "red"}))
     assert "\n" not in str(caught.value) and kind in str(caught.value)
 
 

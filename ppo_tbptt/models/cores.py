@@ -378,7 +378,7 @@ def build_core(input_size: int, config: Any) -> Core:
         ConfigError: no such core, or one that refuses its options or is no core.
     """
     core = CORES[config.kind](input_size, config) if config.kind in CORES else _user_core(input_size, config)
-    return Residual(core, input_size) if getattr(config, "residual", False) else core
+    return Residual(core, input_size) if config.residual else core
 
 
 def _user_core(input_size: int, config: Any) -> Core:
