@@ -95,7 +95,9 @@ class Reference:
     def __init__(self, config: Config, agent: Agent, dropout: list[Tensor]) -> None:
         self.config, self.agent, self.env_steps, self.updates = config, deepcopy(agent).eval(), 0, 0
         core: Any = self.agent.core
-        self.core = core.core if config.core.residual else core
+        for _ in range(config.core.residual + config.core.norm):
+            core = core.core
+        self.core = core
         ranks, per_rank = range(len(dropout)), config.env.num_envs
         self.players = [[Player(config, r * per_rank + n, self.initial()) for n in range(per_rank)] for r in ranks]
         self.noise, self.permutation, self.dropout = [], [], []
@@ -136,6 +138,10 @@ class Reference:
             after.append((y, c))
             self.cells.append((layer, x, h, y))
             x = y
+        if self.config.core.norm:
+            around: Any = self.agent.core
+            norm = around.core.norm if self.config.core.residual else around.norm
+            x = (x - x.mean()) / (x.var(correction=0) + 1e-5).sqrt() * norm.weight + norm.bias
         if self.config.core.residual:
             shortcut: Any = self.agent.core.shortcut
             x = x + shortcut.weight @ seen + shortcut.bias

@@ -108,6 +108,7 @@ REFUSALS: list[tuple[Any, list[str]]] = [
     (base(ppo={"clip_range": 0}), ["ppo.clip_range: ", "0", "above 0"]),
     (base(core={"dropout": 0.1}), ["core.dropout: ", "0.1", "num_layers at least 2"]),
     (base(core={"kind": "none", "residual": True}), ["core.residual: ", "true", '"none"', "must be false"]),
+    (base(core={"kind": "none", "norm": True}), ["core.norm: ", "true", '"none"', "must be false"]),
     (base(ppo={"sequence_length": 513}), ["ppo.sequence_length: ", "513", "rollout_steps = 512"]),
     (base(ppo={"sequence_length": 8, "sequence_stride": 9}), ["ppo.sequence_stride: ", "9", "sequence_length = 8"]),
     (base(ppo={"sequence_stride": 513}), ["ppo.sequence_stride: ", "513", "rollout_steps = 512", "at most"]),
@@ -190,9 +191,9 @@ def test_cores_of_one_package_and_another_do_not_share_options() -> None:
     assert config.replace(core={"kind": "lstm"}).core == CoreConfig(kind="lstm")
     assert config.override({"core.kind": "none"}).core == CoreConfig(kind="none")
     other = config.replace(core={"kind": "other:Core", "width": None}, losses={"my_module:recon": None})
-    assert other.to_dict()["core"] == {"kind": "other:Core", "residual": False, "net": {"sizes": [1, 2]}}
+    assert other.to_dict()["core"] == {"kind": "other:Core", "residual": False, "norm": False, "net": {"sizes": [1, 2]}}
     assert other.losses == {}
-    core = {"kind": "a:B", "residual": True, "x": 1}
+    core = {"kind": "a:B", "residual": True, "norm": True, "x": 1}
     assert Config.from_dict(BASE).replace(core=core).to_dict()["core"] == core
 
 

@@ -16,7 +16,7 @@ from torch.nn.utils.rnn import PackedSequence
 from ppo_tbptt.config import ConfigError, CoreConfig, ModelConfig
 from ppo_tbptt.models import CORES, Agent, Core
 from ppo_tbptt.models.contract import check_core
-from ppo_tbptt.models.cores import GRU, LSTM, Residual
+from ppo_tbptt.models.cores import GRU, LSTM, Normalized, Residual
 from ppo_tbptt.models.encoders import CNN
 from ppo_tbptt.models.heads import log_prob_and_entropy, mode, sample
 
@@ -31,28 +31,33 @@ def test_builtin_cores_keep_the_contract(kind: str, num_layers: int, dropout: fl
     check_core(CORES[kind], core_config(kind, num_layers, dropout))
 
 
-class WithShortcut(Residual):
+class NormalizedWithShortcut(Residual):
     def __init__(self, input_size: int, config: CoreConfig) -> None:
-        super().__init__(CORES[config.kind](input_size, config), input_size)
+        super().__init__(Normalized(CORES[config.kind](input_size, config)), input_size)
 
 
 @pytest.mark.parametrize("kind", ["rnn_tanh", "gru", "lstm"])
-def test_a_shortcut_around_a_core_keeps_the_contract(kind: str) -> None:
-    check_core(WithShortcut, core_config(kind, 2))
+def test_a_norm_and_a_shortcut_around_a_core_keep_the_contract(kind: str) -> None:
+    check_core(NormalizedWithShortcut, core_config(kind, 2))
 
 
-def test_a_shortcut_adds_the_projected_features_to_the_cores_output() -> None:
-    config = CoreConfig(kind="gru", hidden_size=8, residual=True)
+@pytest.mark.parametrize("norm", [False, True])
+def test_a_shortcut_adds_the_projected_features_to_the_cores_output(norm: bool) -> None:
+    config = CoreConfig(kind="gru", hidden_size=8, residual=True, norm=norm)
     agent = Agent({"image": (36, 36, 1), "vector": (5,)}, (3,), core=config, model=ModelConfig(hidden_size=16))
     obs = {"image": torch.randint(0, 256, (6, 36, 36, 1), dtype=torch.uint8), "vector": torch.randn(6, 5)}
     state, packing = torch.randn(3, 8), torch.tensor([3, 2, 1])
     core = agent.core
-    assert isinstance(core, Residual) and isinstance(core.core, GRU)
+    assert isinstance(core, Residual) and isinstance(core.core, Normalized if norm else GRU)
+    gru = core.core.core if isinstance(core.core, Normalized) else core.core
+    assert isinstance(gru, GRU)
     torch.nn.init.normal_(core.shortcut.bias)  # zero at first, it could be added once for each observation
     output = agent.unroll(obs, state, packing)
     assert output.features is not None
-    own, _ = core.core.rnn(PackedSequence(output.features, packing), state[None])
-    expected = own.data + core.shortcut(output.features)
+    own = gru.rnn(PackedSequence(output.features, packing), state[None])[0].data
+    if norm:
+        own = (own - own.mean(1, keepdim=True)) / (own.var(1, correction=0, keepdim=True) + 1e-5).sqrt()
+    expected = own + core.shortcut(output.features)
     torch.testing.assert_close(output.core_output, expected, atol=1e-5, rtol=1e-5)
     torch.testing.assert_close(output.value, agent.heads(expected)[1], atol=1e-5, rtol=1e-5)
 

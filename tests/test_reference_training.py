@@ -68,7 +68,7 @@ CONFIGS = {
             "clip_value_loss": False,
             "max_grad_norm": 1e9,
         },
-        {"kind": "gru", "residual": True},
+        {"kind": "gru", "residual": True, "norm": True},
     ),
     "Dict, time limit, one ratio per branch": config(
         "Dict",

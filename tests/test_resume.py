@@ -30,7 +30,8 @@ CONFIGS = {
     ),
     "halves": tiny(env={"num_envs": 5, "num_workers": 2, "double_buffering": "on"}, train={"checkpoint_every": 1}),
     "control of gradients": tiny(
-        core={"dropout": 0.2, "num_layers": 2, "initial_state": "learnt", "execution": "padded", "residual": True},
+        core={"dropout": 0.2, "num_layers": 2, "initial_state": "learnt", "execution": "padded"}
+        | {"residual": True, "norm": True},
         ppo={"grad_clip": "per_layer", "jacobian_norm_coef": 0.1},
         train={"checkpoint_every": 1},
     ),

@@ -194,6 +194,8 @@ class CoreConfig(Table):
     """Dropout between layers during the update, never while acting."""
     residual: Annotated[bool, FIXED] = False
     """Add the input, projected to the core's size, to its output: what is seen now bypasses memory."""
+    norm: Annotated[bool, FIXED] = False
+    """Layer normalisation of the core's output, before a residual is added."""
     initial_state: Annotated[Literal["zeros", "learnt"], FIXED] = "zeros"
     """The state at the start of an episode: zeros, or a parameter, to which weight decay does not apply."""
     execution: Literal["packed", "padded"] = "packed"
@@ -208,6 +210,8 @@ class UserCoreConfig(Table):
     kind: Annotated[str, FIXED, Field(pattern=r"^[\w.]+:[\w.]+$", examples=["my_module:MyCore"])]
     """The module, and the class in it."""
     residual: Annotated[bool, FIXED] = False
+    """As of a built-in core."""
+    norm: Annotated[bool, FIXED] = False
     """As of a built-in core."""
 
     @model_validator(mode="before")
@@ -390,6 +394,8 @@ class Config(Table):
             yield ("core.initial_state", "core.kind"), f'{text}; must be "zeros"'
         if core.kind == "none" and core.residual:
             yield ("core.residual", "core.kind"), 'true with kind = "none", which is its own shortcut; must be false'
+        if core.kind == "none" and core.norm:
+            yield ("core.norm", "core.kind"), 'true with kind = "none", which has no output of its own; must be false'
         if ppo.clip_range.initial == 0:
             yield ("ppo.clip_range",), "initial is 0, so nothing can be learnt; must be above 0"
         if (rate := max(ppo.learning_rate.initial, ppo.learning_rate.final or 0)) > 1:

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ppo_tbptt.config import PPOConfig
-from ppo_tbptt.models.recurrence import Trace
+from ppo_tbptt.models.cores.recurrence import Trace
 
 
 def jacobian_norm(trace: Trace) -> tuple[Float[Tensor, ""], Int[Tensor, ""]]:

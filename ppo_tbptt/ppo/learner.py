@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from ppo_tbptt.config import ConfigError, PPOConfig
 from ppo_tbptt.models import Agent
 from ppo_tbptt.models.compile import Encode
-from ppo_tbptt.models.cores import GRU, ReluRNN, Residual, TanhRNN
-from ppo_tbptt.models.recurrence import Trace
+from ppo_tbptt.models.cores import GRU, ReluRNN, TanhRNN, Wrapper
+from ppo_tbptt.models.cores.recurrence import Trace
 from ppo_tbptt.ppo.advantages import Moments, normalize
 from ppo_tbptt.ppo.all_reduce import Part, all_reduce_gradients, all_reduce_moments, all_reduce_steps
 from ppo_tbptt.ppo.gradients import clip_gradients, jacobian_norm
@@ -109,7 +109,9 @@ class Learner:
         """The encoder where it is compiled."""
         self._nonfinite_in_a_row = 0
         self._traced: Callable[[], AbstractContextManager[list[Trace]]] = partial(nullcontext, [])
-        core = agent.core.core if isinstance(agent.core, Residual) else agent.core
+        core = agent.core
+        while isinstance(core, Wrapper):
+            core = core.core
         if config.jacobian_norm_coef:
             if not isinstance(core, GRU | TanhRNN | ReluRNN):
                 text = f"{config.jacobian_norm_coef} is not possible with the core {type(core).__name__}"
