@@ -37,7 +37,7 @@ valid_trees = st.fixed_dictionaries(
     },
     optional={
         "core": st.fixed_dictionaries({"kind": st.sampled_from(["none", "lstm"]), "num_layers": st.just(2)}),
-        "model": st.fixed_dictionaries({"vector_hidden_sizes": st.lists(st.integers(1, 9), min_size=1, max_size=4)}),
+        "model": st.fixed_dictionaries({"vector_hidden_sizes": st.lists(st.integers(1, 9), max_size=4)}),
         "ppo": st.fixed_dictionaries(
             {},
             optional={

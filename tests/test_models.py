@@ -225,6 +225,13 @@ def test_observations_may_have_any_name() -> None:
         assert changed.view(len(names), 8).any(1).tolist() == [k == position for k in range(len(names))]
 
 
+def test_without_layers_a_vector_feeds_the_core_as_it_is() -> None:
+    agent = Agent({"image": (36, 36, 1), "vector": (5,)}, (3,), model=ModelConfig(vector_hidden_sizes=()))
+    vector = torch.randn(4, 5)
+    assert torch.equal(agent.encoder({"vector": vector})["vector"], vector)
+    assert agent.encoder.columns["vector"].stop - agent.encoder.columns["vector"].start == 5
+
+
 def test_cnn_output_and_division_by_255() -> None:
     torch.manual_seed(0)
     cnn = CNN((84, 84, 3), (32, 64, 64))

@@ -155,8 +155,8 @@ class ModelConfig(Table):
     """Their strides. Where pictures are made of tiles, a first kernel and stride of one tile is cheaper."""
     cnn_features: Size | Nothing = None
     """Dense layer after the convolutions; none: they feed the core directly, as in the published baseline."""
-    vector_hidden_sizes: Sizes = (128,)
-    """Layers that read vector observations."""
+    vector_hidden_sizes: Annotated[tuple[Size, ...], Field(min_length=0, max_length=16), AsTuple] = (128,)
+    """Dense layers that read vector observations; []: these feed the core as they are, which suits one-hot ones."""
     previous_action: bool = False
     """Feed the core the action before, one-hot; zeros at an episode's first step."""
     previous_reward: bool = False
