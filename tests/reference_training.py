@@ -100,6 +100,13 @@ class Reference:
         self.core = core
         ranks, per_rank = range(len(dropout)), config.env.num_envs
         self.players = [[Player(config, r * per_rank + n, self.initial()) for n in range(per_rank)] for r in ranks]
+        if config.model.normalize_frames:
+            for key, frame in self.players[0][0].obs.items():
+                if frame.dtype == torch.uint8:
+                    cnn: Any = self.agent.encoder.parts[key]
+                    frames = torch.stack([player.obs[key].double() for player in self.players[0]])
+                    cnn.mean = frames.mean(0)
+                    cnn.std = ((frames - cnn.mean) ** 2).mean() ** 0.5
         self.noise, self.permutation, self.dropout = [], [], []
         for rank in ranks:
             noise, permutation = config.seed, config.seed + 1

@@ -33,7 +33,7 @@ POC = "ppo_tbptt/PocMemory-v0"
 def untrained(env_id: str, core: str, num_layers: int = 1) -> Policy:
     """An agent whose state decides its actions."""
     table = {"kind": core, "num_layers": num_layers, "residual": num_layers > 1, "norm": num_layers > 1}
-    config = tiny(env={"id": env_id}, core=table, model={"cnn_channels": [4, 4, 4]})
+    config = tiny(env={"id": env_id}, core=table, model={"cnn_channels": [4, 4, 4], "normalize_frames": True})
     env = make_env(config.env.id)
     env.close()
     agent = build_agent(config, env.spec, torch.device("cpu"))

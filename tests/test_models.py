@@ -245,6 +245,23 @@ def test_cnn_output_and_division_by_255() -> None:
         CNN((30, 84, 3), (4, 4, 4))
 
 
+def test_normalized_frames_have_mean_zero_and_unit_variance_over_those_it_was_fitted_to() -> None:
+    torch.manual_seed(0)
+    cnn = CNN((36, 36, 2), (4, 4, 4), normalize=True)
+    frames = torch.randint(0, 256, (5, 36, 36, 2), dtype=torch.uint8) // torch.tensor([1, 9], dtype=torch.uint8)
+    plain = CNN((36, 36, 2), (4, 4, 4))
+    plain.load_state_dict({name: x for name, x in cnn.state_dict().items() if name not in ("mean", "std")})
+    torch.testing.assert_close(cnn(frames), plain(frames))
+    cnn.fit_normalization(frames)
+    x = frames.double().numpy()
+    x = x - x.mean(0)
+    scaled = torch.from_numpy(x / x.std()).float().permute(0, 3, 1, 2)
+    expected = cnn.rest(F.conv2d(scaled, cnn.first.weight, cnn.first.bias, 4)).permute(0, 2, 3, 1).flatten(1)
+    torch.testing.assert_close(cnn(frames), expected, atol=1e-4, rtol=1e-4)
+    cnn.fit_normalization(frames[:1])  # without any variance
+    assert cnn(frames).isfinite().all()
+
+
 TILED = ModelConfig(cnn_channels=(16, 8), cnn_kernels=(14, 1), cnn_strides=(14, 1))
 
 

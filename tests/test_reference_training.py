@@ -69,6 +69,7 @@ CONFIGS = {
             "max_grad_norm": 1e9,
         },
         {"kind": "gru", "residual": True, "norm": True},
+        {"normalize_frames": True},
     ),
     "Dict, time limit, one ratio per branch": config(
         "Dict",
@@ -141,6 +142,7 @@ OF_RANKS = {
             },
         ),
         "overlapping sequences": ("overlapping sequences, burn-in, refreshed states", {}),
+        "frames": ("frames, whole episodes, one ratio per branch, stopped by KL", {}),
     }.items()
 }
 

@@ -17,7 +17,7 @@ from ppo_tbptt.run.folder import RunDir
 from ppo_tbptt.run.metrics import read_metrics
 from ppo_tbptt.training.trainer import Trainer
 
-SMALL: dict[str, Any] = {"hidden_size": 16, "cnn_channels": [4, 4, 4]}
+SMALL: dict[str, Any] = {"hidden_size": 16, "cnn_channels": [4, 4, 4], "normalize_frames": True}
 CONFIGS = {
     "toy": tiny(
         core={"dropout": 0.2, "num_layers": 2},

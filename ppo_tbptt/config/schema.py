@@ -155,6 +155,9 @@ class ModelConfig(Table):
     """Their strides. Where pictures are made of tiles, a first kernel and stride of one tile is cheaper."""
     cnn_features: Size | Nothing = None
     """Dense layer after the convolutions; none: they feed the core directly, as in the published baseline."""
+    normalize_frames: bool = False
+    """Centre frames on the mean of those that the environments begin with, and scale them to unit variance, so that
+    what differs stands out; false: only divide by 255."""
     vector_hidden_sizes: Annotated[tuple[Size, ...], Field(min_length=0, max_length=16), AsTuple] = (128,)
     """Dense layers that read vector observations; []: these feed the core as they are, which suits one-hot ones."""
     previous_action: bool = False

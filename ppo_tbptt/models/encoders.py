@@ -1,4 +1,4 @@
-"""From observations to features. Frames are divided by 255 here and nowhere else."""
+"""From observations to features. Frames are scaled here and nowhere else."""
 
 from collections.abc import Mapping, Sequence
 from typing import TypeVar
@@ -29,6 +29,7 @@ class CNN(nn.Module):
         shape: of a frame, ``(X, Y, C)``.
         channels, kernels, strides: of each convolution; the defaults are those of Mnih et al. 2015.
         features: width of the dense layer; None: the flattened output of the convolutions.
+        normalize: scale frames by :meth:`fit_normalization` and not by 255.
 
     Raises:
         ValueError: a frame too small for the convolutions.
@@ -41,6 +42,7 @@ class CNN(nn.Module):
         kernels: Sequence[int] = (8, 4, 3),
         strides: Sequence[int] = (4, 2, 1),
         features: int | None = None,
+        normalize: bool = False,
     ) -> None:
         super().__init__()
         x, y, in_channels = shape
@@ -54,6 +56,8 @@ class CNN(nn.Module):
             layers += [orthogonal_(nn.Conv2d(in_channels, out_channels, kernel, stride), 2**0.5), nn.ReLU(inplace=True)]
             x, y = ((size - kernel) // stride + 1 for size in (x, y))
             in_channels = out_channels
+        self.register_buffer("mean", torch.zeros(shape) if normalize else None)
+        self.register_buffer("std", torch.tensor(255.0) if normalize else None)
         first, *rest = layers
         assert isinstance(first, nn.Conv2d)
         self.first = first
@@ -67,14 +71,32 @@ class CNN(nn.Module):
             )
             self.output_size = features
 
+    mean: Float[Tensor, "X Y C"] | None
+    """Subtracted from every frame; None: nothing is."""
+    std: Float[Tensor, ""] | None
+    """What they are then divided by; None: 255."""
+
+    @torch.no_grad()
+    def fit_normalization(self, frames: UInt8[Tensor, "N X Y C"]) -> None:
+        """Centre each pixel on its mean over ``frames``, and scale all alike to unit variance, if that was asked for.
+
+        Most of a picture is the same in all of them. Without this it outweighs in every feature what differs.
+        """
+        if self.mean is not None and self.std is not None:
+            self.mean.copy_(frames.to(self.mean.dtype).mean(0))
+            std = (frames - self.mean).square().mean().sqrt()
+            self.std.copy_(torch.where(std > 0, std, 255.0))
+
     def forward(self, frames: UInt8[Tensor, "M X Y C"]) -> Float[Tensor, "M F"]:
         """Encode observations."""
         first = self.first
-        # Dividing the few weights by 255 instead of the many pixels saves a pass over the largest tensor there is, and
-        # so does converting to the precision of the arithmetic at once: bfloat16 holds 0 to 255 exactly.
+        # Dividing the few weights instead of the many pixels saves a pass over the largest tensor there is, and so
+        # does converting to the precision of the arithmetic at once: bfloat16 holds 0 to 255 exactly.
         kind = frames.device.type
         dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else first.weight.dtype
-        x = F.conv2d(frames.permute(0, 3, 1, 2).to(dtype), first.weight / 255, first.bias, first.stride)
+        x = frames if self.mean is None else frames - self.mean
+        scale = 255 if self.std is None else self.std
+        x = F.conv2d(x.permute(0, 3, 1, 2).to(dtype), first.weight / scale, first.bias, first.stride)
         return self.dense(self.rest(x).permute(0, 2, 3, 1).flatten(1))
 
 
@@ -110,13 +132,21 @@ class Encoder(nn.Module):
         for key, shape in obs_shapes.items():
             if len(shape) == 3:
                 convolutions = config.cnn_channels, config.cnn_kernels, config.cnn_strides
-                part = CNN((shape[0], shape[1], shape[2]), *convolutions, config.cnn_features)
+                last = config.cnn_features, config.normalize_frames
+                part = CNN((shape[0], shape[1], shape[2]), *convolutions, *last)
             else:
                 part = MLP(shape[0], () if key in config.previous else config.vector_hidden_sizes)
             self.names[key] = name = _module_name(key, self.parts)
             self.parts[name] = part
             self.columns[key] = slice(self.output_size, self.output_size + part.output_size)
             self.output_size += part.output_size
+
+    def fit_normalization(self, obs: Mapping[str, Tensor]) -> None:
+        """Fit that of every image to these observations (see :meth:`CNN.fit_normalization`)."""
+        for key, x in obs.items():
+            part = self.parts[self.names[key]]
+            if isinstance(part, CNN):
+                part.fit_normalization(x)
 
     def forward(self, obs: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Encode each observation; their numbers may differ."""

@@ -132,6 +132,15 @@ def build_learner(config: Config, agent: Agent, generator: torch.Generator, worl
     return learner
 
 
+def fit_normalization(trainer: "Trainer") -> None:
+    """Fit an agent built here to the observations that its environments begin with: rank 0's, on all ranks."""
+    if "agent" not in trainer.handed_in:
+        encoder, device = trainer.agent.encoder, trainer.device
+        encoder.fit_normalization({key: torch.as_tensor(x, device=device) for key, x in trainer.envs.obs.items()})
+        for buffer in filter(torch.numel, encoder.buffers()):
+            trainer.world.broadcast_(buffer)
+
+
 def compile_updates(learner: Learner, config: Config, notes: list[str]) -> None:
     """Compile the encoder for the config's minibatches; ``notes`` get a line where compiling fails."""
     agent, num_steps = learner.agent, max(2, config.batch_size // config.ppo.num_minibatches)

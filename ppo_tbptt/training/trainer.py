@@ -87,10 +87,13 @@ class Trainer(Iterator[Report]):
             self.collector, self.storage, self.learner = parts.collector, parts.storage, parts.learner
             self.rng.seed(0)
             with self.rng.installed():
-                new = restore is None
-                self.carry = self.collector.begin() if new else state.load_state_dict(self, restore, progress)
+                if restore is None:
+                    self.carry = self.collector.begin()
+                    build.fit_normalization(self)
+                else:
+                    self.carry = state.load_state_dict(self, restore, progress)
             if self.run is not None and self.world.rank == 0:
-                done = None if new else self.iteration
+                done = None if restore is None else self.iteration
                 self.writer = RunWriter(self.run.path, self.config, resumed_from=done, env_steps=self.env_steps)
                 self._closing.callback(self.writer.close)
                 self.writer.write_run_info(self.envs.spec, self.config, self.device, self.env_steps)
