@@ -1,67 +1,33 @@
 """Matrix memories equal their papers' recurrences, one step of one sequence at a time."""
 
-import math
+import itertools
 from typing import Any
 
 import pytest
 import torch
-from configs_for_tests import base, error_of
+from configs_for_tests import base, error_of, tiny
+from helpers import timeless
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from reference_training import matrix_memory
 from torch import Tensor
 
 from ppo_tbptt.config import Config, CoreConfig
 from ppo_tbptt.models import CORES
+from ppo_tbptt.training.trainer import Trainer
 
 KINDS = ["retention", "gated_delta"]
 WIDTH, SIZE = 5, 6
 
 
-def parameters(core: Any, layer: int) -> list[Tensor]:
-    names = [f"projections.{layer}.weight", f"outputs.{layer}.weight"]
-    return [core.get_parameter(name) for name in names]
-
-
-def silu(x: Tensor) -> Tensor:
-    return x / (1 + (-x).exp())
-
-
-def naive_head(core: Any, kind: str, layer: int, head: int, q: Tensor, k: Tensor, v: Tensor, gates: Any, s: Tensor) -> Any:
-    """One step of one head, with the state as keys by values: its output, normalised, and the state."""
-    d = len(q)
-    if kind == "retention":
-        s = (1 - 2.0 ** (-5 - head)) * s + torch.outer(k, v)  # equation 6
-        o = (q / math.sqrt(d)) @ s
-    else:
-        rate, bias = core.get_parameter("log_rate")[layer, head].exp(), core.get_parameter("step_bias")[layer, head]
-        alpha = (1 + (gates[0] + bias).exp()) ** -rate  # exp(-rate softplus(.))
-        beta = 1 / (1 + (-gates[1]).exp())
-        q, k, v = silu(q), silu(k), silu(v)
-        q, k = q / q.norm(), k / k.norm()
-        s = (alpha * (torch.eye(d) - beta * torch.outer(k, k))) @ s + beta * torch.outer(k, v)  # equation 10, transposed
-        o = q @ s
-    return o / ((o**2).mean() + 1e-5).sqrt(), s
-
-
-def naive(core: Any, kind: str, config: CoreConfig, xs: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
+def naive(core: Any, config: CoreConfig, xs: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
     """One sequence ``[L, WIDTH]``: the outputs and the state after the last step."""
-    heads, d = config.num_heads, SIZE // config.num_heads
-    states = list(state.view(config.num_layers, heads, d, d))
-    outputs = []
+    states, outputs = list(state.view(config.num_layers, -1)), []
     for x in xs:
-        y = x
         for layer in range(config.num_layers):
-            weight, output = parameters(core, layer)
-            p = weight @ y
-            q, k, v, gate = p[: 4 * SIZE].view(4, heads, d)
-            own = p[4 * SIZE :].view(-1, heads)
-            pairs = [
-                naive_head(core, kind, layer, h, q[h], k[h], v[h], own[:, h], states[layer][h]) for h in range(heads)
-            ]
-            y = output @ torch.cat([o * silu(gate[h]) for h, (o, _) in enumerate(pairs)])
-            states[layer] = torch.stack([s for _, s in pairs])
-        outputs.append(y)
-    return torch.stack(outputs), torch.stack(states).flatten()
+            x, states[layer] = matrix_memory(core, config, layer, x, states[layer])
+        outputs.append(x)
+    return torch.stack(outputs), torch.cat(states)
 
 
 def packed(sequences: list[Tensor]) -> tuple[Tensor, Tensor]:
@@ -79,11 +45,11 @@ def compare(kind: Any, lengths: list[int], heads: int, layers: int, execution: A
     state = torch.randn(len(lengths), core.state_size, requires_grad=True)
     x, sequences_per_step = packed(inputs)
     edges = [WIDTH * part // parts for part in range(parts + 1)]
-    columns = [slice(a, b) for a, b in zip(edges, edges[1:], strict=False)]
+    columns = [slice(a, b) for a, b in itertools.pairwise(edges)]
     y, after = core.unroll(
         core.join_inputs([core.project_input(x[:, c], c) for c in columns]), state, sequences_per_step
     )
-    singly = [naive(core, kind, config, xs, s) for xs, s in zip(inputs, state, strict=True)]
+    singly = [naive(core, config, xs, s) for xs, s in zip(inputs, state, strict=True)]
     want, want_after = packed([outputs for outputs, _ in singly])[0], torch.stack([s for _, s in singly])
     tolerance: Any = {"rtol": 1e-10, "atol": 1e-10}
     torch.testing.assert_close(y, want, **tolerance)
@@ -127,3 +93,63 @@ def test_of_any_lengths_heads_and_layers(
     kind: str, lengths: list[int], heads: int, layers: int, execution: str, parts: int, seed: int
 ) -> None:
     compare(kind, lengths, heads, layers, execution, parts, seed)
+
+
+def test_a_head_that_forgets_everything_at_once_is_forgotten_with_gradients() -> None:
+    """A decay of exp(-1000) is 0 in any arithmetic; products of decays may not be divided by it."""
+    config = CoreConfig(kind="gated_delta", hidden_size=SIZE, num_heads=2)
+    core = CORES["gated_delta"](WIDTH, config)
+    torch.nn.init.constant_(core.get_parameter("step_bias"), 1000.0)
+    x = core.project_input(torch.randn(40, WIDTH), slice(0, WIDTH))
+    before = torch.randn(1, core.state_size, requires_grad=True)
+    y, after = core(x[:, None], before)
+    fresh, _ = core(x[-1:, None], torch.zeros_like(before))
+    torch.testing.assert_close(y[-1:], fresh)
+    gradients = torch.autograd.grad(y.sum() + after.sum(), [before, *core.parameters()])
+    assert not gradients[0].any() and all(g.isfinite().all() for g in gradients)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_states_are_float32_where_the_arithmetic_is_bfloat16(kind: Any) -> None:
+    torch.set_default_dtype(torch.float32)
+    core = CORES[kind](WIDTH, CoreConfig(kind=kind, hidden_size=SIZE, num_heads=2, num_layers=2))
+    with torch.autocast("cpu", torch.bfloat16):
+        x = core.project_input(torch.randn(40, WIDTH), slice(0, WIDTH)).float()
+        for steps in (1, 40):
+            _, state = core(x[:steps, None], 1 + torch.arange(core.state_size)[None] * 2.0**-12)
+            assert state.dtype == torch.float32 and (state != state.bfloat16()).float().mean() > 0.9
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_heads_must_divide_the_size(kind: str) -> None:
+    message = error_of(Config.from_dict, base(core={"kind": kind, "hidden_size": 30}))
+    assert all(word in message for word in ("core.num_heads: ", "4 heads of hidden_size = 30", kind, "must divide it"))
+    Config.from_dict(base(core={"kind": "gru", "hidden_size": 30}))
+
+
+CUTTING = {"rollout_steps": 16, "sequence_length": 8, "sequence_stride": 4, "burn_in": 4, "refresh_every": 1}
+
+
+def test_states_are_stored_only_where_sequences_can_begin_and_trainings_are_the_same(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Beginnings of episodes share a row, and there are four more of 16 steps; one row is for what is not kept."""
+    config = tiny(
+        total_steps=192,
+        core={"kind": "gated_delta", "initial_state": "learnt", "norm": True},
+        ppo={**CUTTING, "num_epochs": 2},
+        train={"instruments_every": 2},
+    )
+    trainings = []
+    for wide in (True, False):
+        monkeypatch.setattr(CORES["gated_delta"], "wide_state", wide)
+        with Trainer(config) as trainer:
+            trainings.append([timeless(report.row()) for report in trainer])
+            assert len(trainer.storage.state.rows) == (6 if wide else 16) and trainer.storage.start[1:].any()
+    of_stored = ("memory/state_norm", "memory/state_drift")  # of fewer states
+    others = [
+        [{tag: x for tag, x in row.items() if not tag.startswith(of_stored)} for row in rows] for rows in trainings
+    ]
+    assert others[0] == others[1]
+    ours, theirs = ([rows[1][tag] for tag in of_stored] for rows in trainings)
+    assert ours == pytest.approx(theirs, rel=0.5) and ours != theirs

@@ -1,5 +1,6 @@
 """Every setting of a run: frozen, typed, complete. The text under a field is its help (`ppo-tbptt show --defaults`)."""
 
+import math
 import os
 import re
 from collections.abc import Callable, Iterator, Mapping
@@ -298,6 +299,13 @@ class PPOConfig(Table):
     """AdamW's weight decay."""
     clip_value_loss: bool = True
     """Bound the value's change by `clip_range` too."""
+
+    @property
+    def state_spacing(self) -> int:
+        """Steps between the states at which sequences, or their burn-in, can begin within an episode."""
+        if self.sequence_length is None:
+            return self.rollout_steps
+        return math.gcd(self.sequence_length, self.sequence_stride or 0, self.burn_in)
 
     @property
     def computed_over_counted(self) -> float:

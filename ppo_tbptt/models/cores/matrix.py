@@ -4,7 +4,7 @@ A head with a state S ``[d, d]`` (a row for each entry of the key) decays it, wr
 
     S_t = alpha_t S_{t-1} + k_t^T w_t        o_t = q_t S_t
 
-Retention writes the value, ``w_t = v_t``; gated delta what is missing there, ``w_t = beta_t (v_t - alpha_t k_t S_{t-1})``.
+Retention writes the value, ``w_t = v_t``, gated delta what is missing there, ``beta_t (v_t - alpha_t k_t S_{t-1})``.
 
 While acting these equations run as they stand. Updates run them by chunks of C steps (Sun et al. 2023, section 2.3, and
 Yang et al. 2024, section 3.3), so that no more than one matrix per chunk is kept for the backward pass, and nearly all
@@ -14,15 +14,17 @@ decays up to step i, and D_ij = a_i / a_j for j <= i, else 0:
     O = a * Q S + (Q K^T * D) W        S_after = a_C S + (a_C / a * K)^T W
 
 The writes of gated delta depend on those before them: ``(1 + tril(beta * K K^T * D, -1)) W = beta * (V - a * K S)``, a
-triangular system. It is solved for both terms on the right before S is known (the papers' WY representation). It is
-solved by substitution, since an inverse made of powers of the matrix would cancel digits where keys repeat.
+triangular system. It is solved for both terms on the right before S is known (the WY representation), by substitution:
+an inverse made of powers of the matrix would cancel digits where keys repeat. Updates that loop over packed steps take
+1.7 to 8 times as long (heads of 32 and 64, sequences of 32 and 128, float32, one thread).
 """
 
 import math
 from abc import abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from jaxtyping import Float, Int
@@ -54,12 +56,12 @@ class MatrixMemory(Core):
     """Layers of heads with a matrix each. The state is laid out as ``[layer, head, key, value]``.
 
     A layer projects its input to queries, keys, values, an output gate and what a subclass adds for each head. The
-    heads' outputs are normalised to a root mean square of 1 each, as by the authors of both papers in their code,
-    multiplied by the swish of the gate, and projected. Nothing but the decay depends on the time between two steps, so
-    that no step is counted.
+    heads' outputs are normalised to a root mean square of 1 each, which is how the authors of both papers compute their
+    group norm, multiplied by the swish of the gate, and projected.
     """
 
     gates_per_head: ClassVar[int]
+    wide_state = True
 
     def __init__(self, input_size: int, config: CoreConfig) -> None:
         super().__init__()
@@ -74,7 +76,7 @@ class MatrixMemory(Core):
         with torch.no_grad():
             for projection, output in zip(self.projections, self.outputs, strict=True):
                 for weight in (*projection.get_parameter("weight").split(self._widths), output.get_parameter("weight")):
-                    nn.init.orthogonal_(weight)
+                    nn.init.orthogonal_(weight, 2**0.5)
         if config.initial_state == "learnt":
             self.learnt_state = nn.Parameter(torch.zeros(self.state_size))
 
@@ -87,7 +89,7 @@ class MatrixMemory(Core):
         """Multiply by these columns of the first layer's weights."""
         return F.linear(x, self.projections[0].get_parameter("weight")[:, columns])
 
-    def join_inputs(self, parts: "list[Float[Tensor, 'M _']]") -> Float[Tensor, "M P"]:
+    def join_inputs(self, parts: Sequence[Float[Tensor, "M _"]]) -> Float[Tensor, "M P"]:
         """Add the projections."""
         return sum(parts[1:], parts[0])
 
@@ -121,7 +123,7 @@ class MatrixMemory(Core):
                 p = project(F.dropout(y, self.dropout, self.training))
             *qkv, gate, rest = p.to(state.dtype).split([*self._widths[:4], sum(self._widths[4:])], 1)
             q, k, v = (x.unflatten(1, (self.num_heads, self.head_size)) for x in qkv)
-            with torch.autocast(p.device.type, enabled=False):
+            with _without_autocast(p.device.type):
                 o, s = recur(self.terms(layer, q, k, v, *rest.split(self._widths[4:], 1)), before[:, layer])
                 o = o * (o.square().mean(-1, keepdim=True) + 1e-5).rsqrt()
             y = output(o.flatten(1) * F.silu(gate))
@@ -171,6 +173,23 @@ class GatedDelta(MatrixMemory):
         q, k = F.normalize(F.silu(q), dim=-1), F.normalize(F.silu(k), dim=-1)
         return Terms(q, k, F.silu(v), log_decay, strength.sigmoid())
 
+    def gates(self, x: Float[Tensor, "M P"], state: Float[Tensor, "M D"]) -> list[Float[Tensor, "M _ _"]]:
+        """See :meth:`Core.gates`: alpha and beta of each head."""
+        gates = []
+
+        def observed(terms: Terms, s: Tensor) -> tuple[Tensor, Tensor]:
+            assert terms.beta is not None
+            gates.append(torch.stack((terms.log_decay.exp(), terms.beta), 1))
+            return _step(terms, s)
+
+        self._run(x, state, observed)
+        return gates
+
+
+def _without_autocast(kind: str) -> AbstractContextManager[Any]:
+    available = torch.amp.is_autocast_available(kind)
+    return torch.autocast(kind, enabled=False) if available else nullcontext()
+
 
 def _step(x: Terms, s: Float[Tensor, "M h d d"]) -> tuple[Float[Tensor, "M h d"], Float[Tensor, "M h d d"]]:
     """Take one step; return the output and the state after it."""
@@ -204,23 +223,25 @@ class _Chunks:
 
     def _chunked(self, x: Float[Tensor, "M h ..."]) -> Float[Tensor, "n h C ..."]:
         slots = x.new_zeros(sum(self.counts) * self.size, *x.shape[1:])
-        return slots.index_copy(0, self.position, x).unflatten(0, (-1, self.size)).transpose(1, 2)
+        return slots.index_copy(0, self.position, x).unflatten(0, (-1, self.size)).transpose(1, 2).contiguous()
 
-    def __call__(self, x: Terms, s: Float[Tensor, "S h d d"]) -> tuple[Float[Tensor, "M h d"], Float[Tensor, "S h d d"]]:
+    def __call__(
+        self, x: Terms, s: Float[Tensor, "S h d d"]
+    ) -> tuple[Float[Tensor, "M h d"], Float[Tensor, "S h d d"]]:
         """Return the output of every step, and the state after each sequence's last."""
         q, k, v, log_decay = map(self._chunked, (x.q, x.k, x.v, x.log_decay))
         log_a = log_decay @ log_decay.new_ones(self.size, self.size).triu()  # summed up to each step
         a, to_end = log_a.exp()[..., None], (log_a[..., -1:] - log_a).exp()[..., None]
         d = (log_a[..., :, None] - log_a[..., None, :]).tril().exp().tril()  # [n, h, C, C]
-        write, read = v, None
+        terms = [a[..., -1:, :], (to_end * k).mT, v]
         if x.beta is not None:
             beta = self._chunked(x.beta)[..., None]
             both = beta * torch.cat((v, a * k), -1)
             both = torch.linalg.solve_triangular(beta * (k @ k.mT) * d, both, upper=False, unitriangular=True)
-            write, read = both.chunk(2, -1)
+            terms[2:] = both.chunk(2, -1)
         writes, states, ended = [], [], []
-        pieces = [y.split(self.counts) for y in (a[..., -1:, :], (to_end * k).mT, write, *([] if read is None else [read]))]
-        for count, decay, k_end, w, *of_s in zip(self.counts, *pieces, strict=True):
+        pieces = zip(*(y.split(self.counts) for y in terms), strict=True)
+        for count, (decay, k_end, w, *of_s) in zip(self.counts, pieces, strict=True):
             if count < len(s):
                 ended.append(s[count:])
                 s = s[:count]
