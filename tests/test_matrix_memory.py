@@ -75,8 +75,8 @@ def float64() -> Any:
 @pytest.mark.parametrize("execution", ["packed", "padded"])
 @pytest.mark.parametrize("kind", KINDS)
 def test_chunks_of_several_lengths_equal_the_recurrence(kind: str, execution: str) -> None:
-    """Chunks are of 32 steps."""
-    compare(kind, [70, 64, 33, 32, 31, 1], 2, 1, execution, 1, 0)
+    """Chunks are of 16 steps."""
+    compare(kind, [40, 33, 32, 31, 16, 15, 1], 2, 1, execution, 1, 0)
 
 
 @settings(max_examples=20)

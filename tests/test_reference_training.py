@@ -138,7 +138,6 @@ CONFIGS = {
             "num_heads": 2,
             "num_layers": 2,
             "dropout": 0.2,
-            "initial_state": "learnt",
             "residual": True,
             "execution": "padded",
         },

@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 from helpers import fake_rollout, small_agent, starts, worst_replay
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ppo_tbptt.config import PPOConfig
@@ -46,28 +46,36 @@ def test_any_start_pattern_and_any_minibatch(
     assert max(worst_replay(agent, rollout, sequences, ids)) < TOLERANCE
 
 
+WIDE = small_agent()
+WIDE.core.wide_state = True
+
+
+@settings(max_examples=25)
 @given(st.data())
-def test_states_that_are_kept_where_sequences_can_begin_are_all_that_is_needed(data: st.DataObject) -> None:
-    """Of a core with a wide state: others would be NaN. As many rows are allocated as there can be such steps."""
+def test_where_states_are_wide_those_that_sequences_can_begin_with_are_kept_and_no_others(data: st.DataObject) -> None:
     steps, envs = data.draw(st.integers(1, 12)), data.draw(st.integers(1, 3))
     bits = data.draw(st.lists(st.booleans(), min_size=steps * envs, max_size=steps * envs))
     length = data.draw(st.none() | st.integers(1, steps))
     stride = data.draw(st.none() | st.integers(1, length or steps))
     burn_in = data.draw(st.integers(0, 5)) if length else 0
-    config = PPOConfig(rollout_steps=steps, sequence_length=length, sequence_stride=stride, burn_in=burn_in)
-    agent = small_agent("retention")
-    rollout = fake_rollout(agent, torch.tensor(bits).view(steps, envs), state_spacing=config.state_spacing)
-    assert len(rollout.state.rows) == steps or len(rollout.state.rows) <= 3 + (steps - 1) // config.state_spacing
-    every = fake_rollout(agent, rollout.start)
-    for agents_own in (False, True):
-        if agents_own:  # states computed anew are kept where the stored ones are
-            rollout = replace(rollout, state=recomputed_states(agent, rollout))
-        for sequences in (cut(rollout.start, length, stride, burn_in), cut(rollout.start, length)):
-            assert max(worst_replay(agent, rollout, sequences)) < TOLERANCE
-            first = sequences.index[0]
-            torch.testing.assert_close(rollout.state.at(first), every.state.at(first))
+    ppo = PPOConfig(sequence_length=length, sequence_stride=stride, burn_in=burn_in, rollout_steps=steps)
+    spacing = ppo.state_spacing
+    rollout = fake_rollout(WIDE, torch.tensor(bits).view(steps, envs), state_spacing=spacing)
+    every = fake_rollout(WIDE, rollout.start)
+    assert len(rollout.state.rows) <= (steps if spacing == 1 else 3 + (steps - 1) // spacing)
     kept = ~rollout.state[:].isnan().all(2)
-    torch.testing.assert_close(rollout.state.kept(), every.state[kept])
+    assert torch.equal(rollout.state.kept().flatten(0, -2), every.state[kept])
+    since = torch.zeros(envs, dtype=torch.int64)
+    for t in range(steps):
+        since = torch.where(rollout.start[t], 0, since + 1) if t else since
+        assert torch.equal(kept[t], since % spacing == 0)
+    overlapping = cut(rollout.start, length, stride, burn_in)
+    for sequences in (overlapping, overlapping.burn_in, cut(rollout.start, length)):
+        if sequences is not None and len(sequences.index):
+            first = sequences.index[0][sequences.lengths > 0]
+            assert torch.equal(rollout.state.at(first), every.state.at(first))
+    computed = replace(rollout, state=recomputed_states(WIDE, rollout)).state
+    torch.testing.assert_close(computed[:], rollout.state[:], equal_nan=True)
 
 
 def test_carried_state_matters() -> None:
