@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from reference_training import matrix_memory
 from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
 
 from ppo_tbptt.config import Config, CoreConfig
 from ppo_tbptt.models import CORES
@@ -54,6 +55,12 @@ def compare(kind: Any, lengths: list[int], heads: int, layers: int, execution: A
     tolerance: Any = {"rtol": 1e-10, "atol": 1e-10}
     torch.testing.assert_close(y, want, **tolerance)
     torch.testing.assert_close(after, want_after, **tolerance)
+    acting, acted = state[:1], []
+    with torch.no_grad():
+        for row in inputs[0]:
+            out, acting = core(core.project_input(row[None], slice(0, WIDTH))[None], acting)
+            acted.append(out[0, 0])
+    torch.testing.assert_close((torch.stack(acted), acting[0]), singly[0], **tolerance)
     weights = [torch.randn_like(y), torch.randn_like(after)]
     by = [*inputs, state, *core.parameters()]
     ours, theirs = (
@@ -110,14 +117,27 @@ def test_a_head_that_forgets_everything_at_once_is_forgotten_with_gradients() ->
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_states_are_float32_where_the_arithmetic_is_bfloat16(kind: Any) -> None:
+def test_what_a_memory_holds_is_computed_in_float32_where_the_arithmetic_is_bfloat16(kind: Any) -> None:
     torch.set_default_dtype(torch.float32)
-    core = CORES[kind](WIDTH, CoreConfig(kind=kind, hidden_size=SIZE, num_heads=2, num_layers=2))
-    with torch.autocast("cpu", torch.bfloat16):
-        x = core.project_input(torch.randn(40, WIDTH), slice(0, WIDTH)).float()
-        for steps in (1, 40):
-            _, state = core(x[:steps, None], 1 + torch.arange(core.state_size)[None] * 2.0**-12)
-            assert state.dtype == torch.float32 and (state != state.bfloat16()).float().mean() > 0.9
+    core = CORES[kind](WIDTH, CoreConfig(kind=kind, hidden_size=SIZE, num_heads=2))
+    x, before = core.project_input(torch.randn(40, WIDTH), slice(0, WIDTH))[:, None], torch.randn(1, core.state_size)
+    for steps in (1, 40):
+        expected = core(x[:steps], before)[1]
+        with torch.autocast("cpu", torch.bfloat16):
+            y, state = core(x[:steps], before)
+        assert torch.equal(state, expected) and y.dtype == torch.bfloat16
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_padded_execution_computes_what_packed_leaves_out(kind: Any) -> None:
+    flops = []
+    for execution in ("packed", "padded"):
+        core = CORES[kind](WIDTH, CoreConfig(kind=kind, hidden_size=SIZE, num_heads=2, execution=execution))
+        x = core.project_input(torch.randn(67, WIDTH), slice(0, WIDTH))
+        with FlopCounterMode(display=False) as counter:
+            core.unroll(x, core.initial_state(4), torch.tensor([4] + [1] * 63))
+        flops.append(counter.get_total_flops())
+    assert flops[1] > 1.5 * flops[0]
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -135,7 +155,7 @@ def test_states_are_stored_only_where_sequences_can_begin_and_trainings_are_the_
 ) -> None:
     """Beginnings of episodes share a row, and there are four more of 16 steps; one row is for what is not kept."""
     config = tiny(
-        total_steps=192,
+        total_steps=128,
         core={"kind": "gated_delta", "initial_state": "learnt", "norm": True},
         ppo={**CUTTING, "num_epochs": 2},
         train={"instruments_every": 2},
@@ -153,3 +173,16 @@ def test_states_are_stored_only_where_sequences_can_begin_and_trainings_are_the_
     assert others[0] == others[1]
     ours, theirs = ([rows[1][tag] for tag in of_stored] for rows in trainings)
     assert ours == pytest.approx(theirs, rel=0.5) and ours != theirs
+
+
+def test_instruments_see_the_decay_and_the_strength_of_each_head_and_layer() -> None:
+    config = CoreConfig(kind="gated_delta", hidden_size=SIZE, num_heads=2, num_layers=2)
+    core = CORES["gated_delta"](WIDTH, config)
+    x, state = core.project_input(torch.randn(3, WIDTH), slice(0, WIDTH)), torch.randn(3, core.state_size)
+    first, second = core.gates(x, state)
+    rate, bias = core.get_parameter("log_rate")[0].exp(), core.get_parameter("step_bias")[0]
+    torch.testing.assert_close(first[:, 0], (1 + (x[:, -4:-2] + bias).exp()) ** -rate)
+    torch.testing.assert_close(first[:, 1], 1 / (1 + (-x[:, -2:]).exp()))
+    changed = core.gates(x, torch.zeros_like(state))
+    assert torch.equal(changed[0], first) and not (changed[1] == second).any()
+    assert CORES["retention"](WIDTH, CoreConfig(kind="retention", hidden_size=SIZE, num_heads=2)).gates(x, state) == []
