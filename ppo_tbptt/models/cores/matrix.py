@@ -36,8 +36,8 @@ from ppo_tbptt.models.cores.core import Core
 from ppo_tbptt.runtime.pinned import to_device
 
 CHUNK = 16
-"""Steps of a chunk, C. 32 is up to a fifth faster for heads of 64 and sequences of one length, and up to two fifths slower
-for sequences of many lengths, whose last chunks are filled up."""
+"""Steps of a chunk, C. 32 is up to a fifth faster for heads of 64 and sequences of one length, and up to two fifths
+slower for sequences of many lengths, whose last chunks are filled up."""
 
 
 @dataclass(frozen=True, slots=True)
