@@ -17,6 +17,7 @@ one shape of data, no case distinctions. Frames stay uint8 and channels-last.
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
 from jaxtyping import Bool, Float, Int, UInt8
 from torch import Tensor
 
@@ -61,6 +62,85 @@ class Carry:
     """The core's state after the last step, not yet reset where ``start``."""
 
 
+@dataclass(frozen=True, slots=True)
+class States:
+    """What the core was fed: at every step or, of cores with a wide state, only where a sequence can begin.
+
+    That is where an episode or the rollout begins, and every ``spacing`` steps after either. ``states[t]`` and the like
+    give the states of steps, NaN of those that are not kept.
+    """
+
+    rows: Float[Tensor, "K N D"]
+    """K = T if all are kept. Else the first row holds the state at the start of an episode, the last one what is not
+    kept, and those between are filled from top to bottom."""
+    row: Int[Tensor, "T N"]
+    """Which of the K rows each step's state is in."""
+    spacing: int = 1
+    """1: all are kept."""
+    since: Int[Tensor, "N"] | None = None
+    """Steps since the last beginning; only needed to :meth:`store` states where not all are kept."""
+    filled: Int[Tensor, "N"] | None = None
+    """The last one of the rows that are filled."""
+
+    @classmethod
+    def empty(cls, num_steps: int, num_envs: int, state_size: int, spacing: int, device: torch.device) -> "States":
+        """Allocate rows of NaN; with a ``spacing`` of 1 all states are kept."""
+        num_rows = num_steps if spacing == 1 else 3 + (num_steps - 1) // spacing
+        rows = torch.full((num_rows, num_envs, state_size), torch.nan, device=device)
+        if spacing == 1:
+            return cls(rows, torch.arange(num_steps, device=device)[:, None].expand(-1, num_envs))
+        row = torch.full((num_steps, num_envs), num_rows - 1, device=device)
+        return cls(rows, row, spacing, *torch.zeros(2, num_envs, dtype=torch.int64, device=device))
+
+    def store(self, t: int, envs: slice, state: Float[Tensor, "n D"], start: Bool[Tensor, "n"]) -> None:
+        """Store what the core of these environments is fed at t, in the order of time; nothing waits for the device."""
+        if self.since is not None and self.filled is not None:
+            since, filled = self.since[envs], self.filled[envs]
+            if t == 0:
+                for count in (since, filled):
+                    count.zero_()
+            else:
+                since.add_(1).masked_fill_(start, 0)
+            kept = (since % self.spacing == 0) & ~start
+            filled += kept
+            self.row[t, envs] = torch.where(kept, filled, len(self.rows) - 1).masked_fill_(start, 0)
+        self.write(t, envs, state)
+
+    def write(self, t: int, envs: slice, state: Float[Tensor, "n D"]) -> None:
+        """Replace the states of step t."""
+        if self.spacing == 1:
+            self.rows[t, envs] = state
+        else:
+            self.rows[self.row[t, envs], torch.arange(self.rows.shape[1], device=state.device)[envs]] = state
+
+    def drop_unkept(self) -> None:
+        """Overwrite with NaN what is not kept, when all steps are stored."""
+        if self.spacing > 1:
+            self.rows[-1] = torch.nan
+
+    def at(self, step: Int[Tensor, "S"]) -> Float[Tensor, "S D"]:
+        """Return the states of these steps, by their positions in the flattened ``[T * N]`` axes."""
+        num_envs = self.rows.shape[1]
+        row = step if self.spacing == 1 else self.row.flatten().index_select(0, step) * num_envs + step % num_envs
+        return self.rows.flatten(0, 1).index_select(0, row)
+
+    def kept(self) -> Float[Tensor, "*_ D"]:
+        """Return the states of all steps at which they are kept."""
+        if self.spacing == 1:
+            return self.rows
+        return self.at((self.row.flatten() < len(self.rows) - 1).nonzero().squeeze(1))
+
+    def of_envs(self, envs: slice) -> "States":
+        """Return those of some environments."""
+        return States(self.rows[:, envs], self.row[:, envs], self.spacing)
+
+    def __getitem__(self, at: Any) -> Tensor:
+        """Index the states of all steps, ``[T, N, D]``."""
+        num_envs = self.rows.shape[1]
+        every = torch.arange(self.row.numel(), device=self.rows.device).view(-1, num_envs)[at]
+        return self.at(every.flatten()).view(*every.shape, self.rows.shape[2])
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Rollout:
     """T steps of N environments; a :class:`~ppo_tbptt.ppo.collector.RolloutCollector` fills the tensors in place."""
@@ -68,7 +148,7 @@ class Rollout:
     obs: Obs
     """Images as :class:`Frames`, whose numbers lie on the CPU."""
     start: Bool[Tensor, "T N"]
-    state: Float[Tensor, "T N D"]
+    state: States
     action: Int[Tensor, "T N A"]
     log_prob: Float[Tensor, "T N A"]
     """Per branch; the joint log-probability is the sum over the last axis."""

@@ -61,7 +61,9 @@ def starts() -> Tensor:
 
 
 @torch.no_grad()
-def fake_rollout(agent: Agent, start: Tensor, *, seed: int = 0, store: str = "before") -> Rollout:
+def fake_rollout(
+    agent: Agent, start: Tensor, *, seed: int = 0, store: str = "before", state_spacing: int = 1
+) -> Rollout:
     """A rollout of ``agent`` over random observations with the given ``start`` pattern [T, N].
 
     The state before it is random, not zero. ``store = "after"`` is the mutant that stores each step's state too late.
@@ -69,7 +71,7 @@ def fake_rollout(agent: Agent, start: Tensor, *, seed: int = 0, store: str = "be
     generator = torch.Generator().manual_seed(seed)
     steps, envs = start.shape
     obs = torch.randn(steps, envs, 5, generator=generator)
-    rollout = empty_rollout(agent, steps, envs)
+    rollout = empty_rollout(agent, steps, envs, state_spacing=state_spacing)
     agent.eval()
     rollout.obs["obs"].copy_(obs)
     rollout.start.copy_(start)
@@ -79,8 +81,9 @@ def fake_rollout(agent: Agent, start: Tensor, *, seed: int = 0, store: str = "be
         output = agent.step({"obs": obs[t]}, state)
         state_out = output.state_out
         action, log_prob = sample(output.logits, torch.rand(envs, len(NVEC), generator=generator), NVEC)
-        rollout.state[t] = state if store == "before" else state_out
+        rollout.state.store(t, slice(0, envs), state if store == "before" else state_out, start[t])
         rollout.action[t], rollout.log_prob[t], rollout.value[t] = action, log_prob, output.value
+    rollout.state.drop_unkept()
     return rollout
 
 

@@ -19,7 +19,8 @@ from ppo_tbptt.config import Config, CoreConfig
 from ppo_tbptt.models import Agent
 
 State = list[tuple[Tensor, Tensor]]
-"""Hidden and cell state ``[H]`` of each layer; only an LSTM uses the latter."""
+"""Hidden and cell state ``[H]`` of each layer; only an LSTM uses the latter. Of matrix memories the former is all their
+matrices, key by value, ``[h d d]``."""
 
 
 @dataclass
@@ -129,8 +130,11 @@ class Reference:
         if core.kind == "none":
             return []
         learnt = self.core.learnt_state
-        flat = torch.zeros(core.num_layers * core.hidden_size) if learnt is None else learnt
-        parts = flat.view(-1, core.num_layers, core.hidden_size)
+        width = core.hidden_size
+        if core.kind in ("retention", "gated_delta"):
+            width *= core.hidden_size // core.num_heads
+        flat = torch.zeros(core.num_layers * width) if learnt is None else learnt
+        parts = flat.view(-1, core.num_layers, width)
         return list(zip(parts[0], parts[-1], strict=True))
 
     def forward(self, obs: dict[str, Tensor], state: State, mask: Tensor | None) -> tuple[list[Tensor], Tensor, State]:
@@ -141,6 +145,11 @@ class Reference:
         for layer, (h, c) in enumerate(state):
             if layer and mask is not None:
                 x = x * mask
+            if self.config.core.kind in ("retention", "gated_delta"):
+                assert isinstance(self.config.core, CoreConfig)
+                x, h = matrix_memory(self.core, self.config.core, layer, x, h)
+                after.append((h, c))
+                continue
             y, c = self.cell(layer, x, h, c)
             after.append((y, c))
             self.cells.append((layer, x, h, y))
@@ -463,6 +472,33 @@ class Reference:
             m += 0.1 * (g - m)
             v += 0.001 * (g**2 - v)
             p -= learning_rate * (m / (1 - 0.9**self.updates)) / ((v / (1 - 0.999**self.updates)).sqrt() + 1e-8)
+
+
+def matrix_memory(core: Any, config: CoreConfig, layer: int, x: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
+    """A layer's output and state ``[h d d]`` after one step.
+
+    Sun et al. 2023, equations 6 and 8, and Yang et al. 2024, equation 10, whose state is transposed here.
+    """
+    size, heads = config.hidden_size, config.num_heads
+    d = size // heads
+    p = core.projections[layer].weight @ x
+    outputs, states = [], []
+    for n, s in enumerate(state.view(heads, d, d)):
+        q, k, v, gate = p[: 4 * size].view(4, heads, d)[:, n]
+        if config.kind == "retention":
+            s = (1 - 2.0 ** (-5 - n)) * s + torch.outer(k, v)
+            o = q @ s / d**0.5
+        else:
+            decay, strength = p[4 * size :].view(2, heads)[:, n]
+            rate = core.log_rate[layer, n].exp() * (1 + (decay + core.step_bias[layer, n]).exp()).log()
+            q, k, v = q * q.sigmoid(), k * k.sigmoid(), v * v.sigmoid()
+            q, k = q / q.norm(), k / k.norm()
+            forget = torch.eye(d) - strength.sigmoid() * torch.outer(k, k)
+            s = (-rate).exp() * forget @ s + strength.sigmoid() * torch.outer(k, v)
+            o = q @ s
+        outputs.append(o / ((o**2).mean() + 1e-5).sqrt() * gate * gate.sigmoid())
+        states.append(s)
+    return core.outputs[layer].weight @ torch.cat(outputs), torch.stack(states).flatten()
 
 
 def distinct(steps: list[list[Step]], players: list[Player], images: list[str]) -> float:

@@ -161,7 +161,7 @@ def some_rollout(agent: Agent, num_frames: int, dtype: torch.dtype = torch.float
     rollout.obs["image"] = Frames(content, torch.randint(0, num_frames, (STEPS, ENVS), generator=generator))
     rollout.obs["vector"].copy_(torch.randn(STEPS, ENVS, 4, generator=generator))
     rollout.start.copy_(torch.rand(STEPS, ENVS, generator=generator) < 0.2)
-    for x in (rollout.state, rollout.log_prob, rollout.value):
+    for x in (rollout.state.rows, rollout.log_prob, rollout.value):
         x.copy_(torch.randn(x.shape, generator=generator))
     rollout.action.zero_()
     return rollout

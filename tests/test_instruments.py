@@ -136,7 +136,7 @@ def test_gradients_equal_those_of_a_loop_for_each_state(core: str) -> None:
     assert len(wanted) == 6
     assert figures["memory/gradient_horizon"] == next((k for k, x in enumerate(wanted) if x < 0.01), 6)
     assert figures["memory/state_norm"] == pytest.approx(
-        sum(float(x.norm()) for x in rollout.state.flatten(0, 1)) / rollout.start.numel()
+        sum(float(x.norm()) for x in rollout.state.rows.flatten(0, 1)) / rollout.start.numel()
     )
 
 
@@ -173,7 +173,7 @@ def test_saturation_is_the_share_of_gates_near_their_ends(kind: str) -> None:
     rollout = fake_rollout(agent, starts())
     shares = []
     for layer in range(2):
-        steps = zip(rollout.obs["obs"].flatten(0, 1), rollout.state.flatten(0, 1), strict=True)
+        steps = zip(rollout.obs["obs"].flatten(0, 1), rollout.state.rows.flatten(0, 1), strict=True)
         gates = [gate for obs, state in steps for gate in naive_gates(agent, kind, obs, state)[layer]]
         shares.append(sum(gate < 0.1 or gate > 0.9 for gate in gates) / len(gates))
     with torch.enable_grad():
@@ -211,7 +211,7 @@ def test_some_environments_of_a_rollout() -> None:
     targets = fake_targets(rollout)
     own, own_targets = every_nth_env(shown, targets, 3)
     assert torch.equal(own.obs["obs"].stacked(), table[number[:, [0, 3]]]) and len(own.obs["obs"].table) == 46
-    assert torch.equal(own.state, rollout.state[:, [0, 3]]) and own.num_envs == 2
+    assert torch.equal(own.state.rows, rollout.state[:, [0, 3]]) and own.num_envs == 2
     assert torch.equal(own_targets.advantage, targets.advantage[:, [0, 3]])
     assert every_nth_env(rollout, targets, 9)[0].num_envs == 1
 

@@ -120,9 +120,28 @@ CONFIGS = {
     "previous action and reward, a value that hardly shapes what it shares": config(
         "Dict",
         {"sequence_length": 5, "learning_rate": 1e-2, "max_grad_norm": 0.5, "value_gradient_scale": 0.3},
-        {"kind": "gru"},
+        {"kind": "gated_delta", "num_heads": 2, "norm": True},
         {"previous_action": True, "previous_reward": True},
         max_episode_steps=6,
+    ),
+    "retention, overlapping sequences, burn-in": config(
+        "Vector",
+        {
+            "sequence_length": 4,
+            "sequence_stride": 2,
+            "burn_in": 2,
+            "num_epochs": 2,
+            "learning_rate": 1e-2,
+            "clip_value_loss": False,
+        },
+        {
+            "kind": "retention",
+            "num_heads": 2,
+            "num_layers": 2,
+            "dropout": 0.2,
+            "residual": True,
+            "execution": "padded",
+        },
     ),
     "no memory": config(
         "Vector",

@@ -30,7 +30,8 @@ def noise(seed: int = 0) -> Tensor:
 
 def test_a_rollout_lies_on_the_agents_device() -> None:
     rollout = empty_rollout(tracer_agent().to("meta"), 2, 3)
-    others = {x.device.type for x in (getattr(rollout, f.name) for f in fields(rollout) if f.name != "obs")}
+    others = {getattr(rollout, f.name) for f in fields(rollout) if f.name not in ("obs", "state")}
+    others = {x.device.type for x in (*others, rollout.state.rows, rollout.state.row)}
     assert {rollout.obs["obs"].device.type} == others == {"meta"}
 
 
@@ -93,7 +94,9 @@ def test_every_field_of_every_row(num_workers: int, two_groups: bool) -> None:
                 last = agent.step({"obs": obs}, agent.reset_state(after, carry.start)).value
             alive = ~torch.tensor(fresh)
             torch.testing.assert_close(rollout.next_value[-1][alive], last[alive])
-            assert not any(x.isnan().any() for x in (rollout.state, rollout.value, rollout.reward, rollout.next_value))
+            assert not any(
+                x.isnan().any() for x in (rollout.state.rows, rollout.value, rollout.reward, rollout.next_value)
+            )
             count = sum(int((rollout.terminated | rollout.truncated)[:, n].sum()) for n in range(ENVS))
             assert len(result.episodes) == count
         assert ended > 20

@@ -113,7 +113,9 @@ def test_every_row_of_a_rollout_with_failures(fault: str, num_workers: int, two_
             end = rollout.terminated | rollout.truncated
             assert (rollout.next_value[rollout.terminated] == 0).all()
             assert torch.equal(rollout.next_value[:-1][~end[:-1]], rollout.value[1:][~end[:-1]])
-            assert not any(x.isnan().any() for x in (rollout.state, rollout.value, rollout.reward, rollout.next_value))
+            assert not any(
+                x.isnan().any() for x in (rollout.state.rows, rollout.value, rollout.reward, rollout.next_value)
+            )
             for length in (1, 5, None):  # with unchanged weights the update recomputes what the rollout computed
                 assert max(worst_replay(agent, rollout, cut(rollout.start, length))) < 1e-5
             assert result.cut_episodes == int(rollout.truncated.sum())

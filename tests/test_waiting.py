@@ -27,9 +27,9 @@ def stand_in_for_cuda(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys.modules["torch.optim.adam"], "_device_dtype_check_for_fused", lambda *args, **kwargs: None)
 
 
-def collect(agent: Agent, obs_device: torch.device, mode: StandIn) -> tuple[Rollout, Carry]:
+def collect(agent: Agent, obs_device: torch.device, mode: StandIn, state_spacing: int) -> tuple[Rollout, Carry]:
     """Two rollouts, the second of which ``mode`` has seen; two halves, with terminations and truncations."""
-    storage = empty_rollout(agent, STEPS, ENVS)
+    storage = empty_rollout(agent, STEPS, ENVS, state_spacing=state_spacing)
     if obs_device != DEVICE:
         storage.obs["obs"] = torch.zeros(STEPS, ENVS, 3)
     with tracers(ENVS, two_groups=True) as envs:
@@ -51,7 +51,7 @@ def test_the_host_waits_for_each_action_and_twice_per_update(core: str, obs_devi
     with StandIn() as mode:
         move(agent)
         learner = Learner(agent, config, total_steps=1000, generator=torch.Generator())
-        rollout, carry = collect(agent, torch.device(obs_device), mode)
+        rollout, carry = collect(agent, torch.device(obs_device), mode, config.state_spacing)
         assert mode.waits == ["aten::_to_copy"] * 2 * STEPS  # the actions of each half
         assert all(isinstance(x, OnDevice) for x in (rollout.value, rollout.next_value, carry.state))
         assert rollout.terminated.any() and rollout.truncated.any()

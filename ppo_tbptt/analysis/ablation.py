@@ -42,7 +42,7 @@ class ZeroStates(Callback):
 
     def before_epoch(self, iteration: Iteration, epoch: int) -> None:
         """Zero the stored states; acting goes on from the carried state."""
-        iteration.rollout.state.zero_()
+        iteration.rollout.state.rows.zero_()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -75,7 +75,7 @@ def probe_gradients(
     how = {"num_envs": num_envs, "num_workers": num_workers, "previous": agent.previous}
     with make_vector_env(env, levels, **how) as envs:
         check_fits(agent, envs.spec)
-        storage = empty_rollout(agent, steps, num_envs)
+        storage = empty_rollout(agent, steps, num_envs, state_spacing=config.ppo.state_spacing)
         with closing(RolloutCollector(envs, agent)) as collector:
             rollout = collector.collect(collector.begin(), storage, uniforms, Timer()).rollout
     targets = compute_targets(rollout, gamma=config.ppo.gamma, gae_lambda=config.ppo.gae_lambda)

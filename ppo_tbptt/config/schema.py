@@ -1,5 +1,6 @@
 """Every setting of a run: frozen, typed, complete. The text under a field is its help (`ppo-tbptt show --defaults`)."""
 
+import math
 import os
 import re
 from collections.abc import Callable, Iterator, Mapping
@@ -185,12 +186,19 @@ class CoreConfig(Table):
 
     model_config = ConfigDict(json_schema_extra={"additionalProperties": True})  # those of a core of one's own
     kind: Annotated[
-        Literal["none", "rnn_tanh", "rnn_relu", "gru", "lstm"], FIXED, Field(examples=["my_module:MyCore"])
+        Literal["none", "rnn_tanh", "rnn_relu", "gru", "lstm", "retention", "gated_delta"],
+        FIXED,
+        Field(examples=["my_module:MyCore"]),
     ] = "gru"
     """The cell; "none" is an agent without memory, to compare with; "my_module:MyCore" a class of yours, which gets
-    what else is in this table."""
+    what else is in this table. "retention" adds what it sees to a matrix for each head, which fades at a fixed rate
+    (Sun et al. 2023); "gated_delta" replaces what such a matrix holds at a key, and learns when to forget (Yang et al.
+    2024)."""
     hidden_size: Annotated[Size, FIXED] = 512
-    """Width of each layer's state."""
+    """Width of each layer's output, and of its state but for matrices: those are `hidden_size` x `hidden_size` /
+    `num_heads` numbers."""
+    num_heads: Annotated[Size, FIXED] = 4
+    """Heads of "retention" and "gated_delta", among which `hidden_size` is divided; no effect on others."""
     num_layers: Annotated[int, FIXED, Field(ge=1, le=64)] = 1
     """Layers on top of each other."""
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
@@ -204,6 +212,13 @@ class CoreConfig(Table):
     execution: Literal["packed", "padded"] = "packed"
     """How updates unroll a minibatch: its valid steps alone, or padded to its longest sequence and masked. The results
     are equal but for rounding; padding costs more."""
+
+    @model_validator(mode="after")
+    def _check(self) -> "CoreConfig":
+        if self.kind in ("retention", "gated_delta") and self.hidden_size % self.num_heads:
+            text = f"{self.num_heads} heads of hidden_size = {self.hidden_size} with kind = {shown(self.kind)}"
+            raise Problem(("num_heads", "hidden_size"), f"{text}; must divide it")
+        return self
 
 
 class UserCoreConfig(Table):
@@ -287,6 +302,13 @@ class PPOConfig(Table):
     """AdamW's weight decay."""
     clip_value_loss: bool = True
     """Bound the value's change by `clip_range` too."""
+
+    @property
+    def state_spacing(self) -> int:
+        """Steps between the states at which sequences, or their burn-in, can begin within an episode."""
+        if self.sequence_length is None:
+            return self.rollout_steps
+        return math.gcd(self.sequence_length, self.sequence_stride or 0, self.burn_in)
 
     @property
     def computed_over_counted(self) -> float:

@@ -37,7 +37,7 @@ class ActorOutput:
     def store(self, storage: Rollout, t: int, rows: slice, start: Bool[Tensor, "N"]) -> None:
         """Write it as step t of the environments ``rows``."""
         storage.start[t, rows] = start
-        storage.state[t, rows] = self.state_in
+        storage.state.store(t, rows, self.state_in, start)
         storage.action[t, rows] = self.action
         storage.log_prob[t, rows] = self.log_prob
         storage.value[t, rows] = self.value

@@ -15,7 +15,7 @@ from ppo_tbptt.ppo.acting import Actor, ActorOutput, bootstrap_value
 from ppo_tbptt.ppo.frames import Observations
 from ppo_tbptt.runtime.pinned import PageLock, to_device
 from ppo_tbptt.runtime.timing import Timer
-from ppo_tbptt.types import Carry, Frames, Rollout
+from ppo_tbptt.types import Carry, Frames, Rollout, States
 
 
 @dataclass(slots=True, kw_only=True)
@@ -124,6 +124,7 @@ class RolloutCollector:
             carry = self._carry(start, torch.cat([group.state for group in groups]))
             for group in groups:
                 group.store_outcomes()
+            storage.state.drop_unkept()
             state_in = self.agent.reset_state(carry.state, carry.start)
             storage.next_value[:-1] = storage.value[1:]
             last = self.observations.inputs(storage.num_steps, slice(0, storage.num_envs))
@@ -242,11 +243,14 @@ def obs_dtype(shape: tuple[int, ...]) -> torch.dtype:
     return torch.uint8 if len(shape) == 3 else torch.float32
 
 
-def empty_rollout(agent: Agent, num_steps: int, num_envs: int, obs_device: torch.device | None = None) -> Rollout:
+def empty_rollout(
+    agent: Agent, num_steps: int, num_envs: int, obs_device: torch.device | None = None, state_spacing: int = 1
+) -> Rollout:
     """Allocate storage on the agent's device for a rollout of T steps and N environments.
 
     What is never written is NaN (or -1), so that it can't pass for data. ``obs_device`` is where vectors lie, if
-    elsewhere: on the host, page-locked. Frames are put there in the course of the rollout.
+    elsewhere: on the host, page-locked. Frames are put there in the course of the rollout. A core with a wide state has
+    its states stored only every ``state_spacing`` steps (:attr:`.PPOConfig.state_spacing`).
     """
     lead, device, num_branches = (num_steps, num_envs), agent.device, len(agent.action_nvec)
     obs_device = obs_device or device
@@ -265,7 +269,7 @@ def empty_rollout(agent: Agent, num_steps: int, num_envs: int, obs_device: torch
     return Rollout(
         obs={key: observations(shape) for key, shape in agent.obs_shapes.items()},
         start=flags(),
-        state=floats(agent.core.state_size),
+        state=States.empty(*lead, agent.core.state_size, state_spacing if agent.core.wide_state else 1, device),
         action=torch.full((*lead, num_branches), -1, device=device),
         log_prob=floats(num_branches),
         value=floats(),

@@ -63,8 +63,10 @@ def every_nth_env(rollout: Rollout, targets: Targets, n: int) -> tuple[Rollout, 
         return Frames(x.table.index_select(0, number.to(x.table.device)), inverse)
 
     obs = {key: frames(x) if isinstance(x, Frames) else x[:, ::n] for key, x in rollout.obs.items()}
-    own: dict[str, Any] = {f.name: getattr(rollout, f.name)[:, ::n] for f in fields(Rollout) if f.name != "obs"}
+    others = [f.name for f in fields(Rollout) if f.name not in ("obs", "state")]
+    own: dict[str, Any] = {name: getattr(rollout, name)[:, ::n] for name in others}
     advantage, value_target = targets.advantage[:, ::n], targets.value_target[:, ::n]
+    own["state"] = rollout.state.of_envs(slice(None, None, n))
     return Rollout(obs=obs, **own), Targets(advantage=advantage, value_target=value_target)
 
 
@@ -166,8 +168,8 @@ def state_norm(state: Float[Tensor, "*_ D"]) -> Ratio:
 
 
 @torch.no_grad()
-def state_drift(stored: Float[Tensor, "T N D"], recomputed: Float[Tensor, "T N D"]) -> Ratio:
-    """Sum ``||stored - recomputed||`` over all steps, and ``||recomputed||``: the distance in units of the norm."""
+def state_drift(stored: Float[Tensor, "*_ D"], recomputed: Float[Tensor, "*_ D"]) -> Ratio:
+    """Sum ``||stored - recomputed||`` over states, and ``||recomputed||``: the distance in units of the norm."""
     return torch.stack((state_norm(stored - recomputed)[0], state_norm(recomputed)[0]))
 
 
@@ -199,7 +201,7 @@ def measure(agent: Agent, rollout: Rollout, targets: Targets, loss: PPOLoss) -> 
     return {
         "gradient": decay(norms, sequences.lengths.sort(descending=True).values),
         "saturation": saturation(agent, x, torch.cat(fed).detach()),
-        "state_norm": state_norm(rollout.state)[None],
+        "state_norm": state_norm(rollout.state.kept())[None],
     }
 
 

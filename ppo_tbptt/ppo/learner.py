@@ -283,7 +283,7 @@ class Learner:
         for epoch in range(config.num_epochs):
             if epoch and config.refresh_every and epoch % config.refresh_every == 0:
                 with timer("learning"):
-                    rollout.state.copy_(recomputed_states(self.agent, rollout))
+                    rollout.state.rows.copy_(recomputed_states(self.agent, rollout).rows)
             if before_epoch is not None:
                 before_epoch(epoch)
             with timer("sequences"):

@@ -15,27 +15,32 @@ from torch import Tensor
 from ppo_tbptt.models import Agent
 from ppo_tbptt.ppo.frames import MOST_DISTINCT
 from ppo_tbptt.runtime.pinned import to_device
-from ppo_tbptt.types import Frames, Minibatch, Projected, Rollout
+from ppo_tbptt.types import Frames, Minibatch, Projected, Rollout, States
 
 BLOCK = 1024
 """Observations that are projected at a time."""
 
 
-def recomputed_states(agent: Agent, rollout: Rollout) -> Float[Tensor, "T N D"]:
+def recomputed_states(agent: Agent, rollout: Rollout) -> States:
     """Compute what the core would have been fed at each step of the rollout with the agent's present weights.
+
+    Those are kept that the rollout keeps.
 
     One pass without gradient or dropout, from the stored state at t = 0, and from the initial state where an episode
     starts. Each distinct frame is projected once where frames repeat; elsewhere :data:`BLOCK` of them at a time, so
     that never a whole rollout's features are in memory. The agent's mode and the rollout stay as they are.
     """
-    state = torch.empty_like(rollout.state)
+    states, all_envs = replace(rollout.state, rows=torch.empty_like(rollout.state.rows)), slice(0, rollout.num_envs)
     training = agent.training
     with agent.acting():
-        state[0] = agent.reset_state(rollout.state[0], rollout.start[0])
+        state = agent.reset_state(rollout.state[0], rollout.start[0])
+        states.write(0, all_envs, state)
         for t, obs in enumerate(_projected_steps(agent, rollout), 1):
-            state[t] = agent.reset_state(agent.step(obs, state[t - 1]).state_out, rollout.start[t])
+            state = agent.reset_state(agent.step(obs, state).state_out, rollout.start[t])
+            states.write(t, all_envs, state)
+    states.drop_unkept()
     agent.train(training)
-    return state
+    return states
 
 
 @torch.no_grad()

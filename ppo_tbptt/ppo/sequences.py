@@ -111,7 +111,7 @@ def gather(rollout: Rollout, targets: Targets, sequences: Sequences, ids: Int[Te
         value=_rows(rollout.value, valid),
         advantage=_rows(targets.advantage, valid),
         value_target=_rows(targets.value_target, valid),
-        state=_rows(rollout.state, first),
+        state=rollout.state.at(first),
         start=_rows(rollout.start, first),
         sequences_per_step=sequences_per_step,
         in_loss=in_loss,
@@ -129,7 +129,7 @@ def _gather_burn_in(rollout: Rollout, burn_in: Sequences, ids: Int[Tensor, "S"])
     device = rollout.value.device
     return BurnIn(
         obs=_gather_obs(rollout, steps, repeat=True),
-        state=_rows(rollout.state, to_device(burn_in.index[0, ids[sequence]], device)),
+        state=rollout.state.at(to_device(burn_in.index[0, ids[sequence]], device)),
         sequences_per_step=sequences_per_step,
         sequence=to_device(sequence, device),
     )

@@ -112,7 +112,8 @@ def build_collector(
         notes.append(f"observations are stored on the host: {config.batch_size * row / 1e9:.1f} GB")
     distinct = {"on": True, "off": False, "auto": None}[config.distinct_frames]
     collector = RolloutCollector(envs, agent, obs_device=obs_device, distinct_frames=distinct)
-    return collector, empty_rollout(agent, config.ppo.rollout_steps, config.env.num_envs, obs_device)
+    ppo = config.ppo
+    return collector, empty_rollout(agent, ppo.rollout_steps, config.env.num_envs, obs_device, ppo.state_spacing)
 
 
 def build_learner(config: Config, agent: Agent, generator: torch.Generator, world: World) -> Learner:

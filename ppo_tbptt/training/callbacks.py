@@ -216,7 +216,7 @@ class WriteMetrics(Callback):
             return
         writer.report(iteration.report)
         if histograms_due(iteration.number, iteration.trainer.num_iterations):
-            tensors = {"state": rollout.state, "value": rollout.value, "advantage": iteration.targets.advantage}
+            tensors = {"state": rollout.state.kept(), "value": rollout.value, "advantage": iteration.targets.advantage}
             writer.write_tensorboard(lambda board: board.histograms(tensors, iteration.env_steps))
 
 

@@ -74,7 +74,7 @@ class Instruments(Callback):
                 learner.unroll(gather(x, targets, sequences, ids))[1].logits for x in (fresh, rollout)
             )
             self._measured |= {
-                f"state_drift_epoch{epoch}": state_drift(rollout.state, fresh.state)[None],
+                f"state_drift_epoch{epoch}": state_drift(rollout.state.kept(), fresh.state.kept())[None],
                 f"stale_kl_epoch{epoch}": stale_kl(of_fresh, of_stale, agent.action_nvec)[None],
             }
 

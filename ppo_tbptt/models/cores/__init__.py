@@ -8,6 +8,7 @@ from typing import Any
 
 from ppo_tbptt.config import ConfigError
 from ppo_tbptt.models.cores.core import Core, NoMemory, Normalized, Residual, Wrapper
+from ppo_tbptt.models.cores.matrix import GatedDelta, Retention
 from ppo_tbptt.models.cores.torch_rnn import GRU, LSTM, ReluRNN, TanhRNN
 from ppo_tbptt.models.plugins import load_plugin, one_line
 
@@ -20,6 +21,8 @@ CORES: dict[str, type[Core]] = {
     "rnn_relu": ReluRNN,
     "gru": GRU,
     "lstm": LSTM,
+    "retention": Retention,
+    "gated_delta": GatedDelta,
 }
 """By ``core.kind``; each is constructed as ``(input_size, config)``."""
 

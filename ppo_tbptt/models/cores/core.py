@@ -25,6 +25,9 @@ class Core(nn.Module, ABC):
     output_size: int
     padded = False
     """Whether :meth:`unroll` goes on with sequences that have ended, and leaves out what it made of them."""
+    wide_state = False
+    """Whether rollouts store states only where a sequence can begin, as those of all steps would take too much memory.
+    Figures about stored states (``memory/state_norm``, ``memory/state_drift``) are then about these."""
     learnt_state: nn.Parameter | None
     """The state at the start of an episode, ``[D]``, if it is learnt. Weight decay does not apply to it."""
 
@@ -116,6 +119,7 @@ class Wrapper(Core):
         super().__init__()
         self.core = core
         self.state_size, self.output_size, self.padded = core.state_size, core.output_size, core.padded
+        self.wide_state = core.wide_state
 
     def initial_state(self, batch: int) -> Float[Tensor, "B D"]:
         """See :meth:`Core.initial_state`."""
