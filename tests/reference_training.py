@@ -141,7 +141,7 @@ class Reference:
         if self.config.core.norm:
             around: Any = self.agent.core
             norm = around.core.norm if self.config.core.residual else around.norm
-            x = (x - x.mean()) / (x.var(correction=0) + 1e-5).sqrt() * norm.weight + norm.bias
+            x = normalized(x) * norm.weight + norm.bias
         if self.config.core.residual:
             shortcut: Any = self.agent.core.shortcut
             x = x + shortcut.weight @ seen + shortcut.bias
@@ -149,19 +149,7 @@ class Reference:
         return list(logits[0].split(self.agent.action_nvec)), value[0], after
 
     def cell(self, layer: int, x: Tensor, h: Tensor, c: Tensor) -> tuple[Tensor, Tensor]:
-        """The equations of torch's documentation."""
-        rnn: Any = self.core.rnn
-        of_x = getattr(rnn, f"weight_ih_l{layer}") @ x + getattr(rnn, f"bias_ih_l{layer}")
-        of_h = getattr(rnn, f"weight_hh_l{layer}") @ h + getattr(rnn, f"bias_hh_l{layer}")
-        if self.config.core.kind == "lstm":
-            i, f, g, o = (of_x + of_h).chunk(4)
-            c = f.sigmoid() * c + i.sigmoid() * g.tanh()
-            return o.sigmoid() * c.tanh(), c
-        if self.config.core.kind == "gru":
-            (xr, xz, xn), (hr, hz, hn) = of_x.chunk(3), of_h.chunk(3)
-            r, z = (xr + hr).sigmoid(), (xz + hz).sigmoid()
-            return (1 - z) * (xn + r * hn).tanh() + z * h, c
-        return ((of_x + of_h).tanh() if self.config.core.kind == "rnn_tanh" else (of_x + of_h).relu()), c
+        return cell(self.core, self.config.core.kind, layer, x, h, c)
 
     # --- one iteration ---------------------------------------------------------------------------------------------
 
@@ -456,6 +444,33 @@ class Reference:
             m += 0.1 * (g - m)
             v += 0.001 * (g**2 - v)
             p -= learning_rate * (m / (1 - 0.9**self.updates)) / ((v / (1 - 0.999**self.updates)).sqrt() + 1e-8)
+
+
+def normalized(x: Tensor) -> Tensor:
+    return (x - x.mean()) / (x.var(correction=0) + 1e-5).sqrt()
+
+
+def cell(core: Any, kind: str, layer: int, x: Tensor, h: Tensor, c: Tensor) -> tuple[Tensor, Tensor]:
+    """Hidden and cell state after one step ``[H]``, by torch's documentation, and Ba et al. 2016 and its supplement."""
+    rnn, norms = core.rnn, getattr(core, "norms", {})
+    of_x, of_h = (getattr(rnn, f"weight_{k}_l{layer}") @ y for k, y in (("ih", x), ("hh", h)))
+    if kind == "ln_lstm":
+        of_x, of_h = normalized(of_x), normalized(of_h)
+    if kind == "ln_gru":
+        of_x, of_h = (torch.cat([normalized(y[: -len(h)]), normalized(y[-len(h) :])]) for y in (of_x, of_h))
+    if kind.startswith("ln_"):
+        of_x, of_h = of_x * norms[f"gain_ih_l{layer}"], of_h * norms[f"gain_hh_l{layer}"]
+    of_x, of_h = of_x + getattr(rnn, f"bias_ih_l{layer}"), of_h + getattr(rnn, f"bias_hh_l{layer}")
+    if kind in ("lstm", "ln_lstm"):
+        i, f, g, o = (of_x + of_h).chunk(4)
+        c = f.sigmoid() * c + i.sigmoid() * g.tanh()
+        shown = c if kind == "lstm" else normalized(c) * norms[f"gain_c_l{layer}"] + norms[f"bias_c_l{layer}"]
+        return o.sigmoid() * shown.tanh(), c
+    if kind in ("gru", "ln_gru"):
+        (xr, xz, xn), (hr, hz, hn) = of_x.chunk(3), of_h.chunk(3)
+        r, z = (xr + hr).sigmoid(), (xz + hz).sigmoid()
+        return (1 - z) * (xn + r * hn).tanh() + z * h, c
+    return ((of_x + of_h).tanh() if kind == "rnn_tanh" else (of_x + of_h).relu()), c
 
 
 def distinct(steps: list[list[Step]], players: list[Player], images: list[str]) -> float:
