@@ -450,21 +450,24 @@ def normalized(x: Tensor) -> Tensor:
     return (x - x.mean()) / (x.var(correction=0) + 1e-5).sqrt()
 
 
+def summed(core: Any, kind: str, layer: int, which: str, y: Tensor) -> Tensor:
+    """What a layer's input (``which`` is ih) or its state (hh) adds to the gates ``[GH]``."""
+    of_y = getattr(core.rnn, f"weight_{which}_l{layer}") @ y
+    if kind.startswith("ln_"):
+        size = core.rnn.hidden_size
+        groups = of_y.split([4 * size] if kind == "ln_lstm" else [2 * size, size])
+        of_y = torch.cat([normalized(group) for group in groups]) * core.norms[f"gain_{which}_l{layer}"]
+    return of_y + getattr(core.rnn, f"bias_{which}_l{layer}")
+
+
 def cell(core: Any, kind: str, layer: int, x: Tensor, h: Tensor, c: Tensor) -> tuple[Tensor, Tensor]:
     """Hidden and cell state after one step ``[H]``, by torch's documentation, and Ba et al. 2016 and its supplement."""
-    rnn, norms = core.rnn, getattr(core, "norms", {})
-    of_x, of_h = (getattr(rnn, f"weight_{k}_l{layer}") @ y for k, y in (("ih", x), ("hh", h)))
-    if kind == "ln_lstm":
-        of_x, of_h = normalized(of_x), normalized(of_h)
-    if kind == "ln_gru":
-        of_x, of_h = (torch.cat([normalized(y[: -len(h)]), normalized(y[-len(h) :])]) for y in (of_x, of_h))
-    if kind.startswith("ln_"):
-        of_x, of_h = of_x * norms[f"gain_ih_l{layer}"], of_h * norms[f"gain_hh_l{layer}"]
-    of_x, of_h = of_x + getattr(rnn, f"bias_ih_l{layer}"), of_h + getattr(rnn, f"bias_hh_l{layer}")
+    of_x, of_h = summed(core, kind, layer, "ih", x), summed(core, kind, layer, "hh", h)
     if kind in ("lstm", "ln_lstm"):
         i, f, g, o = (of_x + of_h).chunk(4)
-        c = f.sigmoid() * c + i.sigmoid() * g.tanh()
-        shown = c if kind == "lstm" else normalized(c) * norms[f"gain_c_l{layer}"] + norms[f"bias_c_l{layer}"]
+        c = shown = f.sigmoid() * c + i.sigmoid() * g.tanh()
+        if kind == "ln_lstm":
+            shown = normalized(c) * core.norms[f"gain_c_l{layer}"] + core.norms[f"bias_c_l{layer}"]
         return o.sigmoid() * shown.tanh(), c
     if kind in ("gru", "ln_gru"):
         (xr, xz, xn), (hr, hz, hn) = of_x.chunk(3), of_h.chunk(3)

@@ -68,7 +68,7 @@ CONFIGS = {
             "clip_value_loss": False,
             "max_grad_norm": 1e9,
         },
-        {"kind": "gru", "residual": True, "norm": True},
+        {"kind": "ln_gru", "residual": True, "norm": True, "chrono_steps": 8},
     ),
     "Dict, time limit, one ratio per branch": config(
         "Dict",
@@ -114,12 +114,13 @@ CONFIGS = {
             "max_grad_norm": 0.5,
             "normalize_advantage": True,
         },
-        {"kind": "lstm"},
+        {"kind": "ln_lstm", "forget_bias": 1.0},
     ),
     "previous action and reward, a value that hardly shapes what it shares": config(
         "Dict",
-        {"sequence_length": 5, "learning_rate": 1e-2, "max_grad_norm": 0.5, "value_gradient_scale": 0.3},
-        {"kind": "gru"},
+        {"sequence_length": 5, "learning_rate": 1e-2, "max_grad_norm": 0.5, "value_gradient_scale": 0.3}
+        | {"clip_value_loss": False},
+        {"kind": "irnn"},
         {"previous_action": True, "previous_reward": True},
         max_episode_steps=6,
     ),

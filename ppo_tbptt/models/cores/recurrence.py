@@ -63,9 +63,11 @@ class Cell:
 
     factor: derivative of q by the hidden state or, for an LSTM's first three gates, by the cell state, ``[M, G, H]``.
     norms: gains and biases of what is normalised within a step, in the order of the cell's own; none of most cells.
+    groups: so many gates are normalised together; none of most cells.
     """
 
     factor: Tensor
+    groups: ClassVar[tuple[int, ...]] = ()
 
     def __init__(self, before: State, kept: Kept, *norms: Tensor) -> None:
         """Compute the factors from the state before each step, and what :meth:`step` kept of it."""
@@ -111,7 +113,7 @@ class GRU(Cell):
         torch.mul(self.by_n, r, out=self.factor[:, 2])
 
     @staticmethod
-    def step(p: Tensor, q: Tensor, state: State) -> tuple[State, Kept]:
+    def step(p: Tensor, q: Tensor, state: State, *_: Tensor) -> tuple[State, Kept]:
         """See :meth:`Cell.step`."""
         size = p.shape[1] // 3
         rz, q_n = (p[:, : 2 * size] + q[:, : 2 * size]).sigmoid(), q[:, 2 * size :]
@@ -146,7 +148,7 @@ class LSTM(Cell):
         sigmoid_backward.grad_input(tanh_c, o, grad_input=self.factor[:, 3])
 
     @staticmethod
-    def step(p: Tensor, q: Tensor, state: State) -> tuple[State, Kept]:
+    def step(p: Tensor, q: Tensor, state: State, *_: Tensor) -> tuple[State, Kept]:
         """See :meth:`Cell.step`."""
         i, f, g, o = (p + q).chunk(4, 1)
         i, f, g, o = i.sigmoid(), f.sigmoid(), g.tanh(), o.sigmoid()
@@ -179,7 +181,7 @@ class TanhRNN(Cell):
         self.factor = (1 - kept[0] * kept[0])[:, None]
 
     @staticmethod
-    def step(p: Tensor, q: Tensor, state: State) -> tuple[State, Kept]:
+    def step(p: Tensor, q: Tensor, state: State, *_: Tensor) -> tuple[State, Kept]:
         """See :meth:`Cell.step`."""
         h = (p + q).tanh()
         return [h], (h,)
@@ -197,7 +199,7 @@ class ReluRNN(Cell):
         self.factor = (kept[0] > 0).to(kept[0].dtype)[:, None]
 
     @staticmethod
-    def step(p: Tensor, q: Tensor, state: State) -> tuple[State, Kept]:
+    def step(p: Tensor, q: Tensor, state: State, *_: Tensor) -> tuple[State, Kept]:
         """See :meth:`Cell.step`."""
         h = (p + q).relu()
         return [h], (h,)
@@ -245,10 +247,8 @@ class _Norm:
 class LayerNormed(Cell):
     """A cell with ``norm(q)`` in the place of q; to be mixed into one, whose ``kept`` it appends q to.
 
-    groups: so many gates are normalised together. ``norms`` begins with their gains and their biases, ``[GH]`` each.
+    ``norms`` begins with the gains and the biases of all gates, ``[GH]`` each.
     """
-
-    groups: ClassVar[tuple[int, ...]]
 
     def __init__(self, before: State, kept: Kept, gain: Tensor, *_: Tensor) -> None:
         super().__init__(before, kept[:-1])
@@ -287,7 +287,8 @@ class LayerNormGRU(LayerNormed, GRU):
     @staticmethod
     def step(p: Tensor, q: Tensor, state: State, *norms: Tensor) -> tuple[State, Kept]:
         """See :meth:`Cell.step`."""
-        after, kept = GRU.step(p, normalize(q, *norms, LayerNormGRU.groups), state)
+        gain, bias = norms
+        after, kept = GRU.step(p, normalize(q, gain, bias, LayerNormGRU.groups), state)
         return after, (*kept, q)
 
 
@@ -308,10 +309,11 @@ class LayerNormLSTM(LayerNormed, LSTM):
     @staticmethod
     def step(p: Tensor, q: Tensor, state: State, *norms: Tensor) -> tuple[State, Kept]:
         """See :meth:`Cell.step`."""
-        i, f, g, o = (p + normalize(q, *norms[:2], LayerNormLSTM.groups)).chunk(4, 1)
+        gain, bias, gain_c, bias_c = norms
+        i, f, g, o = (p + normalize(q, gain, bias, LayerNormLSTM.groups)).chunk(4, 1)
         i, f, g, o = i.sigmoid(), f.sigmoid(), g.tanh(), o.sigmoid()
         c = torch.addcmul(f * state[1], i, g)
-        tanh_c = normalize(c, *norms[2:], (1,)).tanh()
+        tanh_c = normalize(c, gain_c, bias_c, (1,)).tanh()
         return [o * tanh_c, c], (i, f, g, o, tanh_c, c, q)
 
     def by_cell(self, rows: slice, after: State) -> Tensor:

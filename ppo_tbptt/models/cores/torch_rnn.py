@@ -254,7 +254,6 @@ class LayerNormed(TorchCore):
     ``b_ih`` and ``b_hh`` are the biases after that; ``norms`` has the gains, and both for an LSTM's cell state.
     """
 
-    cell: ClassVar[type[recurrence.LayerNormed]]
     on_cudnn = False
 
     def __init__(self, input_size: int, config: CoreConfig) -> None:
