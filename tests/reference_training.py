@@ -157,7 +157,7 @@ class Reference:
         if self.config.core.norm:
             around: Any = self.agent.core
             norm = around.core.norm if self.config.core.residual else around.norm
-            x = (x - x.mean()) / (x.var(correction=0) + 1e-5).sqrt() * norm.weight + norm.bias
+            x = normalized(x) * norm.weight + norm.bias
         if self.config.core.residual:
             shortcut: Any = self.agent.core.shortcut
             x = x + shortcut.weight @ seen + shortcut.bias
@@ -165,19 +165,7 @@ class Reference:
         return list(logits[0].split(self.agent.action_nvec)), value[0], after
 
     def cell(self, layer: int, x: Tensor, h: Tensor, c: Tensor) -> tuple[Tensor, Tensor]:
-        """The equations of torch's documentation."""
-        rnn: Any = self.core.rnn
-        of_x = getattr(rnn, f"weight_ih_l{layer}") @ x + getattr(rnn, f"bias_ih_l{layer}")
-        of_h = getattr(rnn, f"weight_hh_l{layer}") @ h + getattr(rnn, f"bias_hh_l{layer}")
-        if self.config.core.kind == "lstm":
-            i, f, g, o = (of_x + of_h).chunk(4)
-            c = f.sigmoid() * c + i.sigmoid() * g.tanh()
-            return o.sigmoid() * c.tanh(), c
-        if self.config.core.kind == "gru":
-            (xr, xz, xn), (hr, hz, hn) = of_x.chunk(3), of_h.chunk(3)
-            r, z = (xr + hr).sigmoid(), (xz + hz).sigmoid()
-            return (1 - z) * (xn + r * hn).tanh() + z * h, c
-        return ((of_x + of_h).tanh() if self.config.core.kind == "rnn_tanh" else (of_x + of_h).relu()), c
+        return cell(self.core, self.config.core.kind, layer, x, h, c)
 
     # --- one iteration ---------------------------------------------------------------------------------------------
 
@@ -499,6 +487,36 @@ def matrix_memory(core: Any, config: CoreConfig, layer: int, x: Tensor, state: T
         outputs.append(o / ((o**2).mean() + 1e-5).sqrt() * gate * gate.sigmoid())
         states.append(s)
     return core.outputs[layer].weight @ torch.cat(outputs), torch.stack(states).flatten()
+
+
+def normalized(x: Tensor) -> Tensor:
+    return (x - x.mean()) / (x.var(correction=0) + 1e-5).sqrt()
+
+
+def summed(core: Any, kind: str, layer: int, which: str, y: Tensor) -> Tensor:
+    """What a layer's input (``which`` is ih) or its state (hh) adds to the gates ``[GH]``."""
+    of_y = getattr(core.rnn, f"weight_{which}_l{layer}") @ y
+    if kind.startswith("ln_"):
+        size = core.rnn.hidden_size
+        groups = of_y.split([4 * size] if kind == "ln_lstm" else [2 * size, size])
+        of_y = torch.cat([normalized(group) for group in groups]) * core.norms[f"gain_{which}_l{layer}"]
+    return of_y + getattr(core.rnn, f"bias_{which}_l{layer}")
+
+
+def cell(core: Any, kind: str, layer: int, x: Tensor, h: Tensor, c: Tensor) -> tuple[Tensor, Tensor]:
+    """Hidden and cell state after one step ``[H]``, by torch's documentation, and Ba et al. 2016 and its supplement."""
+    of_x, of_h = summed(core, kind, layer, "ih", x), summed(core, kind, layer, "hh", h)
+    if kind in ("lstm", "ln_lstm"):
+        i, f, g, o = (of_x + of_h).chunk(4)
+        c = shown = f.sigmoid() * c + i.sigmoid() * g.tanh()
+        if kind == "ln_lstm":
+            shown = normalized(c) * core.norms[f"gain_c_l{layer}"] + core.norms[f"bias_c_l{layer}"]
+        return o.sigmoid() * shown.tanh(), c
+    if kind in ("gru", "ln_gru"):
+        (xr, xz, xn), (hr, hz, hn) = of_x.chunk(3), of_h.chunk(3)
+        r, z = (xr + hr).sigmoid(), (xz + hz).sigmoid()
+        return (1 - z) * (xn + r * hn).tanh() + z * h, c
+    return ((of_x + of_h).tanh() if kind == "rnn_tanh" else (of_x + of_h).relu()), c
 
 
 def distinct(steps: list[list[Step]], players: list[Player], images: list[str]) -> float:

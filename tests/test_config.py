@@ -109,6 +109,16 @@ REFUSALS: list[tuple[Any, list[str]]] = [
     (base(core={"dropout": 0.1}), ["core.dropout: ", "0.1", "num_layers at least 2"]),
     (base(core={"kind": "none", "residual": True}), ["core.residual: ", "true", '"none"', "must be false"]),
     (base(core={"kind": "none", "norm": True}), ["core.norm: ", "true", '"none"', "must be false"]),
+    (base(core={"forget_bias": 1}), ["core.forget_bias: ", "= 1.0", '"gru"', "must be 0, or the core lstm"]),
+    (
+        base(core={"kind": "irnn", "chrono_steps": 9}),
+        ["core.chrono_steps: ", "= 9", '"irnn"', "must be none, or the core gru"],
+    ),
+    (base(core={"kind": "lstm", "chrono_steps": 2}), ["core.chrono_steps: 2", "a whole number from 3", "none"]),
+    (
+        base(core={"kind": "ln_lstm", "chrono_steps": 9, "forget_bias": 1}),
+        ["core.chrono_steps: ", "= 9", "forget_bias = 1.0", "one of them must be omitted"],
+    ),
     (base(ppo={"sequence_length": 513}), ["ppo.sequence_length: ", "513", "rollout_steps = 512"]),
     (base(ppo={"sequence_length": 8, "sequence_stride": 9}), ["ppo.sequence_stride: ", "9", "sequence_length = 8"]),
     (base(ppo={"sequence_stride": 513}), ["ppo.sequence_stride: ", "513", "rollout_steps = 512", "at most"]),

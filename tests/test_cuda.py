@@ -52,7 +52,7 @@ def test_replay_on_cuda_of_a_rollout_from_the_cpu(core: str, precision: torch.dt
     assert max(worst_replay(agent, to_cuda(rollout), cut(rollout.start, 8), torch.arange(8))) < tolerance
 
 
-@pytest.mark.parametrize("core", ["gru", "lstm"])
+@pytest.mark.parametrize("core", ["gru", "lstm", "ln_gru", "ln_lstm"])
 def test_loss_and_gradients_equal_the_cpu(core: str) -> None:
     results = []
     for device in (torch.device("cpu"), CUDA):
@@ -66,7 +66,7 @@ def test_loss_and_gradients_equal_the_cpu(core: str) -> None:
     torch.testing.assert_close(results[0], results[1], rtol=1e-3, atol=1e-5)
 
 
-@pytest.mark.parametrize("core", ["rnn_tanh", "rnn_relu", "gru"])
+@pytest.mark.parametrize("core", ["rnn_tanh", "rnn_relu", "gru", "ln_gru"])
 @pytest.mark.parametrize("padded", [False, True])
 def test_an_update_with_the_regulariser_equals_the_cpu(core: str, padded: bool) -> None:
     """The package's own recurrence takes cuDNN's place, as its gradients through time are needed."""
@@ -92,7 +92,7 @@ def test_an_update_with_the_regulariser_equals_the_cpu(core: str, padded: bool) 
     torch.testing.assert_close(results[0], results[1], rtol=1e-3, atol=1e-5)
 
 
-@pytest.mark.parametrize("core", ["rnn_relu", "gru", "lstm"])
+@pytest.mark.parametrize("core", ["rnn_relu", "gru", "lstm", "ln_lstm"])
 def test_padded_execution_equals_packed(core: str) -> None:
     agent = small_agent(core, 2)
     rollout = to_cuda(fake_rollout(agent, starts()))

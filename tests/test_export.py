@@ -47,9 +47,10 @@ def untrained(env_id: str, core: str, num_layers: int = 1) -> Policy:
     [
         ("fixture_envs:fixture/DictToy-v0", "none", 1),
         ("fixture_envs:fixture/Tracer-v0", "rnn_tanh", 2),
-        ("fixture_envs:fixture/ImageToy-v0", "rnn_relu", 1),
-        ("fixture_envs:fixture/DictToy-v0", "gru", 2),
+        ("fixture_envs:fixture/ImageToy-v0", "irnn", 1),
+        ("fixture_envs:fixture/DictToy-v0", "ln_gru", 2),
         ("fixture_envs:fixture/Tracer-v0", "lstm", 3),
+        ("fixture_envs:fixture/Tracer-v0", "ln_lstm", 2),
         ("fixture_envs:fixture/DictToy-v0", "retention", 2),
         ("fixture_envs:fixture/Tracer-v0", "gated_delta", 1),
     ],

@@ -216,7 +216,7 @@ def gradient(agent: Agent, batch: Minibatch) -> Tensor:
     return torch.cat([p.grad.flatten().double() for p in agent.parameters() if p.grad is not None])
 
 
-@pytest.mark.parametrize("core", ["none", "gru", "lstm"])
+@pytest.mark.parametrize("core", ["none", "gru", "lstm", "ln_gru"])
 def test_gradients_are_those_of_encoding_every_step(core: str) -> None:
     torch.set_default_dtype(torch.float64)
     try:

@@ -8,10 +8,11 @@ import pytest
 import torch
 from configs_for_tests import base, error_of, tiny
 from helpers import fake_rollout, fake_targets, poison, small_agent, starts, train, update_once
+from reference_training import summed
 from torch import Tensor
 
 from ppo_tbptt.config import Config, ConfigError, PPOConfig, Schedule
-from ppo_tbptt.models import Agent
+from ppo_tbptt.models import CORES, Agent
 from ppo_tbptt.ppo.learner import Learner
 from ppo_tbptt.ppo.losses import AuxiliaryLoss
 from ppo_tbptt.ppo.sequences import cut, gather
@@ -106,6 +107,7 @@ class Naive:
     def __init__(self, agent: Agent, batch: Minibatch, loss: Learner) -> None:
         self.agent = agent
         self.core: Any = agent.core
+        self.kind = next(kind for kind, core in CORES.items() if type(agent.core) is core)
         self.lengths = [int((batch.sequences_per_step > s).sum()) for s in range(len(batch.state))]
         self.layers = self.core.rnn.num_layers
         self.pairs: list[tuple[int, Tensor, Tensor, Tensor]] = []
@@ -119,7 +121,7 @@ class Naive:
                 row = int(ends[t] - batch.sequences_per_step[t]) + s
                 x = features[row]
                 for layer in range(self.layers):
-                    p = self.weight("weight_ih", layer) @ x + self.weight("bias_ih", layer)
+                    p = summed(self.core, self.kind, layer, "ih", x)
                     after = self.cell(layer, p, h[layer])
                     if t:
                         self.pairs.append((layer, p, h[layer], after))
@@ -131,13 +133,10 @@ class Naive:
         torch.testing.assert_close(output.logits, logits)
         self.loss = loss.ppo_loss(0)(batch, replace(output, logits=logits, value=value))[0]
 
-    def weight(self, name: str, layer: int) -> Tensor:
-        return self.core.rnn.get_parameter(f"{name}_l{layer}")
-
     def cell(self, layer: int, p: Tensor, h: Tensor) -> Tensor:
-        q = self.weight("weight_hh", layer) @ h + self.weight("bias_hh", layer)
+        q = summed(self.core, self.kind, layer, "hh", h)
         if len(p) == len(h):
-            return (p + q).tanh() if "tanh" in type(self.core).__name__.lower() else (p + q).relu()
+            return (p + q).tanh() if self.kind == "rnn_tanh" else (p + q).relu()
         (pr, pz, pn), (qr, qz, qn) = p.chunk(3), q.chunk(3)
         z = (pz + qz).sigmoid()
         return (1 - z) * (pn + (pr + qr).sigmoid() * qn).tanh() + z * h
@@ -172,8 +171,8 @@ def _float64() -> Any:
 def unregularised_and_naive(kind: str, layers: int, **config: Any) -> tuple[dict[str, Tensor], Naive, Agent]:
     agent = small_agent(kind, layers)
     for name, p in agent.core.named_parameters():
-        if "bias" in name:
-            torch.nn.init.normal_(p, 0, 0.3)
+        if "bias" in name or "gain" in name:
+            torch.nn.init.normal_(p, float("gain" in name), 0.3)
     without, _ = gradients_of_update(agent, grad_clip="none", **config)
     rollout = fake_rollout(agent, starts())
     sequences = cut(rollout.start, 6)
@@ -183,7 +182,7 @@ def unregularised_and_naive(kind: str, layers: int, **config: Any) -> tuple[dict
 
 @pytest.mark.usefixtures("_float64")
 @pytest.mark.parametrize("execution", ["packed", "padded"])
-@pytest.mark.parametrize(("kind", "layers"), [("rnn_tanh", 1), ("rnn_relu", 2), ("gru", 1), ("gru", 2)])
+@pytest.mark.parametrize(("kind", "layers"), [("rnn_tanh", 1), ("rnn_relu", 2), ("gru", 2), ("ln_gru", 1)])
 def test_the_regulariser_is_that_of_plain_loops(kind: str, layers: int, execution: str) -> None:
     """Value and gradient; it reaches the recurrent weights and biases alone."""
     without, naive, agent = unregularised_and_naive(kind, layers)
@@ -254,7 +253,11 @@ def test_it_brings_the_norm_of_gradients_through_time_nearer_to_constant() -> No
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"core": {"kind": "lstm"}}, ["ppo.jacobian_norm_coef: ", "0.1", '"lstm"', "rnn_tanh, rnn_relu or gru"]),
+        (
+            {"core": {"kind": "lstm"}},
+            ["ppo.jacobian_norm_coef: ", "0.1", '"lstm"', "rnn_tanh, rnn_relu, irnn, gru, ln_gru"],
+        ),
+        ({"core": {"kind": "ln_lstm"}}, ["ppo.jacobian_norm_coef: ", "0.1", '"ln_lstm"', "must be 0"]),
         ({"core": {"kind": "none"}}, ["ppo.jacobian_norm_coef: ", "0.1", '"none"', "must be 0"]),
         ({"core": {"kind": "my_module:Mine"}}, ["ppo.jacobian_norm_coef: ", "0.1", '"my_module:Mine"', "must be 0"]),
         ({"ppo": {"sequence_length": 1}}, ["ppo.jacobian_norm_coef: ", "sequence_length is 1", "must be 0"]),
@@ -267,5 +270,7 @@ def test_it_is_refused_where_there_is_nothing_to_regularise(changes: dict[str, A
 
 
 def test_a_core_that_the_config_does_not_know_is_refused_too() -> None:
-    with pytest.raises(ConfigError, match=r"^ppo\.jacobian_norm_coef: 0\.1 .* LSTM; must be 0, or the core rnn_tanh"):
+    with pytest.raises(
+        ConfigError, match=r"^ppo\.jacobian_norm_coef: 0\.1 .* LSTM; must be 0, or the core one of rnn_tanh"
+    ):
         Trainer(tiny(ppo={"jacobian_norm_coef": 0.1}), agent=small_agent("lstm"))

@@ -48,7 +48,7 @@ def worst_relative(a: list[Tensor], b: list[Tensor]) -> float:
     return max(float((x - y).abs().max() / y.abs().max().clamp(min=1e-12)) for x, y in zip(a, b, strict=True))
 
 
-@pytest.mark.parametrize("core", ["rnn_tanh", "gru", "lstm"])
+@pytest.mark.parametrize("core", ["rnn_tanh", "gru", "lstm", "ln_gru", "ln_lstm"])
 @pytest.mark.parametrize("length", [1, 3, 16, None])
 def test_gradients_equal_the_naive_unroll(core: str, length: int | None) -> None:
     """With no length (or one that covers the rollout): of each whole episode; else with a detach at the cuts."""

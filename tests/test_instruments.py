@@ -10,6 +10,7 @@ import pytest
 import torch
 from configs_for_tests import tiny
 from helpers import NVEC, fake_rollout, fake_targets, small_agent, starts, timeless
+from reference_training import cell, summed
 from torch import Tensor, nn
 
 from ppo_tbptt.config import Config, PPOConfig
@@ -107,11 +108,13 @@ def naive_loss(
     return policy + config.value_coef * error - 0.01 * entropy[0], output.state_out
 
 
-@pytest.mark.parametrize("core", ["gru", "lstm", "rnn_relu"])
+@pytest.mark.parametrize("core", ["gru", "ln_lstm", "rnn_relu"])
 @pytest.mark.usefixtures("float64")
 def test_gradients_equal_those_of_a_loop_for_each_state(core: str) -> None:
     """Each by an unroll of its own from that state on. The weights have moved, so that some ratios are clipped."""
-    config = PPOConfig(sequence_length=6, ratio="per_branch" if core == "lstm" else "joint", normalize_advantage=True)
+    config = PPOConfig(
+        sequence_length=6, ratio="per_branch" if core == "ln_lstm" else "joint", normalize_advantage=True
+    )
     agent = small_agent(core, 2, 0.5)
     rollout = fake_rollout(agent, starts())
     targets = fake_targets(rollout)
@@ -142,29 +145,25 @@ def test_gradients_equal_those_of_a_loop_for_each_state(core: str) -> None:
 
 def naive_gates(agent: Agent, kind: str, obs: Tensor, state: Tensor) -> list[list[float]]:
     """Of each layer at one step, by the equations of torch's documentation."""
-    rnn: Any = agent.core.rnn
-    x, layers = agent.encoder({"obs": obs[None]})["obs"][0], []
+    core: Any = agent.core
+    rnn, x, layers = core.rnn, agent.encoder({"obs": obs[None]})["obs"][0], []
     parts = state.view(-1, rnn.num_layers, rnn.hidden_size)
     for layer in range(rnn.num_layers):
-        a = getattr(rnn, f"weight_ih_l{layer}") @ x + getattr(rnn, f"bias_ih_l{layer}")
         h = parts[0, layer]
-        b = getattr(rnn, f"weight_hh_l{layer}") @ h + getattr(rnn, f"bias_hh_l{layer}")
-        if kind == "gru":
-            (ar, az, an), (br, bz, bn) = a.chunk(3), b.chunk(3)
-            r, z = (ar + br).sigmoid(), (az + bz).sigmoid()
-            gates, x = [*r, *z], (1 - z) * (an + r * bn).tanh() + z * h
-        elif kind == "lstm":
-            i, f, g, o = (a + b).chunk(4)
-            gates = [*i.sigmoid(), *f.sigmoid(), *o.sigmoid()]
-            x = o.sigmoid() * (f.sigmoid() * parts[1, layer] + i.sigmoid() * g.tanh()).tanh()
+        sums = summed(core, kind, layer, "ih", x) + summed(core, kind, layer, "hh", h)
+        x, _ = cell(core, kind, layer, x, h, parts[-1, layer])
+        if kind in ("gru", "ln_gru"):
+            gates = [*sums.sigmoid()[: 2 * len(h)]]
+        elif kind in ("lstm", "ln_lstm"):
+            i, f, _, o = sums.sigmoid().chunk(4)
+            gates = [*i, *f, *o]
         else:
-            x = (a + b).tanh() if kind == "rnn_tanh" else (a + b).relu()
             gates = [(u + 1) / 2 for u in x] if kind == "rnn_tanh" else [0.0 if u == 0 else 0.5 for u in x]
         layers.append([float(gate) for gate in gates])
     return layers
 
 
-@pytest.mark.parametrize("kind", ["gru", "lstm", "rnn_tanh", "rnn_relu"])
+@pytest.mark.parametrize("kind", ["gru", "lstm", "rnn_tanh", "rnn_relu", "ln_gru", "ln_lstm"])
 @torch.no_grad()
 def test_saturation_is_the_share_of_gates_near_their_ends(kind: str) -> None:
     agent = moved(small_agent(kind, 2))

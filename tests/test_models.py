@@ -36,7 +36,7 @@ class NormalizedWithShortcut(Residual):
         super().__init__(Normalized(CORES[config.kind](input_size, config)), input_size)
 
 
-@pytest.mark.parametrize("kind", ["rnn_tanh", "gru", "lstm"])
+@pytest.mark.parametrize("kind", ["rnn_tanh", "gru", "lstm", "ln_lstm"])
 def test_a_norm_and_a_shortcut_around_a_core_keep_the_contract(kind: str) -> None:
     check_core(NormalizedWithShortcut, core_config(kind, 2))
 

@@ -1,4 +1,4 @@
-"""The recurrence over projected inputs is that of torch's modules: outputs, states and all gradients."""
+"""The recurrence over projected inputs is that of torch's modules, or of a loop: outputs, states and all gradients."""
 
 import itertools
 from typing import Any
@@ -7,13 +7,15 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from reference_training import cell
 from torch import Tensor, nn
+from torch.nn import functional as F
 from torch.nn.utils.rnn import PackedSequence
 
 from ppo_tbptt.config import CoreConfig
 from ppo_tbptt.models import CORES, Core
 
-KINDS = ["rnn_tanh", "rnn_relu", "gru", "lstm"]
+KINDS = ["rnn_tanh", "rnn_relu", "gru", "lstm", "ln_gru", "ln_lstm"]
 
 
 def gradients(core: Any, x: Tensor, state: Tensor, y: Tensor, after: Tensor) -> list[Tensor]:
@@ -32,7 +34,7 @@ def compare(
     execution: Any = "packed",
     parts: int = 1,
 ) -> None:
-    """An own core against torch's module with the same weights, on sequences of these lengths."""
+    """An own core against torch's module, or a loop, with the same weights, on sequences of these lengths."""
     torch.manual_seed(0)
     config = CoreConfig(kind=kind, hidden_size=7, num_layers=num_layers, dropout=dropout, execution=execution)
     core: Any = CORES[kind](6, config).to(dtype)
@@ -50,17 +52,37 @@ def compare(
 
     h = state.view(len(lengths), -1, num_layers, 7).permute(1, 2, 0, 3)
     torch.manual_seed(1)
-    want, want_after = core.rnn(PackedSequence(x, sequences_per_step), (h[0], h[1]) if kind == "lstm" else h[0])
-    flat = torch.stack(want_after if kind == "lstm" else (want_after,)).permute(2, 0, 1, 3).flatten(1)
+    if kind.startswith("ln_"):
+        want, want_after = loop(core, kind, x, h, sequences_per_step.tolist())
+    else:
+        packed = PackedSequence(x, sequences_per_step)
+        (want, *_), want_after = core.rnn(packed, (h[0], h[1]) if kind == "lstm" else h[0])
+    flat = torch.stack(want_after if "lstm" in kind else (want_after,)).permute(2, 0, 1, 3).flatten(1)
 
     tolerance: Any = dict.fromkeys(("rtol", "atol"), 1e-10 if dtype == torch.float64 else 1e-5)
-    torch.testing.assert_close(y, want.data, **tolerance)
+    torch.testing.assert_close(y, want, **tolerance)
     torch.testing.assert_close(after, flat, **tolerance)
-    for own, theirs in zip(
-        gradients(core, x, state, y, after), gradients(core, x, state, want.data, flat), strict=True
-    ):
+    for own, theirs in zip(gradients(core, x, state, y, after), gradients(core, x, state, want, flat), strict=True):
         scale = theirs.abs().max().clamp(min=1e-30)  # ReLU's units may all be shut
         torch.testing.assert_close(own / scale, theirs / scale, **tolerance)
+
+
+def loop(core: Any, kind: str, x: Tensor, state: Tensor, sizes: list[int]) -> tuple[Tensor, Any]:
+    """Layer by layer, step by step, sequence by sequence: packed outputs, and the state after each last step."""
+    lasts = []
+    for layer in range(core.rnn.num_layers):
+        if layer:
+            x = F.dropout(x, core.rnn.dropout, core.training)
+        now, outputs = [list(parts) for parts in state[:, layer].unbind(1)], []
+        for size, rows in zip(sizes, x.split(sizes), strict=True):
+            for s in range(size):
+                h, c = cell(core, kind, layer, rows[s], now[s][0], now[s][-1])
+                now[s] = [h, c][: len(state)]
+                outputs.append(h)
+        x = torch.stack(outputs)
+        lasts.append(torch.stack([torch.stack(parts) for parts in now], 1))
+    after = torch.stack(lasts, 1)
+    return x, tuple(after) if len(state) == 2 else after[0]
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])

@@ -68,7 +68,7 @@ CONFIGS = {
             "clip_value_loss": False,
             "max_grad_norm": 1e9,
         },
-        {"kind": "gru", "residual": True, "norm": True},
+        {"kind": "ln_gru", "residual": True, "norm": True, "chrono_steps": 8},
         {"normalize_frames": True},
     ),
     "Dict, time limit, one ratio per branch": config(
@@ -115,7 +115,7 @@ CONFIGS = {
             "max_grad_norm": 0.5,
             "normalize_advantage": True,
         },
-        {"kind": "lstm"},
+        {"kind": "ln_lstm", "forget_bias": 1.0},
     ),
     "previous action and reward, a value that hardly shapes what it shares": config(
         "Dict",
@@ -157,7 +157,7 @@ OF_RANKS = {
             "lstm with dropout",
             {
                 "ppo": {"num_minibatches": 11, "sequence_length": None, "target_kl": 1e-2, "jacobian_norm_coef": 0.2},
-                "core": {"kind": "gru"},
+                "core": {"kind": "irnn"},
             },
         ),
         "overlapping sequences": ("overlapping sequences, burn-in, refreshed states", {}),

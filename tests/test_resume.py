@@ -20,7 +20,7 @@ from ppo_tbptt.training.trainer import Trainer
 SMALL: dict[str, Any] = {"hidden_size": 16, "cnn_channels": [4, 4, 4], "normalize_frames": True}
 CONFIGS = {
     "toy": tiny(
-        core={"dropout": 0.2, "num_layers": 2},
+        core={"kind": "ln_lstm", "dropout": 0.2, "num_layers": 2, "chrono_steps": 20},
         ppo={"learning_rate": {"initial": 1e-3, "final": 0.0}},
         train={"checkpoint_every": 1, "eval_every": 2},
     ),
@@ -30,7 +30,7 @@ CONFIGS = {
     ),
     "halves": tiny(env={"num_envs": 5, "num_workers": 2, "double_buffering": "on"}, train={"checkpoint_every": 1}),
     "control of gradients": tiny(
-        core={"dropout": 0.2, "num_layers": 2, "initial_state": "learnt", "execution": "padded"}
+        core={"kind": "ln_gru", "dropout": 0.2, "num_layers": 2, "initial_state": "learnt", "execution": "padded"}
         | {"residual": True, "norm": True},
         ppo={"grad_clip": "per_layer", "jacobian_norm_coef": 0.1},
         train={"checkpoint_every": 1},

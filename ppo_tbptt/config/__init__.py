@@ -5,6 +5,7 @@ from functools import partial
 from ppo_tbptt.config import fields
 from ppo_tbptt.config.load import ConfigError
 from ppo_tbptt.config.schema import (
+    REGULARIZED,
     SEED_LIMIT,
     Config,
     CoreConfig,
@@ -21,6 +22,7 @@ describe_fields = partial(fields.describe_fields, Config)
 keys_marked = partial(fields.keys_marked, Config)
 
 __all__ = [
+    "REGULARIZED",
     "SEED_LIMIT",
     "Config",
     "ConfigError",

@@ -17,6 +17,8 @@ from ppo_tbptt.config.load import Problem
 SEED_LIMIT = 2**31
 MAX_COMPUTED = 32
 """Steps that may be computed for each one that counts, where sequences overlap or are warmed up."""
+REGULARIZED = ("rnn_tanh", "rnn_relu", "irnn", "gru", "ln_gru")
+"""Cores that ``jacobian_norm_coef`` is for: their state is the hidden state alone."""
 
 FIXED: Any = Field(json_schema_extra={"fixed": True})
 """Marks what cannot change when a run is resumed."""
@@ -186,14 +188,20 @@ class CoreConfig(Table):
 
     model_config = ConfigDict(json_schema_extra={"additionalProperties": True})  # those of a core of one's own
     kind: Annotated[
-        Literal["none", "rnn_tanh", "rnn_relu", "gru", "lstm", "retention", "gated_delta"],
+        Literal["none", "rnn_tanh", "rnn_relu", "irnn", "gru", "ln_gru", "lstm", "ln_lstm", "retention", "gated_delta"],
         FIXED,
         Field(examples=["my_module:MyCore"]),
     ] = "gru"
-    """The cell; "none" is an agent without memory, to compare with; "my_module:MyCore" a class of yours, which gets
-    what else is in this table. "retention" adds what it sees to a matrix for each head, which fades at a fixed rate
-    (Sun et al. 2023); "gated_delta" replaces what such a matrix holds at a key, and learns when to forget (Yang et al.
-    2024)."""
+    """The cell.
+    none: no memory, to compare with.
+    rnn_tanh, rnn_relu: a plain recurrent network (Elman 1990).
+    irnn: rnn_relu that begins as the identity (Le et al. 2015).
+    gru: the gated recurrent unit (Cho et al. 2014).
+    lstm: long short-term memory (Hochreiter and Schmidhuber 1997).
+    ln_gru, ln_lstm: gru and lstm, layer-normalised inside (Ba et al. 2016).
+    retention: adds what it sees to a matrix for each head, which fades at a fixed rate (Sun et al. 2023).
+    gated_delta: replaces what such a matrix holds at a key, and learns when to forget (Yang et al. 2024).
+    my_module:MyCore: a class of yours, which gets what else is in this table."""
     hidden_size: Annotated[Size, FIXED] = 512
     """Width of each layer's output, and of its state but for matrices: those are `hidden_size` x `hidden_size` /
     `num_heads` numbers."""
@@ -209,6 +217,12 @@ class CoreConfig(Table):
     """Layer normalisation of the core's output, before a residual is added."""
     initial_state: Annotated[Literal["zeros", "learnt"], FIXED] = "zeros"
     """The state at the start of an episode: zeros, or a parameter, to which weight decay does not apply."""
+    forget_bias: Annotated[float, FIXED, Field(ge=-100, le=100)] = 0.0
+    """What an LSTM's forget gates have for a bias at first; 1 keeps memory longer (Jozefowicz et al. 2015)."""
+    chrono_steps: Annotated[int, FIXED, Field(ge=3, le=1_000_000_000)] | Nothing = None
+    """T_max of the chrono initialisation, the longest time that memory may have to last, in steps: biases of the gates
+    that keep memory, of an LSTM or a GRU, are drawn so that these forget after up to so many (Tallec and Ollivier
+    2018); none: zeros."""
     execution: Literal["packed", "padded"] = "packed"
     """How updates unroll a minibatch: its valid steps alone, or padded to its longest sequence and masked. The results
     are equal but for rounding; padding costs more."""
@@ -417,6 +431,8 @@ class Config(Table):
         if isinstance(core, CoreConfig) and core.kind == "none" and core.initial_state == "learnt":
             text = 'initial_state = "learnt" with kind = "none", which has no state'
             yield ("core.initial_state", "core.kind"), f'{text}; must be "zeros"'
+        if isinstance(core, CoreConfig):
+            yield from self._conflicts_of_gates(core)
         if core.kind == "none" and core.residual:
             yield ("core.residual", "core.kind"), 'true with kind = "none", which is its own shortcut; must be false'
         if core.kind == "none" and core.norm:
@@ -436,8 +452,8 @@ class Config(Table):
             yield ("ppo.num_minibatches", "ppo.rollout_steps", "env.num_envs"), f"{text}; {remedy}"
         if ppo.jacobian_norm_coef > 0:
             text = f"jacobian_norm_coef = {ppo.jacobian_norm_coef}"
-            if core.kind not in ("rnn_tanh", "rnn_relu", "gru"):
-                remedy = "must be 0, or the core rnn_tanh, rnn_relu or gru"
+            if core.kind not in REGULARIZED:
+                remedy = f"must be 0, or the core one of {', '.join(REGULARIZED)}"
                 yield ("ppo.jacobian_norm_coef", "core.kind"), f"{text} with kind = {shown(core.kind)}; {remedy}"
             if ppo.sequence_length == 1:
                 text += " acts between the steps of a sequence, and sequence_length is 1"
@@ -457,6 +473,18 @@ class Config(Table):
             remedy = "held-out seeds must not overlap them"
             keys = ("train.eval_first_seed", *of_train, *of_env)
             yield keys, f"{text} {seeds.start}..{seeds.stop - 1}; {remedy}"
+
+    def _conflicts_of_gates(self, core: CoreConfig) -> Iterator[tuple[tuple[str, ...], str]]:
+        kind = f"with kind = {shown(core.kind)}"
+        if core.forget_bias and core.kind not in ("lstm", "ln_lstm"):
+            text = f"forget_bias = {core.forget_bias} {kind}, which has no forget gate"
+            yield ("core.forget_bias", "core.kind"), f"{text}; must be 0, or the core lstm or ln_lstm"
+        if core.chrono_steps is not None and core.kind not in ("gru", "lstm", "ln_gru", "ln_lstm"):
+            text = f"chrono_steps = {core.chrono_steps} {kind}, which has no gate that keeps memory"
+            yield ("core.chrono_steps", "core.kind"), f"{text}; must be none, or the core gru, lstm, ln_gru or ln_lstm"
+        if core.forget_bias and core.chrono_steps is not None:
+            text = f"chrono_steps = {core.chrono_steps} and forget_bias = {core.forget_bias} are both for the same bias"
+            yield ("core.chrono_steps", "core.forget_bias"), f"{text}; one of them must be omitted"
 
     def _conflicts_through_time(self) -> Iterator[tuple[tuple[str, ...], str]]:
         core, ppo = self.core, self.ppo

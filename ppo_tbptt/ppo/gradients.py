@@ -19,8 +19,8 @@ def jacobian_norm(trace: Trace) -> tuple[Float[Tensor, ""], Int[Tensor, ""]]:
 
         (|g_{t+1} J| / |g_{t+1}| - 1)^2.
 
-    As there (eq. 10 and 11), it is differentiated by the recurrent weights and biases in J alone: g_{t+1}, h_t and the
-    projected input are constants. Pairs whose g_{t+1} is 0 are left out.
+    As there (eq. 10 and 11), it is differentiated by the recurrent weights, biases and gains in J alone: g_{t+1}, h_t
+    and the projected input are constants. Pairs whose g_{t+1} is 0 are left out.
 
     Returns:
         The sum, which carries the gradient, and the number of pairs.
@@ -31,7 +31,7 @@ def jacobian_norm(trace: Trace) -> tuple[Float[Tensor, ""], Int[Tensor, ""]]:
     has_signal = largest > 0
     direction = F.normalize(g / largest.where(has_signal, 1), dim=1)  # the squares of small gradients would be 0
     h = h.detach().requires_grad_()
-    (after,), _ = trace.cell.step(p, F.linear(h, trace.weight, trace.bias), [h])
+    (after,), _ = trace.cell.step(p, F.linear(h, trace.weight, trace.bias), [h], *trace.norms)
     (back,) = torch.autograd.grad(after, h, direction, create_graph=True)
     terms = (torch.linalg.vector_norm(back, dim=1) - 1).square()
     return terms.where(has_signal.squeeze(1), 0).sum(), has_signal.sum()

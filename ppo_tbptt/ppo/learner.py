@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from ppo_tbptt.config import ConfigError, PPOConfig
+from ppo_tbptt.config import REGULARIZED, ConfigError, PPOConfig
 from ppo_tbptt.models import Agent
 from ppo_tbptt.models.compile import Encode
 from ppo_tbptt.models.cores import GRU, ReluRNN, TanhRNN, Wrapper
@@ -115,7 +115,8 @@ class Learner:
         if config.jacobian_norm_coef:
             if not isinstance(core, GRU | TanhRNN | ReluRNN):
                 text = f"{config.jacobian_norm_coef} is not possible with the core {type(core).__name__}"
-                raise ConfigError(f"ppo.jacobian_norm_coef: {text}; must be 0, or the core rnn_tanh, rnn_relu or gru")
+                remedy = f"must be 0, or the core one of {', '.join(REGULARIZED)}"
+                raise ConfigError(f"ppo.jacobian_norm_coef: {text}; {remedy}")
             self._traced = core.traced
         learnt_state = core.learnt_state
         groups: list[dict[str, Any]] = [{"params": [p for p in self.parameters() if p is not learnt_state]}]
@@ -241,7 +242,7 @@ class Learner:
             return figures
         # Gradients and figures will be multiplied by steps / total_steps.
         mean = sum(term for term, _ in terms) / count.clamp(min=1) * (part.total_steps / part.steps)
-        (coef * mean).backward(inputs=[x for trace in traces for x in (trace.weight, trace.bias)])
+        (coef * mean).backward(inputs=[x for trace in traces for x in trace.parameters])
         total = figures["loss/total"] + coef * mean.detach()
         return {**figures, "loss/total": total, "loss/jacobian_norm": mean.detach()}
 

@@ -9,11 +9,11 @@ from typing import Any
 from ppo_tbptt.config import ConfigError
 from ppo_tbptt.models.cores.core import Core, NoMemory, Normalized, Residual, Wrapper
 from ppo_tbptt.models.cores.matrix import GatedDelta, Retention
-from ppo_tbptt.models.cores.torch_rnn import GRU, LSTM, ReluRNN, TanhRNN
+from ppo_tbptt.models.cores.torch_rnn import GRU, IRNN, LSTM, LayerNormGRU, LayerNormLSTM, ReluRNN, TanhRNN
 from ppo_tbptt.models.plugins import load_plugin, one_line
 
 __all__ = ["CORES", "GRU", "LSTM", "Core", "NoMemory", "Normalized", "ReluRNN", "Residual", "TanhRNN", "Wrapper"]
-__all__ += ["build_core"]
+__all__ += ["IRNN", "LayerNormGRU", "LayerNormLSTM", "build_core"]
 
 CORES: dict[str, type[Core]] = {
     "none": NoMemory,
@@ -21,6 +21,9 @@ CORES: dict[str, type[Core]] = {
     "rnn_relu": ReluRNN,
     "gru": GRU,
     "lstm": LSTM,
+    "irnn": IRNN,
+    "ln_gru": LayerNormGRU,
+    "ln_lstm": LayerNormLSTM,
     "retention": Retention,
     "gated_delta": GatedDelta,
 }
