@@ -8,11 +8,12 @@ from typing import Any
 
 from ppo_tbptt.config import ConfigError
 from ppo_tbptt.models.cores.core import Core, NoMemory, Normalized, Residual, Wrapper
+from ppo_tbptt.models.cores.scan import LRU, MinGRU
 from ppo_tbptt.models.cores.torch_rnn import GRU, LSTM, ReluRNN, TanhRNN
 from ppo_tbptt.models.plugins import load_plugin, one_line
 
 __all__ = ["CORES", "GRU", "LSTM", "Core", "NoMemory", "Normalized", "ReluRNN", "Residual", "TanhRNN", "Wrapper"]
-__all__ += ["build_core"]
+__all__ += ["LRU", "MinGRU", "build_core"]
 
 CORES: dict[str, type[Core]] = {
     "none": NoMemory,
@@ -20,6 +21,8 @@ CORES: dict[str, type[Core]] = {
     "rnn_relu": ReluRNN,
     "gru": GRU,
     "lstm": LSTM,
+    "mingru": MinGRU,
+    "lru": LRU,
 }
 """By ``core.kind``; each is constructed as ``(input_size, config)``."""
 

@@ -1,0 +1,265 @@
+"""Cores with a linear recurrence, ``h_t = a_t h_{t-1} + b_t`` elementwise: minGRU and LRU, unrolled by one scan.
+
+Neither ``a`` nor ``b`` depends on the state, so every matrix product of a layer is computed for all steps at once, and
+those of the first layer once for each distinct input (:meth:`~ppo_tbptt.models.cores.Core.project_input`). What is left
+for each step is a single fused multiplication and addition.
+"""
+
+import math
+from collections.abc import Sequence
+from typing import Any, ClassVar
+
+import torch
+from jaxtyping import Float, Inexact, Int
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+from torch.nn import functional as F
+
+from ppo_tbptt.config import CoreConfig
+from ppo_tbptt.models.cores.core import Core
+from ppo_tbptt.models.cores.recurrence import Packing
+
+
+def scan(
+    a: Inexact[Tensor, "*M H"],
+    b: Inexact[Tensor, "M H"],
+    state: Inexact[Tensor, "S H"],
+    sequences_per_step: Packing,
+    *,
+    padded: bool = False,
+) -> Inexact[Tensor, "M H"]:
+    """Compute ``h_t = a_t h_{t-1} + b_t`` over packed sequences (see :class:`~ppo_tbptt.types.Minibatch`).
+
+    All arguments are real, or all are complex; gradients go to each of them. Nothing is divided and no logarithm taken,
+    so they may be zero or negative.
+
+    Args:
+        a: factor of each step, or one for all steps, ``[H]``.
+        b: what each step adds.
+        state: before the first step of each sequence.
+        sequences_per_step: the packing.
+        padded: compute over the rectangle [L, S] around the steps, and leave out what is not one of them.
+
+    Returns:
+        The state after every step, packed.
+    """
+    sizes = sequences_per_step
+    if len(sizes) == 1:
+        return torch.addcmul(b, a, state)
+    if padded and sizes[-1] < sizes[0]:
+        mask = torch.arange(sizes[0]) < torch.tensor(sizes)[:, None]
+        valid = mask.flatten().nonzero().squeeze(1).to(b.device)
+        a, b = (x if x.dim() == 1 else x.new_zeros(mask.numel(), x.shape[1]).index_copy(0, valid, x) for x in (a, b))
+        return scan(a, b, state, [sizes[0]] * len(sizes)).index_select(0, valid)
+    h: Any = _Scan.apply(sizes, a, b, state)
+    return h
+
+
+class _Scan(torch.autograd.Function):
+    """The loss by b is a scan too, in reverse: ``g_t = loss by h_t + conj(a_{t+1}) g_{t+1}``."""
+
+    @staticmethod
+    def forward(ctx: Any, sizes: list[int], a: Tensor, b: Tensor, state: Tensor) -> Tensor:
+        h, before = torch.empty_like(b), state
+        for h_t, a_t, b_t in zip(h.split(sizes), _by_step(a, sizes), b.split(sizes), strict=True):
+            torch.addcmul(b_t, a_t, before[: len(h_t)], out=h_t)
+            before = h_t
+        ctx.sizes = sizes
+        ctx.save_for_backward(a, state, h)
+        return h
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *gradients: Tensor) -> Any:
+        a, state, h = ctx.saved_tensors
+        sizes, factor = ctx.sizes, a.conj().resolve_conj()
+        g = gradients[0].clone(memory_format=torch.contiguous_format)
+        by_step, factors = g.split(sizes), _by_step(factor, sizes)
+        for t in range(len(sizes) - 1, 0, -1):
+            by_step[t - 1][: sizes[t]].addcmul_(factors[t], by_step[t])
+        pairs = zip(h.split(sizes), sizes[1:], strict=False)
+        before = torch.cat([state, *(h_t[:going_on] for h_t, going_on in pairs)])
+        by_a = g * before.conj()
+        return None, by_a.sum(0) if a.dim() == 1 else by_a, g, factors[0] * by_step[0]
+
+
+def _by_step(a: Tensor, sizes: list[int]) -> Sequence[Tensor]:
+    return [a] * len(sizes) if a.dim() == 1 else a.split(sizes)
+
+
+class Layer(nn.Module):
+    """One layer of a :class:`ScanCore`, constructed as ``(input_size, hidden_size)``."""
+
+    width: ClassVar[int]
+    """Real numbers in the state of each of its H units."""
+    weight: nn.Parameter
+    """``[P, F]``: all that the layer does to its input without memory."""
+    bias: nn.Parameter | None
+
+    def project(self, x: Float[Tensor, "*U _"], columns: slice = slice(None)) -> Float[Tensor, "*U P"]:
+        """Multiply by these columns of the weight; the first ones bring the bias with them."""
+        return F.linear(x, self.weight[:, columns], None if columns.start else self.bias)
+
+    def forward(
+        self, p: Float[Tensor, "M P"], state: Float[Tensor, "S W"], sequences_per_step: Packing, padded: bool
+    ) -> tuple[Float[Tensor, "M H"], Float[Tensor, "M W"]]:
+        """Unroll packed sequences of projected inputs; return the outputs, and the state after every step."""
+        raise NotImplementedError
+
+    def gates(self, p: Float[Tensor, "M P"]) -> list[Float[Tensor, "M 1 H"]]:
+        """Return the layer's gates, if it has any."""
+        return []
+
+
+class MinGRULayer(Layer):
+    """``z = sigmoid(W_z x)``, ``h~ = W_h x``, ``h' = (1 - z) h + z h~`` (section 3.1.3)."""
+
+    width = 1
+
+    def __init__(self, input_size: int, hidden_size: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(2 * hidden_size, input_size))
+        self.bias = nn.Parameter(torch.zeros(2 * hidden_size))
+        nn.init.orthogonal_(self.weight, 2**0.5)
+
+    def forward(self, p: Tensor, state: Tensor, sequences_per_step: Packing, padded: bool) -> tuple[Tensor, Tensor]:
+        """See :meth:`Layer.forward`."""
+        z, candidate = p.chunk(2, 1)
+        h = scan((-z).sigmoid(), z.sigmoid() * candidate, state, sequences_per_step, padded=padded)
+        return h, h
+
+    def gates(self, p: Tensor) -> list[Tensor]:
+        """See :meth:`Layer.gates`."""
+        return [p.chunk(2, 1)[0].sigmoid()[:, None]]
+
+
+class LRULayer(Layer):
+    """``h' = lambda h + gamma B x`` with complex h, then ``y = Re(C h) + D x``, then a nonlinearity.
+
+    ``lambda = exp(-exp(nu) + i exp(theta))``, whose absolute value is below 1 (section 3.3 and 3.4). Nothing above is
+    nonlinear, so the layer ends as the paper's block does: GELU, then a gated linear unit (Dauphin et al. 2017). That
+    block's normalisation and shortcut are ``core.norm`` and ``core.residual``.
+
+    Complex numbers are pairs (real, imaginary) that lie side by side in the state and in the rows of ``gamma B``.
+    """
+
+    width = 2
+    RADIUS = (0.9, 0.999)
+    """Initial |lambda|, uniform on the ring between them: states that last 10 to 1,000 steps."""
+    PHASE = math.pi / 10
+    """Largest initial angle of lambda; the paper restricts it in this way where sequences are long (section 3.4)."""
+
+    def __init__(self, input_size: int, hidden_size: int) -> None:
+        super().__init__()
+        squared = torch.empty(hidden_size).uniform_(self.RADIUS[0] ** 2, self.RADIUS[1] ** 2)
+        self.nu = nn.Parameter((-0.5 * squared.log()).log())
+        self.theta = nn.Parameter((self.PHASE * (1 - torch.rand(hidden_size))).log())
+        self.gamma = nn.Parameter(0.5 * (1 - squared).log())
+        """Logarithm of the factor that keeps the state's size, whatever lambda: at first sqrt(1 - |lambda|^2)."""
+        self.weight = nn.Parameter(torch.randn(3 * hidden_size, input_size) / input_size**0.5)  # B, then D
+        self.bias = None
+        with torch.no_grad():
+            self.weight[: 2 * hidden_size] /= 2**0.5
+        self.c = nn.Parameter(torch.randn(hidden_size, 2 * hidden_size) / hidden_size**0.5)
+        self.out = nn.Linear(hidden_size, 2 * hidden_size)
+        nn.init.orthogonal_(self.out.weight)
+        nn.init.zeros_(self.out.bias)
+
+    def forward(self, p: Tensor, state: Tensor, sequences_per_step: Packing, padded: bool) -> tuple[Tensor, Tensor]:
+        """See :meth:`Layer.forward`."""
+        size = 2 * len(self.nu)
+        radius, angle = (-self.nu.exp()).exp(), self.theta.exp()
+        real, imaginary = radius * angle.cos(), radius * angle.sin()
+        b = p[:, :size].unflatten(1, (-1, 2)) * self.gamma.exp()[:, None]
+        before = state.unflatten(1, (-1, 2))
+        if len(sequences_per_step) == 1:  # without complex numbers, which ONNX has none of
+            (h_real, h_imaginary), b = before.unbind(-1), b.unbind(-1)
+            after = b[0] + real * h_real - imaginary * h_imaginary, b[1] + real * h_imaginary + imaginary * h_real
+            h = torch.stack(after, -1).flatten(1)
+        else:
+            b, before = torch.view_as_complex(b), torch.view_as_complex(before)
+            h = scan(torch.complex(real, imaginary), b, before, sequences_per_step, padded=padded)
+            h = torch.view_as_real(h).flatten(1)
+        y = F.linear(h, self.c) + p[:, size:]
+        return F.glu(self.out(F.gelu(y)), 1), h
+
+
+class ScanCore(Core):
+    """A stack of layers with linear recurrences. The state is laid out as ``[layer, hidden, part]``."""
+
+    layer_class: ClassVar[type[Layer]]
+
+    def __init__(self, input_size: int, config: CoreConfig) -> None:
+        super().__init__()
+        size = config.hidden_size
+        self.layers = nn.ModuleList(self.layer_class(n, size) for n in [input_size] + [size] * (config.num_layers - 1))
+        self.dropout = config.dropout
+        self.state_size = config.num_layers * size * self.layer_class.width
+        self.output_size = size
+        self.padded = config.execution == "padded"
+        if config.initial_state == "learnt":
+            self.learnt_state = nn.Parameter(torch.zeros(self.state_size))
+
+    def project_input(self, x: Float[Tensor, "*U _"], columns: slice) -> Float[Tensor, "*U _"]:
+        """See :meth:`Core.project_input`."""
+        return self._layers()[0].project(x, columns)
+
+    def join_inputs(self, parts: Sequence[Float[Tensor, "*M _"]]) -> Float[Tensor, "*M P"]:
+        """Add the projections."""
+        return sum(parts[1:], parts[0])
+
+    def forward(
+        self, x: Float[Tensor, "L B P"], state: Float[Tensor, "B D"]
+    ) -> tuple[Float[Tensor, "L B H"], Float[Tensor, "B D"]]:
+        """See :meth:`Core.forward`."""
+        y, states = self._recur(x.flatten(0, 1), state, [x.shape[1]] * len(x))
+        return y.unflatten(0, x.shape[:2]), torch.cat([h.unflatten(0, x.shape[:2])[-1] for h in states], 1)
+
+    def unroll(
+        self, x: Float[Tensor, "M P"], state: Float[Tensor, "S D"], sequences_per_step: Int[Tensor, "L"]
+    ) -> tuple[Float[Tensor, "M H"], Float[Tensor, "S D"]]:
+        """See :meth:`Core.unroll`."""
+        y, states = self._recur(x, state, sequences_per_step.tolist())
+        sequences = torch.arange(len(state))
+        lengths = (sequences_per_step[:, None] > sequences).sum(0)
+        last = (sequences_per_step.cumsum(0) - sequences_per_step)[lengths - 1] + sequences
+        last = last.to(x.device)
+        return y, torch.cat([h.index_select(0, last) for h in states], 1)
+
+    def gates(self, x: Float[Tensor, "M P"], state: Float[Tensor, "M D"]) -> list[Float[Tensor, "M _ _"]]:
+        """See :meth:`Core.gates`."""
+        inputs: list[Tensor] = []
+        self._recur(x, state, [len(x)], inputs)
+        return [gate for layer, p in zip(self._layers(), inputs, strict=True) for gate in layer.gates(p)]
+
+    def _recur(
+        self, p: Float[Tensor, "M P"], state: Float[Tensor, "S D"], sizes: Packing, inputs: list[Tensor] | None = None
+    ) -> tuple[Float[Tensor, "M H"], list[Float[Tensor, "M W"]]]:
+        """Run all layers; return the output, and each layer's state after every step."""
+        y, states = p, []
+        for number, (layer, before) in enumerate(zip(self._layers(), state.chunk(len(self.layers), 1), strict=True)):
+            p = layer.project(F.dropout(y, self.dropout, self.training)) if number else p
+            p = p.to(state.dtype)  # autocast's is too coarse for a state
+            if inputs is not None:
+                inputs.append(p)
+            y, h = layer(p, before, sizes, self.padded)
+            states.append(h)
+        return y, states
+
+    def _layers(self) -> list[Layer]:
+        return [layer for layer in self.layers if isinstance(layer, Layer)]
+
+
+class MinGRU(ScanCore):
+    """The minimal GRU (Feng et al. 2024, https://arxiv.org/abs/2410.01201).
+
+    The candidate is linear. The paper's function g makes it positive for its scan of logarithms alone.
+    """
+
+    layer_class = MinGRULayer
+
+
+class LRU(ScanCore):
+    """The linear recurrent unit (Orvieto et al. 2023, https://arxiv.org/abs/2303.06349)."""
+
+    layer_class = LRULayer
