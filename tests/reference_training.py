@@ -137,7 +137,7 @@ class Reference:
             y, c = self.cell(layer, x, h, c)
             after.append((y, c))
             self.cells.append((layer, x, h, y))
-            x = y
+            x = self.output(layer, x, y, c)
         if self.config.core.norm:
             around: Any = self.agent.core
             norm = around.core.norm if self.config.core.residual else around.norm
@@ -149,7 +149,18 @@ class Reference:
         return list(logits[0].split(self.agent.action_nvec)), value[0], after
 
     def cell(self, layer: int, x: Tensor, h: Tensor, c: Tensor) -> tuple[Tensor, Tensor]:
-        """The equations of torch's documentation."""
+        """The equations of torch's documentation, of Feng et al. 2024 and of Orvieto et al. 2023."""
+        if self.config.core.kind == "mingru":
+            own: Any = self.core.layers[layer]
+            z, candidate = (own.weight @ x + own.bias).chunk(2)
+            return (1 - z.sigmoid()) * h + z.sigmoid() * candidate, c
+        if self.config.core.kind == "lru":  # h and c are the state's real and imaginary parts
+            own = self.core.layers[layer]
+            size, factor = len(h), own.gamma.exp()
+            radius, angle = (-own.nu.exp()).exp(), own.theta.exp()
+            a, b = radius * angle.cos(), radius * angle.sin()
+            of_x = own.weight[: 2 * size] @ x
+            return a * h - b * c + factor * of_x[::2], a * c + b * h + factor * of_x[1::2]
         rnn: Any = self.core.rnn
         of_x = getattr(rnn, f"weight_ih_l{layer}") @ x + getattr(rnn, f"bias_ih_l{layer}")
         of_h = getattr(rnn, f"weight_hh_l{layer}") @ h + getattr(rnn, f"bias_hh_l{layer}")
@@ -162,6 +173,15 @@ class Reference:
             r, z = (xr + hr).sigmoid(), (xz + hz).sigmoid()
             return (1 - z) * (xn + r * hn).tanh() + z * h, c
         return ((of_x + of_h).tanh() if self.config.core.kind == "rnn_tanh" else (of_x + of_h).relu()), c
+
+    def output(self, layer: int, x: Tensor, h: Tensor, c: Tensor) -> Tensor:
+        """What a layer gives out: its hidden state, but for Orvieto et al. 2023."""
+        if self.config.core.kind != "lru":
+            return h
+        own: Any = self.core.layers[layer]
+        y = own.c[:, ::2] @ h + own.c[:, 1::2] @ c + own.weight[2 * len(h) :] @ x
+        linear, gate = (own.out.weight @ y + own.out.bias).chunk(2)
+        return linear * gate.sigmoid()
 
     # --- one iteration ---------------------------------------------------------------------------------------------
 
@@ -450,8 +470,9 @@ class Reference:
     def adamw(self, gradients: list[Tensor], learning_rate: float) -> None:
         """Loshchilov and Hutter 2019, algorithm 2, with torch's betas and epsilon."""
         self.updates += 1
-        for p, g, m, v in zip(self.agent.parameters(), gradients, self.first_moment, self.second_moment, strict=True):
-            if p is not self.core.learnt_state:
+        named = zip(self.agent.named_parameters(), gradients, self.first_moment, self.second_moment, strict=True)
+        for (name, p), g, m, v in named:
+            if name.split(".")[-1] not in ("learnt_state", "nu", "theta", "gamma"):
                 p *= 1 - learning_rate * self.config.ppo.weight_decay
             m += 0.1 * (g - m)
             v += 0.001 * (g**2 - v)

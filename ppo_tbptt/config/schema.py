@@ -185,9 +185,10 @@ class CoreConfig(Table):
         Literal["none", "rnn_tanh", "rnn_relu", "gru", "lstm", "mingru", "lru"], FIXED, Field(examples=["my_module:MyCore"])
     ] = "gru"
     """The cell; "none" is an agent without memory, to compare with; "my_module:MyCore" a class of yours, which gets
-    what else is in this table."""
+    what else is in this table. "mingru": gates that see the input alone (Feng et al. 2024, arXiv:2410.01201); "lru": a
+    diagonal linear recurrence of complex numbers, then a gated linear unit (Orvieto et al. 2023, arXiv:2303.06349)."""
     hidden_size: Annotated[Size, FIXED] = 512
-    """Width of each layer's state."""
+    """Units of each layer; their state is a number each, two for "lstm" and "lru"."""
     num_layers: Annotated[int, FIXED, Field(ge=1, le=64)] = 1
     """Layers on top of each other."""
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0

@@ -26,7 +26,7 @@ class Core(nn.Module, ABC):
     padded = False
     """Whether :meth:`unroll` goes on with sequences that have ended, and leaves out what it made of them."""
     learnt_state: nn.Parameter | None
-    """The state at the start of an episode, ``[D]``, if it is learnt. Weight decay does not apply to it."""
+    """The state at the start of an episode, ``[D]``, if it is learnt."""
 
     def __init__(self, *_: Any) -> None:
         super().__init__()
@@ -38,6 +38,10 @@ class Core(nn.Module, ABC):
         if self.learnt_state is not None:
             return self.learnt_state.expand(batch, -1)
         return self.get_buffer("_like").new_zeros(batch, self.state_size)
+
+    def undecayed(self) -> list[nn.Parameter]:
+        """Return the parameters that weight decay does not apply to: by default the learnt state, if there is one."""
+        return [] if self.learnt_state is None else [self.learnt_state]
 
     def project_input(self, x: Float[Tensor, "U _"], columns: slice) -> Float[Tensor, "U _"]:
         """Compute what the core makes of these columns of its input without memory; by default the features themselves.

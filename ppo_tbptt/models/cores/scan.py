@@ -110,6 +110,10 @@ class Layer(nn.Module):
         """Return the layer's gates, if it has any."""
         return []
 
+    def undecayed(self) -> list[nn.Parameter]:
+        """Return the parameters that weight decay does not apply to."""
+        return []
+
 
 class MinGRULayer(Layer):
     """``z = sigmoid(W_z x)``, ``h~ = W_h x``, ``h' = (1 - z) h + z h~`` (section 3.1.3)."""
@@ -134,13 +138,14 @@ class MinGRULayer(Layer):
 
 
 class LRULayer(Layer):
-    """``h' = lambda h + gamma B x`` with complex h, then ``y = Re(C h) + D x``, then a nonlinearity.
+    """``h' = lambda h + exp(gamma) B x`` with complex h; the output is a gated linear unit of ``Re(C h) + D x``.
 
-    ``lambda = exp(-exp(nu) + i exp(theta))``, whose absolute value is below 1 (section 3.3 and 3.4). Nothing above is
-    nonlinear, so the layer ends as the paper's block does: GELU, then a gated linear unit (Dauphin et al. 2017). That
-    block's normalisation and shortcut are ``core.norm`` and ``core.residual``.
+    ``lambda = exp(-exp(nu) + i exp(theta))`` (section 3.3 and 3.4), whose absolute value is below 1. All of that is
+    linear, hence the gated linear unit ``(W u + w) sigmoid(V u + v)`` that follows the recurrence in the paper's block
+    (figure 1). That block's normalisation and shortcut are ``core.norm`` and ``core.residual``, around all layers.
 
-    Complex numbers are pairs (real, imaginary) that lie side by side in the state and in the rows of ``gamma B``.
+    Complex numbers are pairs, real and imaginary part side by side, in the state and the rows of B. Of C the imaginary
+    part is negated, so that ``Re(C h)`` is a real product with the pairs of h.
     """
 
     width = 2
@@ -156,14 +161,17 @@ class LRULayer(Layer):
         self.theta = nn.Parameter((self.PHASE * (1 - torch.rand(hidden_size))).log())
         self.gamma = nn.Parameter(0.5 * (1 - squared).log())
         """Logarithm of the factor that keeps the state's size, whatever lambda: at first sqrt(1 - |lambda|^2)."""
-        self.weight = nn.Parameter(torch.randn(3 * hidden_size, input_size) / input_size**0.5)  # B, then D
+        b, d = torch.randn(2 * hidden_size, input_size) / 2**0.5, torch.randn(hidden_size, input_size)
+        self.weight = nn.Parameter(torch.cat((b, d)) / input_size**0.5)
         self.bias = None
-        with torch.no_grad():
-            self.weight[: 2 * hidden_size] /= 2**0.5
         self.c = nn.Parameter(torch.randn(hidden_size, 2 * hidden_size) / hidden_size**0.5)
         self.out = nn.Linear(hidden_size, 2 * hidden_size)
         nn.init.orthogonal_(self.out.weight)
         nn.init.zeros_(self.out.bias)
+
+    def undecayed(self) -> list[nn.Parameter]:
+        """See :meth:`Layer.undecayed`; as in the paper (section 2.2): at 0 |lambda| is 0.37, which forgets at once."""
+        return [self.nu, self.theta, self.gamma]
 
     def forward(self, p: Tensor, state: Tensor, sequences_per_step: Packing, padded: bool) -> tuple[Tensor, Tensor]:
         """See :meth:`Layer.forward`."""
@@ -180,8 +188,7 @@ class LRULayer(Layer):
             b, before = torch.view_as_complex(b), torch.view_as_complex(before)
             h = scan(torch.complex(real, imaginary), b, before, sequences_per_step, padded=padded)
             h = torch.view_as_real(h).flatten(1)
-        y = F.linear(h, self.c) + p[:, size:]
-        return F.glu(self.out(F.gelu(y)), 1), h
+        return F.glu(self.out(F.linear(h, self.c) + p[:, size:]), 1), h
 
 
 class ScanCore(Core):
@@ -199,6 +206,10 @@ class ScanCore(Core):
         self.padded = config.execution == "padded"
         if config.initial_state == "learnt":
             self.learnt_state = nn.Parameter(torch.zeros(self.state_size))
+
+    def undecayed(self) -> list[nn.Parameter]:
+        """See :meth:`Core.undecayed`."""
+        return super().undecayed() + [p for layer in self._layers() for p in layer.undecayed()]
 
     def project_input(self, x: Float[Tensor, "*U _"], columns: slice) -> Float[Tensor, "*U _"]:
         """See :meth:`Core.project_input`."""
