@@ -43,7 +43,9 @@ def assert_equal_with_gradients(own: list[Tensor], naive: list[Tensor], leaves: 
     weights = [torch.randn(x.shape, generator=generator, dtype=x.dtype) for x in naive]
     gradients = []
     for outputs in (own, naive):
-        loss = sum((x * w).real.sum() if x.is_complex() else (x * w).sum() for x, w in zip(outputs, weights))
+        loss = sum(
+            (x * w).real.sum() if x.is_complex() else (x * w).sum() for x, w in zip(outputs, weights, strict=True)
+        )
         gradients.append(torch.autograd.grad(torch.as_tensor(loss), leaves, allow_unused=True, materialize_grads=True))
     torch.testing.assert_close(own, naive, **EXACT)
     torch.testing.assert_close(gradients[0], gradients[1], **EXACT)
@@ -67,7 +69,7 @@ def test_the_scan_is_a_loop_over_each_sequence(
     for h, a_of, b_of in zip(state, factors, unpacked(b, lengths), strict=True):
         sequences.append([])
         for a_t, b_t in zip(a_of, b_of, strict=True):
-            h = a_t * h + b_t  # noqa: PLW2901
+            h = a_t * h + b_t
             sequences[-1].append(h)
     assert_equal_with_gradients([own], [packed(sequences)], leaves)
 
@@ -123,7 +125,7 @@ def test_a_core_is_a_loop_of_the_papers_equations(
         states, ys = list(before.chunk(num_layers)), []
         for y in inputs:
             for number, layer in enumerate(core.layers):
-                y, states[number] = CELLS[kind](layer, y, states[number])  # noqa: PLW2901
+                y, states[number] = CELLS[kind](layer, y, states[number])
             ys.append(y)
         outputs.append(ys)
         last.append(torch.cat(states))

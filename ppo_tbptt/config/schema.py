@@ -182,7 +182,9 @@ class CoreConfig(Table):
 
     model_config = ConfigDict(json_schema_extra={"additionalProperties": True})  # those of a core of one's own
     kind: Annotated[
-        Literal["none", "rnn_tanh", "rnn_relu", "gru", "lstm", "mingru", "lru"], FIXED, Field(examples=["my_module:MyCore"])
+        Literal["none", "rnn_tanh", "rnn_relu", "gru", "lstm", "mingru", "lru"],
+        FIXED,
+        Field(examples=["my_module:MyCore"]),
     ] = "gru"
     """The cell; "none" is an agent without memory, to compare with; "my_module:MyCore" a class of yours, which gets
     what else is in this table. "mingru": gates that see the input alone (Feng et al. 2024, arXiv:2410.01201); "lru": a

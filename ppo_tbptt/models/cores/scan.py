@@ -2,7 +2,12 @@
 
 Neither ``a`` nor ``b`` depends on the state, so every matrix product of a layer is computed for all steps at once, and
 those of the first layer once for each distinct input (:meth:`~ppo_tbptt.models.cores.Core.project_input`). What is left
-for each step is a single fused multiplication and addition.
+for each step is a single fused multiplication and addition of what all sequences have there.
+
+Doubling needs log2 L passes over all steps in place of L small ones. On a CPU that took 2 to 60 times as long for 13 to
+200 sequences of 32 to 512 steps, and a third of the time for 4 of 512. An update of a GRU of 128 over 6,656 steps in
+sequences of 32, 128 and 512 takes 3.5, 4.7 and 6.6 times as long as that of a minGRU (bfloat16, one thread, every input
+50 times), and 0.9, 1.3 and 2.3 times as long as that of an LRU, whose state and products are larger.
 """
 
 import math
@@ -12,7 +17,6 @@ from typing import Any, ClassVar
 import torch
 from jaxtyping import Float, Inexact, Int
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 from ppo_tbptt.config import CoreConfig
@@ -69,7 +73,6 @@ class _Scan(torch.autograd.Function):
         return h
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, *gradients: Tensor) -> Any:
         a, state, h = ctx.saved_tensors
         sizes, factor = ctx.sizes, a.conj().resolve_conj()
@@ -177,18 +180,20 @@ class LRULayer(Layer):
         """See :meth:`Layer.forward`."""
         size = 2 * len(self.nu)
         radius, angle = (-self.nu.exp()).exp(), self.theta.exp()
-        real, imaginary = radius * angle.cos(), radius * angle.sin()
-        b = p[:, :size].unflatten(1, (-1, 2)) * self.gamma.exp()[:, None]
-        before = state.unflatten(1, (-1, 2))
-        if len(sequences_per_step) == 1:  # without complex numbers, which ONNX has none of
-            (h_real, h_imaginary), b = before.unbind(-1), b.unbind(-1)
-            after = b[0] + real * h_real - imaginary * h_imaginary, b[1] + real * h_imaginary + imaginary * h_real
-            h = torch.stack(after, -1).flatten(1)
+        real, imaginary, gamma = radius * angle.cos(), radius * angle.sin(), self.gamma.exp()
+        b = p[:, :size] * _pairs(gamma, gamma)
+        if len(sequences_per_step) == 1:  # in real numbers, as ONNX has no others
+            swapped = state.unflatten(1, (-1, 2)).flip(2).flatten(1)
+            h = b + _pairs(real, real) * state + _pairs(-imaginary, imaginary) * swapped
         else:
-            b, before = torch.view_as_complex(b), torch.view_as_complex(before)
+            b, before = (torch.view_as_complex(x.unflatten(1, (-1, 2))) for x in (b, state))
             h = scan(torch.complex(real, imaginary), b, before, sequences_per_step, padded=padded)
             h = torch.view_as_real(h).flatten(1)
         return F.glu(self.out(F.linear(h, self.c) + p[:, size:]), 1), h
+
+
+def _pairs(real: Float[Tensor, "H"], imaginary: Float[Tensor, "H"]) -> Float[Tensor, "2H"]:
+    return torch.stack((real, imaginary), 1).flatten()
 
 
 class ScanCore(Core):
