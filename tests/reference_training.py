@@ -160,7 +160,7 @@ class Reference:
             radius, angle = (-own.nu.exp()).exp(), own.theta.exp()
             a, b = radius * angle.cos(), radius * angle.sin()
             of_x = own.weight[: 2 * size] @ x
-            return a * h - b * c + factor * of_x[::2], a * c + b * h + factor * of_x[1::2]
+            return a * h - b * c + factor * of_x[:size], a * c + b * h + factor * of_x[size:]
         rnn: Any = self.core.rnn
         of_x = getattr(rnn, f"weight_ih_l{layer}") @ x + getattr(rnn, f"bias_ih_l{layer}")
         of_h = getattr(rnn, f"weight_hh_l{layer}") @ h + getattr(rnn, f"bias_hh_l{layer}")
@@ -179,7 +179,7 @@ class Reference:
         if self.config.core.kind != "lru":
             return h
         own: Any = self.core.layers[layer]
-        y = own.c[:, ::2] @ h + own.c[:, 1::2] @ c + own.weight[2 * len(h) :] @ x
+        y = own.c[:, : len(h)] @ h + own.c[:, len(h) :] @ c + own.weight[2 * len(h) :] @ x
         linear, gate = (own.out.weight @ y + own.out.bias).chunk(2)
         return linear * gate.sigmoid()
 

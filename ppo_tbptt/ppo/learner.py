@@ -117,7 +117,7 @@ class Learner:
                 text = f"{config.jacobian_norm_coef} is not possible with the core {type(core).__name__}"
                 raise ConfigError(f"ppo.jacobian_norm_coef: {text}; must be 0, or the core rnn_tanh, rnn_relu or gru")
             self._traced = core.traced
-        undecayed = core.undecayed()
+        undecayed = agent.core.undecayed()
         others = [p for p in self.parameters() if all(p is not q for q in undecayed)]
         groups: list[dict[str, Any]] = [{"params": others}]
         if undecayed:  # in front, so that the agent's parameters keep the lowest numbers

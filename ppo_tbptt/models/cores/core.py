@@ -125,6 +125,10 @@ class Wrapper(Core):
         """See :meth:`Core.initial_state`."""
         return self.core.initial_state(batch)
 
+    def undecayed(self) -> list[nn.Parameter]:
+        """See :meth:`Core.undecayed`."""
+        return self.core.undecayed()
+
     def project_input(self, x: Float[Tensor, "U _"], columns: slice) -> Float[Tensor, "U _"]:
         """See :meth:`Core.project_input`."""
         return self.core.project_input(x, columns)

@@ -2,12 +2,12 @@
 
 Neither ``a`` nor ``b`` depends on the state, so every matrix product of a layer is computed for all steps at once, and
 those of the first layer once for each distinct input (:meth:`~ppo_tbptt.models.cores.Core.project_input`). What is left
-for each step is a single fused multiplication and addition of what all sequences have there.
+of each step is a multiplication and addition for all sequences at once.
 
 Doubling needs log2 L passes over all steps in place of L small ones. On a CPU that took 2 to 60 times as long for 13 to
-200 sequences of 32 to 512 steps, and a third of the time for 4 of 512. An update of a GRU of 128 over 6,656 steps in
-sequences of 32, 128 and 512 takes 3.5, 4.7 and 6.6 times as long as that of a minGRU (bfloat16, one thread, every input
-50 times), and 0.9, 1.3 and 2.3 times as long as that of an LRU, whose state and products are larger.
+200 sequences of 32 to 512 steps, and a third of the time for 4 of 512. With sequences of 32, 128 and 512 an update of a
+minGRU of 128 units is 3.5, 4.5 and 6.8 times as fast as a GRU's, an LRU's 1.0, 1.3 and 2.0 times (6,656 steps, every
+input 50 times, bfloat16, one thread).
 """
 
 import math
@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from typing import Any, ClassVar
 
 import torch
-from jaxtyping import Float, Inexact, Int
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -25,23 +25,26 @@ from ppo_tbptt.models.cores.recurrence import Packing
 
 
 def scan(
-    a: Inexact[Tensor, "*M H"],
-    b: Inexact[Tensor, "M H"],
-    state: Inexact[Tensor, "S H"],
+    a: Float[Tensor, "*M H"],
+    b: Float[Tensor, "M H"],
+    state: Float[Tensor, "S H"],
     sequences_per_step: Packing,
+    rotation: Float[Tensor, "H"] | None = None,
     *,
     padded: bool = False,
-) -> Inexact[Tensor, "M H"]:
+) -> Float[Tensor, "M H"]:
     """Compute ``h_t = a_t h_{t-1} + b_t`` over packed sequences (see :class:`~ppo_tbptt.types.Minibatch`).
 
-    All arguments are real, or all are complex; gradients go to each of them. Nothing is divided and no logarithm taken,
-    so they may be zero or negative.
+    Nothing is divided and no logarithm taken, so all may be zero or negative. Gradients go to all tensors.
 
     Args:
         a: factor of each step, or one for all steps, ``[H]``.
         b: what each step adds.
         state: before the first step of each sequence.
         sequences_per_step: the packing.
+        rotation: adds ``rotation * swap(h_{t-1})``, where ``swap`` exchanges the halves of H. A factor ``u + iv`` of
+            complex numbers, whose real parts are the first half and whose imaginary parts are the second, is
+            ``a = (u, u)`` and ``rotation = (-v, v)``.
         padded: compute over the rectangle [L, S] around the steps, and leave out what is not one of them.
 
     Returns:
@@ -49,41 +52,52 @@ def scan(
     """
     sizes = sequences_per_step
     if len(sizes) == 1:
-        return torch.addcmul(b, a, state)
+        h = torch.addcmul(b, a, state)
+        return h if rotation is None else torch.addcmul(h, rotation, _swap(state))
     if padded and sizes[-1] < sizes[0]:
         mask = torch.arange(sizes[0]) < torch.tensor(sizes)[:, None]
         valid = mask.flatten().nonzero().squeeze(1).to(b.device)
         a, b = (x if x.dim() == 1 else x.new_zeros(mask.numel(), x.shape[1]).index_copy(0, valid, x) for x in (a, b))
-        return scan(a, b, state, [sizes[0]] * len(sizes)).index_select(0, valid)
-    h: Any = _Scan.apply(sizes, a, b, state)
-    return h
+        return scan(a, b, state, [sizes[0]] * len(sizes), rotation).index_select(0, valid)
+    all_states: Any = _Scan.apply(sizes, a, b, state, rotation)
+    return all_states
 
 
 class _Scan(torch.autograd.Function):
-    """The loss by b is a scan too, in reverse: ``g_t = loss by h_t + conj(a_{t+1}) g_{t+1}``."""
+    """The gradient by b is a scan in reverse: ``g_t = gradient by h_t + a_{t+1} g_{t+1}``, swapped after rotation."""
 
     @staticmethod
-    def forward(ctx: Any, sizes: list[int], a: Tensor, b: Tensor, state: Tensor) -> Tensor:
+    def forward(ctx: Any, sizes: list[int], a: Tensor, b: Tensor, state: Tensor, rotation: Tensor | None) -> Tensor:
         h, before = torch.empty_like(b), state
         for h_t, a_t, b_t in zip(h.split(sizes), _by_step(a, sizes), b.split(sizes), strict=True):
-            torch.addcmul(b_t, a_t, before[: len(h_t)], out=h_t)
+            before = before[: len(h_t)]
+            torch.addcmul(b_t, a_t, before, out=h_t)
+            if rotation is not None:
+                h_t.addcmul_(rotation, _swap(before))
             before = h_t
         ctx.sizes = sizes
-        ctx.save_for_backward(a, state, h)
+        ctx.save_for_backward(a, state, rotation, h)
         return h
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> Any:
-        a, state, h = ctx.saved_tensors
-        sizes, factor = ctx.sizes, a.conj().resolve_conj()
-        g = gradients[0].clone(memory_format=torch.contiguous_format)
-        by_step, factors = g.split(sizes), _by_step(factor, sizes)
-        for t in range(len(sizes) - 1, 0, -1):
-            by_step[t - 1][: sizes[t]].addcmul_(factors[t], by_step[t])
+        a, state, rotation, h = ctx.saved_tensors
+        sizes, first = ctx.sizes, ctx.sizes[0]
+        g = torch.cat((state.new_zeros(state.shape), gradients[0]))  # by the states before the first steps, too
+        by_step = g.split([first, *sizes])
+        for earlier, a_t, g_t in zip(by_step[-2::-1], _by_step(a, sizes)[::-1], by_step[:0:-1], strict=True):
+            earlier[: len(g_t)].addcmul_(a_t, g_t)
+            if rotation is not None:
+                earlier[: len(g_t)].add_(_swap(rotation * g_t))
         pairs = zip(h.split(sizes), sizes[1:], strict=False)
-        before = torch.cat([state, *(h_t[:going_on] for h_t, going_on in pairs)])
-        by_a = g * before.conj()
-        return None, by_a.sum(0) if a.dim() == 1 else by_a, g, factors[0] * by_step[0]
+        before, by_b = torch.cat([state, *(h_t[:going_on] for h_t, going_on in pairs)]), g[first:]
+        by_a = by_b * before
+        by_rotation = None if rotation is None else (by_b * _swap(before)).sum(0)
+        return None, by_a.sum(0) if a.dim() == 1 else by_a, by_b, g[:first], by_rotation
+
+
+def _swap(x: Float[Tensor, "n H"]) -> Float[Tensor, "n H"]:
+    return torch.cat(x.chunk(2, 1)[::-1], 1)
 
 
 def _by_step(a: Tensor, sizes: list[int]) -> Sequence[Tensor]:
@@ -147,8 +161,8 @@ class LRULayer(Layer):
     linear, hence the gated linear unit ``(W u + w) sigmoid(V u + v)`` that follows the recurrence in the paper's block
     (figure 1). That block's normalisation and shortcut are ``core.norm`` and ``core.residual``, around all layers.
 
-    Complex numbers are pairs, real and imaginary part side by side, in the state and the rows of B. Of C the imaginary
-    part is negated, so that ``Re(C h)`` is a real product with the pairs of h.
+    In the state and the rows of B all real parts come first. Of C the imaginary part is negated, so that ``Re(C h)`` is
+    a real product.
     """
 
     width = 2
@@ -179,25 +193,15 @@ class LRULayer(Layer):
     def forward(self, p: Tensor, state: Tensor, sequences_per_step: Packing, padded: bool) -> tuple[Tensor, Tensor]:
         """See :meth:`Layer.forward`."""
         size = 2 * len(self.nu)
-        radius, angle = (-self.nu.exp()).exp(), self.theta.exp()
-        real, imaginary, gamma = radius * angle.cos(), radius * angle.sin(), self.gamma.exp()
-        b = p[:, :size] * _pairs(gamma, gamma)
-        if len(sequences_per_step) == 1:  # in real numbers, as ONNX has no others
-            swapped = state.unflatten(1, (-1, 2)).flip(2).flatten(1)
-            h = b + _pairs(real, real) * state + _pairs(-imaginary, imaginary) * swapped
-        else:
-            b, before = (torch.view_as_complex(x.unflatten(1, (-1, 2))) for x in (b, state))
-            h = scan(torch.complex(real, imaginary), b, before, sequences_per_step, padded=padded)
-            h = torch.view_as_real(h).flatten(1)
+        radius, angle, gamma = (-self.nu.exp()).exp(), self.theta.exp(), self.gamma.exp()
+        real, imaginary = radius * angle.cos(), radius * angle.sin()
+        a, rotation = torch.cat((real, real)), torch.cat((-imaginary, imaginary))
+        h = scan(a, p[:, :size] * torch.cat((gamma, gamma)), state, sequences_per_step, rotation, padded=padded)
         return F.glu(self.out(F.linear(h, self.c) + p[:, size:]), 1), h
 
 
-def _pairs(real: Float[Tensor, "H"], imaginary: Float[Tensor, "H"]) -> Float[Tensor, "2H"]:
-    return torch.stack((real, imaginary), 1).flatten()
-
-
 class ScanCore(Core):
-    """A stack of layers with linear recurrences. The state is laid out as ``[layer, hidden, part]``."""
+    """A stack of layers with linear recurrences. The state is laid out as ``[layer, part, hidden]``."""
 
     layer_class: ClassVar[type[Layer]]
 
