@@ -145,14 +145,9 @@ class Reference:
         for layer, (h, c) in enumerate(state):
             if layer and mask is not None:
                 x = x * mask
-            if self.config.core.kind in ("retention", "gated_delta"):
-                assert isinstance(self.config.core, CoreConfig)
-                x, h = matrix_memory(self.core, self.config.core, layer, x, h)
-                after.append((h, c))
-                continue
-            y, c = self.cell(layer, x, h, c)
-            after.append((y, c))
-            self.cells.append((layer, x, h, y))
+            y, after_h, c = layer_step(self.core, self.config.core, layer, x, h, c)
+            after.append((after_h, c))
+            self.cells.append((layer, x, h, after_h))
             x = y
         if self.config.core.norm:
             around: Any = self.agent.core
@@ -163,9 +158,6 @@ class Reference:
             x = x + shortcut.weight @ seen + shortcut.bias
         logits, value = self.agent.heads(x[None])
         return list(logits[0].split(self.agent.action_nvec)), value[0], after
-
-    def cell(self, layer: int, x: Tensor, h: Tensor, c: Tensor) -> tuple[Tensor, Tensor]:
-        return cell(self.core, self.config.core.kind, layer, x, h, c)
 
     # --- one iteration ---------------------------------------------------------------------------------------------
 
@@ -428,7 +420,9 @@ class Reference:
         signals = torch.autograd.grad(loss, [after for *_, after in pairs], retain_graph=True) if pairs else ()
         for (layer, x, h, _), signal in zip(pairs, signals, strict=True):
             h = h.detach().requires_grad_()
-            back = torch.autograd.grad(self.cell(layer, x.detach(), h, h)[0], h, signal, create_graph=True)[0]
+            back = torch.autograd.grad(
+                cell(self.core, self.config.core.kind, layer, x.detach(), h, h)[0], h, signal, create_graph=True
+            )[0]
             if signal.norm() > 0:
                 total, count = total + (back.norm() / signal.norm() - 1) ** 2, count + 1
         return total / max(count, 1)
@@ -454,12 +448,36 @@ class Reference:
     def adamw(self, gradients: list[Tensor], learning_rate: float) -> None:
         """Loshchilov and Hutter 2019, algorithm 2, with torch's betas and epsilon."""
         self.updates += 1
-        for p, g, m, v in zip(self.agent.parameters(), gradients, self.first_moment, self.second_moment, strict=True):
-            if p is not self.core.learnt_state:
+        named = zip(self.agent.named_parameters(), gradients, self.first_moment, self.second_moment, strict=True)
+        for (name, p), g, m, v in named:
+            if name.split(".")[-1] not in ("learnt_state", "nu", "theta", "gamma"):
                 p *= 1 - learning_rate * self.config.ppo.weight_decay
             m += 0.1 * (g - m)
             v += 0.001 * (g**2 - v)
             p -= learning_rate * (m / (1 - 0.9**self.updates)) / ((v / (1 - 0.999**self.updates)).sqrt() + 1e-8)
+
+
+def layer_step(core: Any, config: Any, layer: int, x: Tensor, h: Tensor, c: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """A layer's output after one step, and the two parts of its state, of which most cores have but one."""
+    if config.kind in ("retention", "gated_delta"):
+        return *matrix_memory(core, config, layer, x, h), c
+    if config.kind == "mingru":  # Feng et al. 2024
+        own = core.layers[layer]
+        z, candidate = (own.weight @ x + own.bias).chunk(2)
+        h = (1 - z.sigmoid()) * h + z.sigmoid() * candidate
+        return h, h, c
+    if config.kind == "lru":  # Orvieto et al. 2023; h and c are the state's real and imaginary parts
+        own, size = core.layers[layer], len(h)
+        radius, angle = (-own.nu.exp()).exp(), own.theta.exp()
+        a, b = radius * angle.cos(), radius * angle.sin()
+        of_x = own.weight @ x
+        real, imaginary = (own.gamma.exp() * part for part in of_x[: 2 * size].chunk(2))
+        h, c = a * h - b * c + real, a * c + b * h + imaginary
+        y = own.c[:, :size] @ h + own.c[:, size:] @ c + of_x[2 * size :]
+        linear, gate = (own.out.weight @ y + own.out.bias).chunk(2)
+        return linear * gate.sigmoid(), h, c
+    h, c = cell(core, config.kind, layer, x, h, c)
+    return h, h, c
 
 
 def matrix_memory(core: Any, config: CoreConfig, layer: int, x: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:

@@ -53,6 +53,8 @@ def untrained(env_id: str, core: str, num_layers: int = 1) -> Policy:
         ("fixture_envs:fixture/Tracer-v0", "ln_lstm", 2),
         ("fixture_envs:fixture/DictToy-v0", "retention", 2),
         ("fixture_envs:fixture/Tracer-v0", "gated_delta", 1),
+        ("fixture_envs:fixture/DictToy-v0", "mingru", 2),
+        ("fixture_envs:fixture/ImageToy-v0", "lru", 2),
     ],
 )
 def test_onnx_plays_the_same_episode(env_id: str, core: str, num_layers: int, tmp_path: Path) -> None:

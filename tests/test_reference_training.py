@@ -115,12 +115,12 @@ CONFIGS = {
             "max_grad_norm": 0.5,
             "normalize_advantage": True,
         },
-        {"kind": "ln_lstm", "forget_bias": 1.0},
+        {"kind": "lru", "num_layers": 2},
     ),
     "previous action and reward, a value that hardly shapes what it shares": config(
         "Dict",
         {"sequence_length": 5, "learning_rate": 1e-2, "max_grad_norm": 0.5, "value_gradient_scale": 0.3},
-        {"kind": "gated_delta", "num_heads": 2, "norm": True},
+        {"kind": "mingru", "num_layers": 2, "dropout": 0.3, "initial_state": "learnt"},
         {"previous_action": True, "previous_reward": True},
         max_episode_steps=6,
     ),
@@ -142,6 +142,10 @@ CONFIGS = {
             "residual": True,
             "execution": "padded",
         },
+    ),
+    "ln_lstm": config("Vector", {"sequence_length": 3, "learning_rate": 1e-2}, {"kind": "ln_lstm", "forget_bias": 1.0}),
+    "gated_delta": config(
+        "Vector", {"sequence_length": 5, "learning_rate": 1e-2}, {"kind": "gated_delta", "num_heads": 2, "norm": True}
     ),
     "no memory": config(
         "Vector",

@@ -188,7 +188,8 @@ class CoreConfig(Table):
 
     model_config = ConfigDict(json_schema_extra={"additionalProperties": True})  # those of a core of one's own
     kind: Annotated[
-        Literal["none", "rnn_tanh", "rnn_relu", "irnn", "gru", "ln_gru", "lstm", "ln_lstm", "retention", "gated_delta"],
+        Literal["none", "rnn_tanh", "rnn_relu", "irnn", "gru", "ln_gru", "lstm", "ln_lstm", "mingru", "lru"]
+        | Literal["retention", "gated_delta"],
         FIXED,
         Field(examples=["my_module:MyCore"]),
     ] = "gru"
@@ -199,12 +200,14 @@ class CoreConfig(Table):
     gru: the gated recurrent unit (Cho et al. 2014).
     lstm: long short-term memory (Hochreiter and Schmidhuber 1997).
     ln_gru, ln_lstm: gru and lstm, layer-normalised inside (Ba et al. 2016).
+    mingru: a GRU whose gates see the input alone (Feng et al. 2024).
+    lru: a diagonal linear recurrence of complex numbers, then a gated linear unit (Orvieto et al. 2023).
     retention: adds what it sees to a matrix for each head, which fades at a fixed rate (Sun et al. 2023).
     gated_delta: replaces what such a matrix holds at a key, and learns when to forget (Yang et al. 2024).
     my_module:MyCore: a class of yours, which gets what else is in this table."""
     hidden_size: Annotated[Size, FIXED] = 512
-    """Width of each layer's output, and of its state but for matrices: those are `hidden_size` x `hidden_size` /
-    `num_heads` numbers."""
+    """Width of each layer's output, and numbers in its state; two for each in "lstm", "ln_lstm" and "lru", and
+    `hidden_size` / `num_heads` for each in "retention" and "gated_delta"."""
     num_heads: Annotated[Size, FIXED] = 4
     """Heads of "retention" and "gated_delta", among which `hidden_size` is divided; no effect on others."""
     num_layers: Annotated[int, FIXED, Field(ge=1, le=64)] = 1

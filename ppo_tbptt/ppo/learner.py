@@ -118,10 +118,11 @@ class Learner:
                 remedy = f"must be 0, or the core one of {', '.join(REGULARIZED)}"
                 raise ConfigError(f"ppo.jacobian_norm_coef: {text}; {remedy}")
             self._traced = core.traced
-        learnt_state = core.learnt_state
-        groups: list[dict[str, Any]] = [{"params": [p for p in self.parameters() if p is not learnt_state]}]
-        if learnt_state is not None:  # in front, so that the agent's parameters keep the lowest numbers
-            groups.insert(0, {"params": [learnt_state], "weight_decay": 0.0})
+        undecayed = agent.core.undecayed()
+        others = [p for p in self.parameters() if all(p is not q for q in undecayed)]
+        groups: list[dict[str, Any]] = [{"params": others}]
+        if undecayed:  # in front, so that the agent's parameters keep the lowest numbers
+            groups.insert(0, {"params": undecayed, "weight_decay": 0.0})
         # Every update sets the learning rate.
         self.optimizer = torch.optim.AdamW(groups, weight_decay=config.weight_decay, fused=True)
 

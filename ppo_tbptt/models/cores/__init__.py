@@ -9,11 +9,12 @@ from typing import Any
 from ppo_tbptt.config import ConfigError
 from ppo_tbptt.models.cores.core import Core, NoMemory, Normalized, Residual, Wrapper
 from ppo_tbptt.models.cores.matrix import GatedDelta, Retention
+from ppo_tbptt.models.cores.scan import LRU, MinGRU
 from ppo_tbptt.models.cores.torch_rnn import GRU, IRNN, LSTM, LayerNormGRU, LayerNormLSTM, ReluRNN, TanhRNN
 from ppo_tbptt.models.plugins import load_plugin, one_line
 
 __all__ = ["CORES", "GRU", "LSTM", "Core", "NoMemory", "Normalized", "ReluRNN", "Residual", "TanhRNN", "Wrapper"]
-__all__ += ["IRNN", "LayerNormGRU", "LayerNormLSTM", "build_core"]
+__all__ += ["IRNN", "LRU", "GatedDelta", "LayerNormGRU", "LayerNormLSTM", "MinGRU", "Retention", "build_core"]
 
 CORES: dict[str, type[Core]] = {
     "none": NoMemory,
@@ -24,6 +25,8 @@ CORES: dict[str, type[Core]] = {
     "irnn": IRNN,
     "ln_gru": LayerNormGRU,
     "ln_lstm": LayerNormLSTM,
+    "mingru": MinGRU,
+    "lru": LRU,
     "retention": Retention,
     "gated_delta": GatedDelta,
 }

@@ -29,7 +29,7 @@ class Core(nn.Module, ABC):
     """Whether rollouts store states only where a sequence can begin, as those of all steps would take too much memory.
     Figures about stored states (``memory/state_norm``, ``memory/state_drift``) are then about these."""
     learnt_state: nn.Parameter | None
-    """The state at the start of an episode, ``[D]``, if it is learnt. Weight decay does not apply to it."""
+    """The state at the start of an episode, ``[D]``, if it is learnt."""
 
     def __init__(self, *_: Any) -> None:
         super().__init__()
@@ -41,6 +41,10 @@ class Core(nn.Module, ABC):
         if self.learnt_state is not None:
             return self.learnt_state.expand(batch, -1)
         return self.get_buffer("_like").new_zeros(batch, self.state_size)
+
+    def undecayed(self) -> list[nn.Parameter]:
+        """Return the parameters that weight decay does not apply to: by default the learnt state, if there is one."""
+        return [] if self.learnt_state is None else [self.learnt_state]
 
     def project_input(self, x: Float[Tensor, "U _"], columns: slice) -> Float[Tensor, "U _"]:
         """Compute what the core makes of these columns of its input without memory; by default the features themselves.
@@ -124,6 +128,10 @@ class Wrapper(Core):
     def initial_state(self, batch: int) -> Float[Tensor, "B D"]:
         """See :meth:`Core.initial_state`."""
         return self.core.initial_state(batch)
+
+    def undecayed(self) -> list[nn.Parameter]:
+        """See :meth:`Core.undecayed`."""
+        return self.core.undecayed()
 
     def project_input(self, x: Float[Tensor, "U _"], columns: slice) -> Float[Tensor, "U _"]:
         """See :meth:`Core.project_input`."""
