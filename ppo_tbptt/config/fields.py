@@ -37,7 +37,7 @@ def describe_fields(model: type[BaseModel]) -> list[FieldHelp]:
             key,
             describe(node),
             shown(node["default"]) if "default" in node else "required",
-            " ".join(node.get("description", "").split()),
+            re.sub(r"\n(?!- )", " ", node.get("description", "")),  # lists keep their lines
         )
         for key, node in nodes.items()
         if key not in parts and (kinds(node) != ["object"] or "properties" not in node)

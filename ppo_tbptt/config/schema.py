@@ -183,28 +183,31 @@ class ModelConfig(Table):
         return tuple(name for name in ("previous_action", "previous_reward") if getattr(self, name))
 
 
+_Recurrent = Literal["rnn_tanh", "rnn_relu", "irnn", "gru", "ln_gru", "lstm", "ln_lstm"]
+_CoreKind = Literal["none", _Recurrent, "mingru", "lru", "retention", "gated_delta"]
+
+
 class CoreConfig(Table):
     """A recurrent core of this package."""
 
     model_config = ConfigDict(json_schema_extra={"additionalProperties": True})  # those of a core of one's own
     kind: Annotated[
-        Literal["none", "rnn_tanh", "rnn_relu", "irnn", "gru", "ln_gru", "lstm", "ln_lstm", "mingru", "lru"]
-        | Literal["retention", "gated_delta"],
+        _CoreKind,
         FIXED,
         Field(examples=["my_module:MyCore"]),
     ] = "gru"
-    """The cell.
-    none: no memory, to compare with.
-    rnn_tanh, rnn_relu: a plain recurrent network (Elman 1990).
-    irnn: rnn_relu that begins as the identity (Le et al. 2015).
-    gru: the gated recurrent unit (Cho et al. 2014).
-    lstm: long short-term memory (Hochreiter and Schmidhuber 1997).
-    ln_gru, ln_lstm: gru and lstm, layer-normalised inside (Ba et al. 2016).
-    mingru: a GRU whose gates see the input alone (Feng et al. 2024).
-    lru: a diagonal linear recurrence of complex numbers, then a gated linear unit (Orvieto et al. 2023).
-    retention: adds what it sees to a matrix for each head, which fades at a fixed rate (Sun et al. 2023).
-    gated_delta: replaces what such a matrix holds at a key, and learns when to forget (Yang et al. 2024).
-    my_module:MyCore: a class of yours, which gets what else is in this table."""
+    """The cell:
+    - none: no memory, to compare with.
+    - rnn_tanh, rnn_relu: a plain recurrent network (Elman 1990).
+    - irnn: rnn_relu that begins as the identity (Le et al. 2015).
+    - gru: the gated recurrent unit (Cho et al. 2014).
+    - lstm: long short-term memory (Hochreiter and Schmidhuber 1997).
+    - ln_gru, ln_lstm: gru and lstm, layer-normalised inside (Ba et al. 2016).
+    - mingru: a GRU whose gates see the input alone (Feng et al. 2024).
+    - lru: a diagonal linear recurrence of complex numbers, then a gated linear unit (Orvieto et al. 2023).
+    - retention: adds what it sees to a matrix for each head, which fades at a fixed rate (Sun et al. 2023).
+    - gated_delta: replaces what such a matrix holds at a key, and learns when to forget (Yang et al. 2024).
+    - my_module:MyCore: a class of yours, which gets what else is in this table."""
     hidden_size: Annotated[Size, FIXED] = 512
     """Width of each layer's output, and numbers in its state; two for each in "lstm", "ln_lstm" and "lru", and
     `hidden_size` / `num_heads` for each in "retention" and "gated_delta"."""
