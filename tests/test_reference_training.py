@@ -143,6 +143,11 @@ CONFIGS = {
             "execution": "padded",
         },
     ),
+    "irnn": config(
+        "Vector",
+        {"sequence_length": 4, "learning_rate": 1e-2, "jacobian_norm_coef": 0.1, "clip_value_loss": False},
+        {"kind": "irnn"},
+    ),
     "ln_lstm": config("Vector", {"sequence_length": 3, "learning_rate": 1e-2}, {"kind": "ln_lstm", "forget_bias": 1.0}),
     "gated_delta": config(
         "Vector", {"sequence_length": 5, "learning_rate": 1e-2}, {"kind": "gated_delta", "num_heads": 2, "norm": True}
@@ -161,7 +166,7 @@ OF_RANKS = {
             "lstm with dropout",
             {
                 "ppo": {"num_minibatches": 11, "sequence_length": None, "target_kl": 1e-2, "jacobian_norm_coef": 0.2},
-                "core": {"kind": "irnn"},
+                "core": {"kind": "gru"},
             },
         ),
         "overlapping sequences": ("overlapping sequences, burn-in, refreshed states", {}),
