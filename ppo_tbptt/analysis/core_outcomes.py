@@ -114,13 +114,13 @@ class Outcome:
 
     @property
     def verdict(self) -> str:
-        """Say whether this core differs from GRU."""
+        """Say how this core compares to GRU."""
         if self.core in (BASE, FLOOR):
             return "-"
         if self.p_value is None or self.least_p >= SIGNIFICANT:
-            return "too few runs to say"
-        shown = "better" if self.better else "worse"
-        return f"{shown if self.p_value < SIGNIFICANT else 'not shown'} (p = {self.p_value:.3f})"
+            return "too few runs"
+        shown = f"{'better' if self.better else 'worse'}, p = {self.p_value:.3f}"
+        return shown if self.p_value < SIGNIFICANT else "not shown"
 
     def to_dict(self) -> dict[str, Any]:
         """Convert to what the JSON file holds."""
@@ -147,26 +147,17 @@ class Outcome:
 # --- table -----------------------------------------------------------------------------------------------------------
 
 
-def table_rows(task: Task, outcomes: Sequence[Outcome]) -> list[tuple[str, ...]]:
-    """Return the head, then a row for each core with results on the task; nothing without any."""
+def table_of(task: Task, outcomes: Sequence[Outcome]) -> tuple[str, list[tuple[str, ...]]]:
+    """Return the title of a task's table; then its head, and a row for each core."""
     lengths = task.lengths or (None,)
     names = [f"{task.label} {length}" if length is not None else "score" for length in lengths]
-    rows = [("core", "size", "parameters", "rate", *names, f"differs from {BASE}", "steps", "minutes")]
+    rows = [("core", "size", "parameters", "rate", *names, f"than {BASE}", "minutes")]
     for outcome in outcomes:
-        if outcome.task is task:
-            rows.append(
-                (
-                    outcome.core,
-                    "-" if outcome.core == FLOOR else str(outcome.hidden_size),
-                    f"{outcome.parameters:,}",
-                    f"{outcome.learning_rate:.2g}",
-                    *(_cell(outcome, length) for length in lengths),
-                    outcome.verdict,
-                    f"{outcome.env_steps:,}",
-                    f"{outcome.seconds / 60:.1f}",
-                )
-            )
-    return rows if len(rows) > 1 else []
+        size = "-" if outcome.core == FLOOR else str(outcome.hidden_size)
+        what = outcome.core, size, f"{outcome.parameters:,}", f"{outcome.learning_rate:.2g}"
+        scores = [_cell(outcome, length) for length in lengths]
+        rows.append((*what, *scores, outcome.verdict, f"{outcome.seconds / 60:.1f}"))
+    return f"{task.title}, {max(outcome.env_steps for outcome in outcomes):,} steps", rows
 
 
 def _cell(outcome: Outcome, length: int | None) -> str:

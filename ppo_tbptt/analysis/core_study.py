@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 
 from matplotlib.figure import Figure
 
-from ppo_tbptt.analysis.core_outcomes import Outcome, Score, draw, note, read_score, table_rows
+from ppo_tbptt.analysis.core_outcomes import Outcome, Score, draw, note, read_score, table_of
 from ppo_tbptt.analysis.core_trials import BASE, FLOOR, MEMORY_GYM, SEARCH_LEVELS, TOYS, Task, Trial, search, trials
 from ppo_tbptt.analysis.figures import learning_curves
 from ppo_tbptt.analysis.groups import by_task, group_runs
@@ -65,7 +65,7 @@ class Cores(Study):
         comparisons = len(self.tasks) * (len(CORES) - 2)
         outcomes = [outcome.compared_with(outcomes, comparisons) for outcome in outcomes]
         return Results(
-            tables={task.title: rows for task in self.tasks if (rows := table_rows(task, outcomes))},
+            tables=dict(table_of(task, of) for task in self.tasks if (of := [o for o in outcomes if o.task is task])),
             note=note(comparisons),
             tree=[outcome.to_dict() for outcome in outcomes],
             figure=self.draw(outcomes, folder),
