@@ -44,7 +44,8 @@ def read_score(folder: Path, trial: Trial) -> Score:
     """
     tree = read_evaluation(final_evaluation(folder, trial))
     measure = tree["measures"][tree["headline"]]
-    rows = read_metrics(RunDir(folder / trial.name).metrics)
+    metrics = RunDir(folder / trial.name).metrics
+    rows = read_metrics(metrics) if metrics.is_file() else []  # diverged in its first iteration
     return Score(
         mean=measure["mean"],
         ci95=measure["ci95"] and (measure["ci95"][0], measure["ci95"][1]),

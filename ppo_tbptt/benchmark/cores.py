@@ -80,10 +80,8 @@ def measure_cores(config: Config, warmup: int, turns: int, say: Callable[[str], 
         measured["acting"] = _in_turn(agents, lambda agent: _acting(agent, config.env.num_envs), warmup, turns)
     for length in LENGTHS:
         say(f"updates over sequences of {length}")
-        shape = length, max(1, steps // length)
-        measured[f"update_{length}"] = _in_turn(
-            agents, lambda agent, shape=shape: _update(agent, *shape), warmup, turns
-        )
+        update = partial(_update, length=length, sequences=max(1, steps // length))
+        measured[f"update_{length}"] = _in_turn(agents, update, warmup, turns)
     for (name, by_kind), kind in product(measured.items(), agents):
         result[kind][name] = by_kind[kind]
     agent = agents[BASE]
