@@ -158,7 +158,8 @@ def table_of(task: Task, outcomes: Sequence[Outcome]) -> tuple[str, list[tuple[s
         what = outcome.core, size, f"{outcome.parameters:,}", f"{outcome.learning_rate:.2g}"
         scores = [_cell(outcome, length) for length in lengths]
         rows.append((*what, *scores, outcome.verdict, f"{outcome.seconds / 60:.1f}"))
-    return f"{task.title}, {max(outcome.env_steps for outcome in outcomes):,} steps", rows
+    chance = "" if task.chance is None else f"; {task.chance:.2f} by chance"
+    return f"{task.title}, {max(outcome.env_steps for outcome in outcomes):,} steps{chance}", rows
 
 
 def _cell(outcome: Outcome, length: int | None) -> str:

@@ -21,7 +21,8 @@ class Task:
     """What the cores are compared on.
 
     Attributes:
-        name: for folders.
+        name: for folders; none is part of another, so that ``--only`` can tell them apart.
+        title: for people.
         config: a config of the package.
         overrides: what differs from it, such as the budget of steps, by dotted key.
         key: of what the length is, by dotted key.
@@ -33,6 +34,7 @@ class Task:
     """
 
     name: str
+    title: str
     config: str
     overrides: Mapping[str, Any] = field(default_factory=dict)
     key: str = ""
@@ -43,11 +45,6 @@ class Task:
     chance: float | None = None
 
     @property
-    def title(self) -> str:
-        """For people."""
-        return self.name.replace("_", " ")
-
-    @property
     def label(self) -> str:
         """What the length is."""
         return self.key.rpartition(".")[2]
@@ -56,8 +53,8 @@ class Task:
 TOYS = (
     Task(
         name="delayed_choice",
+        title="delayed choice",
         config="toy_delayed_choice",
-        overrides={"total_steps": 200_000},
         key="env.options.delay",
         lengths=(7, 15, 31),
         tuned_at=15,
@@ -65,7 +62,8 @@ TOYS = (
         chance=1 / 4,
     ),
     Task(
-        name="ordered_recall",
+        name="recall_ordered",
+        title="ordered recall",
         config="toy_ordered_recall",
         key="env.options.items",
         lengths=(2, 4, 8),
@@ -74,7 +72,8 @@ TOYS = (
         chance=1 / 4,
     ),
     Task(
-        name="unordered_recall",
+        name="recall_unordered",
+        title="unordered recall",
         config="toy_unordered_recall",
         key="env.options.items",
         lengths=(2, 4, 8),
@@ -86,15 +85,17 @@ TOYS = (
 MEMORY_GYM = (
     Task(
         name="mortar_mayhem_grid_1_to_3",
+        title="Mortar Mayhem on a grid, 1 to 3 commands",
         config="cpu/mortar_mayhem_grid",
-        overrides={"env.options.command_count": [1, 2, 3], "total_steps": 4_194_304},
+        overrides={"env.options.command_count": [1, 2, 3], "total_steps": 4_194_304, "train.eval_every": 16},
         search={"total_steps": 1_048_576},
         seeds=(1, 2),
     ),
     Task(
         name="mystery_path_grid_shown",
+        title="Mystery Path on a grid, origin and goal shown",
         config="cpu/mystery_path_grid_shown",
-        overrides={"total_steps": 4_194_304},
+        overrides={"total_steps": 4_194_304, "train.eval_every": 16},
         search={"total_steps": 1_048_576},
         seeds=(1, 2),
     ),
@@ -117,7 +118,7 @@ class Trial:
 
     @property
     def name(self) -> str:
-        """The run's folder: ``ordered_recall_gru_items4_seed11``, or ``..._rate0.33`` of the search."""
+        """The run's folder: ``recall_ordered_gru_items4_seed11``, or ``..._rate0.33`` of the search."""
         length = "" if self.length is None else f"_{self.task.label}{self.length}"
         run = f"seed{self.seed}" if self.rate is None else f"rate{self.rate:.2g}"
         return f"{self.task.name}_{self.core}{length}_{run}"

@@ -4,7 +4,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Protocol
+from typing import Any, ClassVar, Protocol, runtime_checkable
 
 from matplotlib.figure import Figure
 
@@ -15,6 +15,7 @@ from ppo_tbptt.training.callbacks import Callback
 SIGNIFICANT = 0.05
 
 
+@runtime_checkable
 class Trial(Protocol):
     """One run of a study."""
 

@@ -86,7 +86,7 @@ def test_ordered_recall(items: int) -> None:
     assert (env.spec.headline, env.spec.headline_max, env.spec.action_nvec) == ("recalled", 1.0, (4,))
     fixed: list[float] = []
     for seed, knows in itertools.product(range(200), (True, False)):
-        obs, shown, rights = env.reset(seed)["obs"], [], []
+        obs, shown, rights, episode = env.reset(seed)["obs"], [], [], None
         for t in range(2 * items):
             assert obs[0] == (t >= items)
             assert sorted(obs[1:]) == ([0, 0, 0, 1] if t < items else [0] * 4)  # no hint which one is due
@@ -113,7 +113,7 @@ def test_unordered_recall(items: int) -> None:
     assert (env.spec.headline, env.spec.headline_max, env.spec.action_nvec) == ("recalled", 1.0, (2,))
     firsts: set[tuple[int, ...]] = set()
     for seed, player in itertools.product(range(30), ("knows", "yes", "no", "the other way round")):
-        obs, seen = env.reset(seed)["obs"], []
+        obs, seen, episode = env.reset(seed)["obs"], [], None
         for t in range(3 * items):
             assert obs[0] == (t >= items) and sorted(obs[1:]) == [0] * 31 + [1]
             seen.append(int(obs[1:].argmax()))
