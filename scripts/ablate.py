@@ -1,4 +1,4 @@
-"""Ways to train through time, compared: the same as `ppo-tbptt ablate`."""
+"""Ways to train through time, or recurrent cores, compared: the same as `ppo-tbptt ablate`."""
 
 import sys
 

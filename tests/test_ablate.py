@@ -25,8 +25,8 @@ from ppo_tbptt.analysis.ablation import (
     Trial,
     ZeroStates,
     draw,
-    markdown,
     read_outcomes,
+    results,
     trials,
     verdict,
 )
@@ -198,7 +198,7 @@ def test_the_table_says_what_is_significant_and_what_is_not(tmp_path: Path) -> N
         "refresh every epoch": "not shown (p = 1.000)",
         "burn-in 4": "too few runs to say",
     }
-    text = markdown(list(outcomes.values()))
+    text = results(list(outcomes.values())).markdown()
     assert "| lstm | 15 | 16 | stored state | 1 | 0.75 | 0.65 to 0.85 | - |" in text  # over levels
     assert "| gru | 7 | 4 | refresh every epoch | 5 | 0.45 |" in text
     assert "Bonferroni" in text

@@ -14,9 +14,10 @@ import psutil
 import pytest
 import torch
 from configs_for_tests import tiny
+from helpers import refusal
 from test_cli import POC, ROOT, SMALL
 
-from ppo_tbptt.benchmark import arithmetic
+from ppo_tbptt.benchmark import arithmetic, cores
 from ppo_tbptt.benchmark.arithmetic import forward_flop
 from ppo_tbptt.benchmark.ceiling import measure_ceiling, unpadded
 from ppo_tbptt.benchmark.measure import Setting, measure
@@ -24,6 +25,7 @@ from ppo_tbptt.benchmark.memory import peak_memory, process_bytes, tree
 from ppo_tbptt.cli import main
 from ppo_tbptt.config import Config
 from ppo_tbptt.envs import make_env
+from ppo_tbptt.models.cores import CORES, GRU, LSTM
 from ppo_tbptt.run.metrics import Report
 from ppo_tbptt.training.trainer import Trainer
 
@@ -104,6 +106,58 @@ def test_for_a_person(capsys: pytest.CaptureFixture[str]) -> None:
     assert "computed / counted" not in out  # all that is computed counts
     assert main(["benchmark", POC, *QUICK, "--iterations", "1", "--vs", "--ppo.burn-in=4"]) == 0
     assert "computed / counted" in capsys.readouterr().out
+
+
+@pytest.fixture
+def short_turns(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cores, "LENGTHS", (2, 50))
+    monkeypatch.setattr(cores, "TURN_SECONDS", 0.0)
+
+
+@pytest.mark.usefixtures("short_turns")
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_every_core_is_timed_against_gru(precision: str, capsys: pytest.CaptureFixture[str]) -> None:
+    result = benchmark(capsys, "--cores", "--iterations", "2", "--core.hidden-size", "8", "--precision", precision)
+    assert list(result["cores"]) == [kind for kind in CORES if kind != "none"]
+    features, hidden = result["input_size"], 8
+    gru, lstm = result["cores"]["gru"], result["cores"]["lstm"]
+    assert (gru["parameters"], gru["state_size"]) == (3 * hidden * (features + hidden + 2), hidden)
+    assert (lstm["parameters"], lstm["state_size"]) == (4 * hidden * (features + hidden + 2), 2 * hidden)
+    assert (result["output_size"], result["steps"], result["lengths"]) == (hidden, 4 * 16 // 2, [2, 50])
+    assert (result["precision"], result["device"], result["config"]["source"]) == (precision, "cpu", POC)
+    for core in result["cores"].values():
+        for name in ("projection", "acting", "update_2", "update_50"):
+            low, high = core[name]["ratio_spread"]
+            assert core[name]["seconds"] > 0 and low <= core[name]["ratio"] <= high
+
+
+@pytest.mark.usefixtures("short_turns")
+def test_cores_take_turns_with_gru(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """Each update's turn of a core follows one of GRU; both unroll whole sequences with gradients."""
+    for kind in set(CORES) - {"gru", "lstm"}:
+        monkeypatch.delitem(CORES, kind)
+    calls: list[tuple[str, int, bool]] = []
+    for kind in (GRU, LSTM):
+
+        def unroll(
+            self: Any, x: torch.Tensor, state: torch.Tensor, sizes: torch.Tensor, original: Any = kind.unroll
+        ) -> Any:
+            calls.append((type(self).__name__, len(sizes), x.requires_grad))
+            return original(self, x, state, sizes)
+
+        monkeypatch.setattr(kind, "unroll", unroll)
+    assert main(["benchmark", POC, *QUICK, "--cores", "--iterations", "2"]) == 0
+    order = ["GRU", "LSTM"] + ["GRU"] * 4 + ["GRU", "LSTM"] * 2  # a warm-up each, GRU with itself, LSTM with GRU
+    assert calls == [(kind, length, True) for length in (2, 50) for kind in order]
+    out = capsys.readouterr().out
+    for text in ("core", "weights", "projection", "acting", "update 50", "lstm", "times as fast as gru"):
+        assert text in out
+
+
+@pytest.mark.parametrize("option", ["--vs=--seed=2", "--profile=a.json", "--core.kind=lstm"])
+def test_cores_are_timed_alone(option: str, capsys: pytest.CaptureFixture[str]) -> None:
+    error = refusal(capsys, "benchmark", POC, "--cores", option)
+    assert "--cores" in error and option[2:].partition("=")[0] in error
 
 
 @pytest.mark.parametrize("name", ["trace.json", "trace.json.gz"])

@@ -10,10 +10,10 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from ppo_tbptt.config import Config
+from ppo_tbptt.analysis.study import SIGNIFICANT, Results, Study, final_evaluation
+from ppo_tbptt.config import Config, ConfigError
 from ppo_tbptt.evaluation.result_file import read_evaluation
 from ppo_tbptt.evaluation.statistics import mean_over_runs, permutation_p
-from ppo_tbptt.run.folder import RunDir
 from ppo_tbptt.training.callbacks import Callback, Iteration
 
 TASK = "ppo_tbptt/DelayedChoice-v0"
@@ -34,7 +34,6 @@ WAYS: Mapping[str, Mapping[str, Any]] = {
     "jacobian norm 0.1": {"ppo.jacobian_norm_coef": 0.1},
 }
 """Settings by the name of the way; the first is what the others are compared with."""
-SIGNIFICANT = 0.05
 
 
 class ZeroStates(Callback):
@@ -83,6 +82,10 @@ class Trial:
         """Return the run's config; raises as `Config.override`."""
         return base.override({**self.setting.overrides, "seed": self.seed})
 
+    def needs(self) -> list["Trial"]:
+        """No other runs."""
+        return []
+
     def callbacks(self) -> list[Callback]:
         """Return what the run needs beyond its config."""
         return [ZeroStates()] if self.setting.way == ZEROED else []
@@ -124,11 +127,6 @@ class Outcome:
         return {**of_setting, "success": self.mean, "ci95": self.ci95, "by_seed": self.runs, "p_value": self.p_value}
 
 
-def final_evaluation(folder: Path, trial: Trial) -> Path:
-    """Return the file that a finished run leaves."""
-    return RunDir(folder / trial.name).evaluations / "final.json"
-
-
 def read_outcomes(folder: Path) -> list[Outcome]:
     """Read the finished runs in ``folder``; settings without one are left out.
 
@@ -154,6 +152,32 @@ def read_outcomes(folder: Path) -> list[Outcome]:
     return outcomes
 
 
+class WaysThroughTime(Study):
+    """Which sequence length reaches which delay, and what burn-in, refresh, overlap and the like change."""
+
+    folder = Path("runs/ablate")
+
+    def __init__(self, config: Path | None, overrides: dict[str, str]) -> None:
+        source = config or "toy_delayed_choice"
+        self.base = Config.load(source, overrides)
+        if self.base.env.id != TASK:
+            raise ConfigError(f"{source}: env.id = {self.base.env.id!r} has no delay to vary; must be {TASK!r}")
+
+    @classmethod
+    def trials(cls) -> list[Trial]:
+        """See :meth:`Study.trials`."""
+        return trials()
+
+    def config(self, trial: Trial, folder: Path) -> Config:
+        """See :meth:`Study.config`."""
+        return trial.config(self.base)
+
+    def results(self, folder: Path) -> Results | None:
+        """See :meth:`Study.results`."""
+        outcomes = read_outcomes(folder)
+        return results(outcomes) if outcomes else None
+
+
 # --- table ---------------------------------------------------------------------------------------------------------
 
 
@@ -176,15 +200,14 @@ def verdict(outcome: Outcome) -> str:
     return f"{'yes' if outcome.p_value < SIGNIFICANT else 'not shown'} (p = {outcome.p_value:.3f})"
 
 
-def markdown(outcomes: Sequence[Outcome]) -> str:
-    """Write the table as markdown, with how it is to be read below."""
-    head, *rows = table_rows(outcomes)
-    lines = [head, ("---",) * len(head), *rows]
+def results(outcomes: Sequence[Outcome]) -> Results:
+    """Tell what the outcomes show."""
     note = (
         "Success on held-out levels; chance is 0.25. Intervals are over runs, of a single run over levels. "
         f"p: exact permutation test over runs, times the {len(WAYS) - 1} ways compared (Bonferroni)."
     )
-    return "".join(f"| {' | '.join(line)} |\n" for line in lines) + f"\n{note}\n"
+    tree = [outcome.to_dict() for outcome in outcomes]
+    return Results(tables={"": list(table_rows(outcomes))}, note=note, tree=tree, figure=draw(outcomes))
 
 
 # --- figure --------------------------------------------------------------------------------------------------------

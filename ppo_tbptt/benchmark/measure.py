@@ -72,7 +72,7 @@ def measure(settings: Sequence[Setting], warmup: int, iterations: int, say: Call
             next(setting.trainer)
 
 
-def _synchronize(device: torch.device) -> None:
+def synchronize(device: torch.device) -> None:
     """Wait until the device has done what was queued."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
@@ -80,10 +80,10 @@ def _synchronize(device: torch.device) -> None:
 
 def _run_iteration(trainer: Trainer) -> tuple[dict[str, float], dict[str, float]]:
     """Run one iteration. Return its seconds by part, and its scalars."""
-    _synchronize(trainer.device)
+    synchronize(trainer.device)
     began = perf_counter()
     scalars = next(trainer).scalars
-    _synchronize(trainer.device)
+    synchronize(trainer.device)
     total = perf_counter() - began
     seconds = {part: scalars.get(f"time/{part}", 0.0) * scalars["time/iteration_seconds"] for part in PARTS}
     seconds["rest"] = total - sum(seconds.values())
@@ -97,7 +97,7 @@ def write_profile(trainer: Trainer, path: Path) -> None:
         activities.append(torch.profiler.ProfilerActivity.CUDA)
     with torch.profiler.profile(activities=activities, acc_events=True) as profile:
         next(trainer)
-        _synchronize(trainer.device)
+        synchronize(trainer.device)
     profile.export_chrome_trace(str(path))
 
 

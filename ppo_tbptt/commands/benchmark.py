@@ -2,6 +2,7 @@
 
 import json
 import shlex
+from argparse import Namespace
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,9 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from ppo_tbptt.benchmark.cores import BASE, measure_cores
 from ppo_tbptt.benchmark.measure import MAX_EXTRA_ITERATIONS, Setting, compare, describe, measure, write_profile
+from ppo_tbptt.commands.console import wide_console
 from ppo_tbptt.commands.parser import CONFIG_HELP, Parser, UsageError, check_target, positive, split_overrides
 from ppo_tbptt.config import SEED_LIMIT, Config
 from ppo_tbptt.config.fields import shown
@@ -31,8 +34,9 @@ def run(argv: list[str]) -> int:
     variants = [{}] if args.vs is None else [{}, second]
     check_target("--profile", args.profile, [".json", ".json.gz"])
     base = Config.load(args.config, overrides)
+    if args.cores:
+        return _run_cores(args, base, overrides)
     configs = [base.override(extra) for extra in variants]
-    progress = Console(stderr=True, markup=False, emoji=False)
     with ExitStack() as stack:
         settings = []
         for config, extra in zip(configs, variants, strict=True):
@@ -41,7 +45,7 @@ def run(argv: list[str]) -> int:
             long_enough = config.replace(total_steps=max(config.total_steps, least), train=never)
             trainer = stack.enter_context(Trainer(long_enough))
             settings.append(Setting(trainer=trainer, source=str(args.config), overrides={**overrides, **extra}))
-        status = stack.enter_context(progress.status("starting"))
+        status = stack.enter_context(_progress().status("starting"))
         measure(settings, args.warmup, args.iterations, status.update)
         if args.profile is not None:
             write_profile(settings[0].trainer, args.profile)
@@ -54,6 +58,49 @@ def run(argv: list[str]) -> int:
     return 0
 
 
+def _progress() -> Console:
+    return Console(stderr=True, markup=False, emoji=False)
+
+
+def _run_cores(args: Namespace, config: Config, overrides: dict[str, str]) -> int:
+    """Time the cores, and print what came of it."""
+    for option, value in {"--vs": args.vs, "--profile": args.profile}.items():
+        if value is not None:
+            raise UsageError(f"--cores: times the cores alone, in turn; must be without {option}")
+    if "core.kind" in overrides:
+        raise UsageError(f"--core.kind {overrides['core.kind']}: must not be given with --cores, which times them all")
+    with _progress().status("starting") as status:
+        result = measure_cores(config, args.warmup, args.iterations, status.update)
+    result["config"] = {"source": str(args.config), "overrides": overrides}
+    if args.json:
+        print(json.dumps(result, indent=1))
+    else:
+        _print_cores(result, wide_console())
+    return 0
+
+
+def _print_cores(result: dict[str, Any], console: Console) -> None:
+    names = ["projection", "acting", *(f"update_{length}" for length in result["lengths"])]
+    table = Table("core", "weights", "state", *(name.replace("_", " ") for name in names), box=None, padding=(0, 2))
+    for kind, of in result["cores"].items():
+        cells = [f"{_seconds(of[name]['seconds'])} ({of[name]['ratio']:.2f})" for name in names]
+        table.add_row(kind, f"{of['parameters']:,}", f"{of['state_size']:,}", *cells)
+    console.print(table, highlight=False)
+    console.print(
+        f"{result['device']}, {result['precision']}, {result['threads']} threads; hidden size {result['output_size']}. "
+        f"Projection of {result['steps']:,} inputs of {result['input_size']} features, forward and backward, all of "
+        "them distinct; the others begin with projected inputs. Acting: a step of "
+        f"{result['environments']} environments. Update: forward and backward through about {result['steps']:,} steps "
+        f"in sequences of so many. In brackets: times as fast as {BASE}, in turn.",
+        highlight=False,
+        soft_wrap=True,
+    )
+
+
+def _seconds(seconds: float) -> str:
+    return f"{seconds * 1e3:.3g} ms"
+
+
 def _parser() -> Parser:
     parser = Parser(
         "benchmark",
@@ -62,11 +109,12 @@ def _parser() -> Parser:
     )
     parser.add_argument("config", type=Path, metavar="CONFIG", help=CONFIG_HELP)
     parser.option("--json", action="store_true", help="print JSON and nothing else")
-    parser.option("--iterations", type=positive, default=5, help="iterations to time (default 5)")
-    parser.option("--warmup", type=positive, default=2, help="iterations before those (default 2)")
+    parser.option("--iterations", type=positive, default=5, help="iterations, or turns of a core, to time (default 5)")
+    parser.option("--warmup", type=positive, default=2, help="those before, not timed (default 2)")
     parser.option(
         "--vs", type=shlex.split, metavar="OVERRIDES", help='a second setting, in turn: "--core.kind lstm --seed 2"'
     )
+    parser.option("--cores", action="store_true", help="every recurrent core alone, acting and in updates, against gru")
     parser.option("--profile", type=Path, metavar="FILE", help="write a trace of one iteration (.json or .json.gz)")
     return parser
 

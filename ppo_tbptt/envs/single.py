@@ -179,9 +179,10 @@ class SingleEnv:
         if self._task:
             measures = self._task.measure(self._bare, info if terminated else {})
         else:
-            default = 0.0 if self.spec.headline == "success" else None
-            success = env.get("success", env.get("is_success", default))
-            measures = {} if success is None else {"success": success}
+            headline = self.spec.headline
+            measures = {} if headline == "return" else {headline: env.get(headline, 0.0)}
+            success = env.get("success", env.get("is_success", measures.get("success")))
+            measures |= {} if success is None else {"success": success}
         return Episode(-1, self._seed, self._return, self._length, terminated, measures, env)
 
 

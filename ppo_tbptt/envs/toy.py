@@ -150,6 +150,96 @@ class DelayedChoice(ToyEnv):
         return self.observe(), success * terminated, terminated, False, {"success": success} if terminated else {}
 
 
+class Recall(ToyEnv):
+    """Items shown one after the other, then one question at a step, each worth a reward of 1; then the episode ends.
+
+    `items` is how many are shown. Observation `[whether an answer is due, one-hot item]`, without an item where there
+    is none to see. Actions do nothing while items are shown, and no action changes what comes later.
+
+    most: largest number of items.
+    shown: the items, by number; a subclass draws them in `begin`.
+    questions: for each, the item that is seen (None: none) and the right action.
+    """
+
+    default_reset_parameters: ClassVar[dict[str, Any]] = {"items": 4}
+    headline = ("recalled", 1.0)
+    most: ClassVar[int]
+    shown: list[int]
+    questions: list[tuple[int | None, int]]
+
+    @classmethod
+    def process_reset_params(cls, options: Mapping[str, Any] | None) -> dict[str, Any]:
+        complete = super().process_reset_params(options)
+        if complete["items"] not in range(1, cls.most + 1):
+            raise ValueError(f"items must be a whole number from 1 to {cls.most}, not {complete['items']!r}")
+        return complete
+
+    def reset(self, *, seed: int | None = None, options: Mapping[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
+        self.right = 0
+        return super().reset(seed=seed, options=options)
+
+    def observe(self) -> np.ndarray:
+        asked = self.t - len(self.shown)
+        obs = np.zeros(self.observation_space.shape or (), np.float32)
+        obs[0] = asked >= 0
+        item = self.shown[self.t] if asked < 0 else self.questions[asked][0] if asked < len(self.questions) else None
+        if item is not None:
+            obs[1 + item] = 1
+        return obs
+
+    def step(self, action: Any) -> Step:
+        asked = self.t - len(self.shown)
+        right = asked >= 0 and int(action) == self.questions[asked][1]
+        self.right += right
+        self.t += 1
+        terminated = asked + 1 == len(self.questions)
+        share = self.right / len(self.questions)
+        info = {"recalled": share, "success": float(share == 1)} if terminated else {}
+        return self.observe(), float(right), terminated, False, info
+
+
+class OrderedRecall(Recall):
+    """See `items` symbols, each one of four, one after the other; then give them back in the same order.
+
+    The questions show nothing: which symbol is due must be counted. The action is the symbol. An episode has
+    2 `items` steps.
+
+    Measures: `recalled`, the share of right answers, and `success`, whether all were right. Symbols are drawn
+    independently and uniformly, so without memory every answer is right with probability 1/4: `recalled` is 1/4 and
+    `success` is 4^-items on average, whatever is done. With memory both are 1.
+    """
+
+    most = 64
+    observation_space = vector_box(5)
+    action_space = gym.spaces.Discrete(4)
+
+    def begin(self, seed: int | None) -> None:
+        self.shown = self.np_random.integers(4, size=int(self.options["items"])).tolist()
+        self.questions = [(None, symbol) for symbol in self.shown]
+
+
+class UnorderedRecall(Recall):
+    """See half of a set of 2 `items` things, one after the other; then say of each of the set whether it was shown.
+
+    What is shown, its order, and the order of the questions are drawn uniformly. The set's things are the first of 32
+    that an observation can hold. Action 1 is yes, 0 is no. An episode has 3 `items` steps. No answer depends on the
+    order in which things were shown.
+
+    Measures: `recalled`, the share of right answers, and `success`, whether all were right. Half of the set was shown,
+    so without memory every answer is right with probability 1/2, and `recalled` is 1/2 on average, whatever is done;
+    a fixed answer gets exactly 1/2 in every episode. With memory both are 1.
+    """
+
+    most = 16
+    observation_space = vector_box(1 + 2 * most)
+
+    def begin(self, seed: int | None) -> None:
+        items = int(self.options["items"])
+        self.shown = self.np_random.permutation(2 * items)[:items].tolist()
+        asked = self.np_random.permutation(2 * items).tolist()
+        self.questions = [(item, int(item in self.shown)) for item in asked]
+
+
 class ProbeConstant(ToyEnv):
     """One step, observation 0, reward 1 whatever is done: V(0) = 1."""
 
@@ -216,6 +306,8 @@ class Truncate(ToyEnv):
 _TOYS = (
     PocMemory,
     DelayedChoice,
+    OrderedRecall,
+    UnorderedRecall,
     ProbeConstant,
     ProbeObservation,
     ProbeDiscount,

@@ -5,7 +5,7 @@ import itertools
 import numpy as np
 import pytest
 
-from ppo_tbptt.envs import Episode, SingleEnv, make_env
+from ppo_tbptt.envs import EnvError, Episode, SingleEnv, make_env
 
 
 def act(*choices: int) -> np.ndarray:
@@ -77,6 +77,64 @@ def test_noise_of_delayed_choice_comes_from_the_level() -> None:
 
     assert abs(noise(1).std() - 3.0) < 0.3
     assert np.array_equal(noise(1), noise(1)) and not np.array_equal(noise(1), noise(2))
+
+
+@pytest.mark.parametrize("items", [1, 4, 7])
+def test_ordered_recall(items: int) -> None:
+    """Who gives back what was shown is always right; the same symbol over and over every fourth time."""
+    env = make_env("ppo_tbptt/OrderedRecall-v0", options={"items": items})
+    assert (env.spec.headline, env.spec.headline_max, env.spec.action_nvec) == ("recalled", 1.0, (4,))
+    fixed: list[float] = []
+    for seed, knows in itertools.product(range(200), (True, False)):
+        obs, shown, rights, episode = env.reset(seed)["obs"], [], [], None
+        for t in range(2 * items):
+            assert obs[0] == (t >= items)
+            assert sorted(obs[1:]) == ([0, 0, 0, 1] if t < items else [0] * 4)  # no hint which one is due
+            if t < items:
+                shown.append(int(obs[1:].argmax()))
+            action = shown[t - items] if knows and t >= items else 2
+            obs, reward, terminated, truncated, episode = env.step(act(action))
+            obs = obs["obs"]
+            if t >= items:
+                rights.append(knows or shown[t - items] == 2)
+            assert reward == (t >= items and rights[-1])
+            assert (terminated, truncated, episode is not None) == (t == 2 * items - 1, False, t == 2 * items - 1)
+        assert episode is not None
+        assert episode.measures == {"recalled": np.mean(rights), "success": float(all(rights))}
+        if not knows:
+            fixed += rights
+    assert abs(np.mean(fixed) - 0.25) < 4 * (0.25 * 0.75 / len(fixed)) ** 0.5
+
+
+@pytest.mark.parametrize("items", [1, 3, 16])
+def test_unordered_recall(items: int) -> None:
+    """Who remembers what was shown is always right; the same answer over and over for exactly half of the set."""
+    env = make_env("ppo_tbptt/UnorderedRecall-v0", options={"items": items})
+    assert (env.spec.headline, env.spec.headline_max, env.spec.action_nvec) == ("recalled", 1.0, (2,))
+    firsts: set[tuple[int, ...]] = set()
+    for seed, player in itertools.product(range(30), ("knows", "yes", "no", "the other way round")):
+        obs, seen, episode = env.reset(seed)["obs"], [], None
+        for t in range(3 * items):
+            assert obs[0] == (t >= items) and sorted(obs[1:]) == [0] * 31 + [1]
+            seen.append(int(obs[1:].argmax()))
+            shown = seen[t] in seen[: min(t, items)]
+            action = {"knows": shown, "yes": True, "no": False}.get(player, not shown)
+            obs, reward, terminated, truncated, episode = env.step(act(action))
+            obs = obs["obs"]
+            assert reward == (t >= items and action == shown)
+            assert (terminated, truncated, episode is not None) == (t == 3 * items - 1, False, t == 3 * items - 1)
+        assert sorted(seen[items:]) == list(range(2 * items)) and len(set(seen[:items])) == items
+        share = {"knows": 1, "yes": 0.5, "no": 0.5}.get(player, 0)
+        assert episode is not None and episode.measures == {"recalled": share, "success": float(share == 1)}
+        firsts.add((*seen[:items], *seen[items:]))
+    assert len(firsts) == (4 if items == 1 else 30)  # orders are drawn, both of them
+
+
+@pytest.mark.parametrize("task", ["OrderedRecall", "UnorderedRecall"])
+def test_recall_of_no_items_or_too_many_is_refused(task: str) -> None:
+    for items in (0, 65 if task == "OrderedRecall" else 17, 2.5, "four"):
+        with pytest.raises(EnvError, match="items must be a"):
+            make_env(f"ppo_tbptt/{task}-v0", options={"items": items})
 
 
 def only_step(env: SingleEnv, seed: int, action: int) -> tuple[float, float]:
