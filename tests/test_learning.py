@@ -76,6 +76,16 @@ def test_poc_memory_needs_and_uses_memory(kind: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize(("task", "chance"), [("ordered", 0.25), ("unordered", 0.5)])
+def test_recall_needs_and_uses_memory(task: str, chance: float, tmp_path: Path) -> None:
+    """Four items are nearly always recalled (0.99 were seen); with the state wiped no more than by chance."""
+    policy = train(tmp_path / "run", f"toy_{task}_recall")
+    assert play(policy).measures["recalled"].mean > 0.9
+    wiped = play(policy, forget_every=1).measures["recalled"].mean
+    assert abs(wiped - chance) < 4 * (chance * (1 - chance) / 200) ** 0.5
+
+
+@pytest.mark.slow
 def test_poc_memory_without_memory_stays_at_chance(tmp_path: Path) -> None:
     """The cue is gone when the agent may move, so 0.5 is the best; 0.7 is 4 standard errors above (n = 100)."""
     policy = train(tmp_path / "run", "toy_poc_memory", "--core.kind", "none")

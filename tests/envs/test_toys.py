@@ -130,6 +130,15 @@ def test_unordered_recall(items: int) -> None:
     assert len(firsts) == (4 if items == 1 else 30)  # orders are drawn, both of them
 
 
+def test_a_recall_that_is_cut_short_counts_as_nothing() -> None:
+    """The headline measure is there in any case: training and evaluation ask for it."""
+    env = make_env("ppo_tbptt/OrderedRecall-v0", max_episode_steps=3)
+    env.reset(0)
+    *_, (_, _, terminated, truncated, episode) = (env.step(act(0)) for _ in range(3))
+    assert (terminated, truncated) == (False, True)
+    assert episode is not None and episode.measures == {"recalled": 0.0}
+
+
 @pytest.mark.parametrize("task", ["OrderedRecall", "UnorderedRecall"])
 def test_recall_of_no_items_or_too_many_is_refused(task: str) -> None:
     for items in (0, 65 if task == "OrderedRecall" else 17, 2.5, "four"):
