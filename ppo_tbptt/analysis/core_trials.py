@@ -88,7 +88,7 @@ MEMORY_GYM = (
         title="Mortar Mayhem on a grid, 1 to 3 commands",
         config="cpu/mortar_mayhem_grid",
         overrides={"env.options.command_count": [1, 2, 3], "env.curriculum.stages": []}
-        | {"total_steps": 4_194_304, "train.eval_every": 16},
+        | {"total_steps": 4_194_304, "train.eval_every": 16, "train.eval_first_seed": 200_000},
         search={"total_steps": 1_048_576},
         seeds=(1, 2),
     ),
