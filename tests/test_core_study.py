@@ -128,7 +128,7 @@ def test_the_runs(study: type[Cores], tmp_path: Path) -> None:
     small = study(None, {"core.hidden_size": "16", "model.cnn_channels": "[2, 2, 2]"})  # overrides are for all runs
     configs = {trial: small.config(trial, tmp_path) for trial in search}
     for trial, config in configs.items():
-        base = Config.load(trial.task.config)
+        base = small.bases[trial.task]
         assert trial.rate is not None
         assert config.ppo.learning_rate.initial == base.ppo.learning_rate.initial * trial.rate
         assert config.ppo.learning_rate.final == (base.ppo.learning_rate.final or 0) * trial.rate
