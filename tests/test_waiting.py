@@ -43,8 +43,10 @@ def collect(agent: Agent, obs_device: torch.device, mode: StandIn, state_spacing
 OVERLAPPING = {"sequence_stride": 2, "burn_in": 3, "refresh_every": 1}
 
 
-@pytest.mark.parametrize("core", CORES)
-@pytest.mark.parametrize(("obs_device", "options"), [("cpu", {}), ("meta", {}), ("cpu", OVERLAPPING)])
+@pytest.mark.parametrize(
+    ("core", "obs_device", "options"),
+    [*((core, "cpu", OVERLAPPING) for core in CORES), *((core, "meta", {}) for core in ("gru", "gated_delta"))],
+)
 def test_the_host_waits_for_each_action_and_twice_per_update(core: str, obs_device: str, options: Any) -> None:
     agent = tiny_agent({"obs": (3,)}, (3, 2), core)
     config = PPOConfig(num_epochs=3, num_minibatches=4, sequence_length=6, **options)
