@@ -43,17 +43,18 @@ def run(argv: list[str]) -> int:
 
 def _print_list(agents: list[AgentDir], cards: list[Card], console: Console) -> None:
     table = Table(box=None, padding=(0, 1))
-    for column in ("agent", "task"):
-        table.add_column(column, overflow="fold")
-    for column in ("steps", "held-out result [95 %]", "wiped", "MB"):
+    table.add_column("agent", no_wrap=True)  # to be copied
+    table.add_column("task", overflow="fold")
+    for column in ("result [95 %]", "wiped", "steps", "MB"):
         table.add_column(column, justify="right", no_wrap=True)
     for agent, card in zip(agents, cards, strict=True):
-        result = f"{card.headline} {interval(card.result.mean, card.result.ci95)}"
+        result = interval(card.result.mean, card.result.ci95)
         wiped = "-" if card.wiped is None else f"{card.wiped.mean:.2f}"
-        row = (f"{card.env_steps / 1e6:.3g}M", result, wiped, f"{agent.weights.stat().st_size / 1e6:.1f}")
+        row = (result, wiped, f"{card.env_steps / 1e6:.3g}M", f"{agent.weights.stat().st_size / 1e6:.1f}")
         table.add_row(agent.path.name, card.env_id, *row)
     console.print(table)
-    say(console, "\nwiped: the same agent with its recurrent state wiped at every step")
+    say(console, "\nresult: the task's headline measure on held-out levels, such as the share of commands completed")
+    say(console, "wiped: the same agent with its recurrent state wiped at every step")
     say(console, "watch one: ppo-tbptt enjoy NAME; its card: ppo-tbptt agents NAME")
 
 
